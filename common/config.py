@@ -1,0 +1,148 @@
+"""Reading a TOML file into a frozen model: unknown keys refused, every error at once.
+
+Not covered: nothing here knows what a key means; the models do.
+"""
+
+import difflib
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+
+from common.errors import InvalidInput
+
+MAX_CONFIG_BYTES = 256 * 1024
+
+# One path component, one certificate URI segment, one line of a log: nothing else fits.
+NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}"
+Name = Annotated[str, StringConstraints(pattern=rf"^{NAME_PATTERN}\z")]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}\z")]
+
+
+class Section(BaseModel):
+    """A frozen table of a config file; a key it does not know is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def check_name(kind: str, value: str) -> str:
+    """Return ``value`` if it may name a site, a job or a data set.
+
+    Raises:
+        InvalidInput: it could be a path, an option or a line of its own.
+    """
+    if not re.fullmatch(NAME_PATTERN, value):
+        raise InvalidInput(
+            f"{kind} must be 1 to 63 letters, digits, '-' or '_', starting with a letter or "
+            f"digit, got {value[:80]!r}"
+        )
+    return value
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Parse a TOML file of at most 256 KiB.
+
+    Raises:
+        InvalidInput: the file is missing, not a plain file, too large, or no TOML.
+    """
+    if not path.is_file():
+        raise InvalidInput(f"config file must be a readable file, got {str(path)!r}")
+    try:
+        data = path.read_bytes()
+        if len(data) > MAX_CONFIG_BYTES:
+            raise InvalidInput(
+                f"{path.name} must be at most {MAX_CONFIG_BYTES} bytes, got {len(data)}"
+            )
+        return tomllib.loads(data.decode("utf-8"))
+    except OSError as error:
+        raise InvalidInput(
+            f"config file must be readable, got {path}: {error.strerror}"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidInput(f"{path.name} must be TOML in UTF-8, got: {error}") from error
+
+
+def parse(model: type[Model], data: Mapping[str, Any], source: str) -> Model:
+    """Validate ``data``; ``source`` names the file in the error.
+
+    Raises:
+        InvalidInput: one message that names every offending key.
+    """
+    try:
+        return model.model_validate(dict(data))
+    except ValidationError as error:
+        faults = "; ".join(_sentence(model, item) for item in error.errors())
+        raise InvalidInput(f"{source}: {faults}") from error
+
+
+_CONDITIONS = {
+    "greater_than": "greater than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}",
+    "string_pattern_mismatch": "a match of {pattern}",
+    "string_too_short": "at least {min_length} characters",
+    "string_too_long": "at most {max_length} characters",
+    "too_short": "at least {min_length} long",
+    "too_long": "at most {max_length} long",
+    "literal_error": "{expected}",
+    "finite_number": "finite",
+    "string_type": "a string",
+    "int_type": "an integer",
+    "int_parsing": "an integer",
+    "int_from_float": "an integer",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "tuple_type": "a list",
+    "dict_type": "a table",
+    "model_type": "a table",
+    "model_attributes_type": "a table",
+}
+
+
+def _sentence(model: type[BaseModel], item: Any) -> str:  # noqa: ANN401 -- pydantic's ErrorDetails
+    location = [str(part) for part in item["loc"] if part != "[key]"]
+    name = ".".join(location) or "file"
+    if item["type"] == "missing":
+        return f"{name} must be given, got nothing"
+    if item["type"] == "extra_forbidden":
+        return (
+            f"{name} must be a known key{_hint(model, location)}, got {_short(item['input'])}"
+        )
+    if item["type"] == "value_error":
+        # A validator of ours: its message is a sentence already.
+        message = str(item["ctx"]["error"])
+        return message if " must be " in message else f"{name} {message}"
+    condition = _CONDITIONS.get(item["type"])
+    if condition is None:
+        return f"{name} must be valid ({item['msg']}), got {_short(item['input'])}"
+    return (
+        f"{name} must be {condition.format(**item.get('ctx', {}))}, got {_short(item['input'])}"
+    )
+
+
+def _hint(model: type[BaseModel], location: list[str]) -> str:
+    """Name the known keys that an unknown one may have meant."""
+    section: Any = model
+    for part in location[:-1]:
+        field = section.model_fields.get(part) if hasattr(section, "model_fields") else None
+        if field is None:
+            return ""
+        section = field.annotation
+    if not hasattr(section, "model_fields"):
+        return ""
+    close = difflib.get_close_matches(location[-1], section.model_fields, n=1)
+    return f" (did you mean {close[0]}?)" if close else f" ({', '.join(section.model_fields)})"
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

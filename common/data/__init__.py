@@ -1,0 +1,1 @@
+"""Readers, column mapping, named sets and the synthetic wards."""

@@ -1,0 +1,330 @@
+"""The job manifest: everything that a run fixes before any record is read.
+
+A job is data with a closed schema. It travels as the RFC 8785 canonical JSON of these models; its
+name is the sha256 of those bytes, and the operator signs them with Ed25519 (RFC 8032). What follows
+from it (noise, steps, divisors, weights) is computed on each side and never sent or typed.
+
+Not covered: whether a site agrees (client/policy.py).
+"""
+
+import hashlib
+import json
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import rfc8785
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import (
+    Ed25519PrivateKey,
+    Ed25519PublicKey,
+)
+from pydantic import Field, StringConstraints, field_validator, model_validator
+
+from common.config import MAX_CONFIG_BYTES, Name, Section, Sha256, parse, read_toml
+from common.errors import InvalidInput, JobRefused
+from common.privacy import accounting
+
+SIGNATURE_DOMAIN = b"veiltune job v1\n"
+
+Label = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+ModuleName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.]{1,200}\z")]
+Hex64 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}\z")]
+Hex128 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{128}\z")]
+
+
+class JobSection(Section):
+    """What the run is called and what it learns."""
+
+    name: Name
+    task: Literal["seq-cls"] = "seq-cls"
+    description: str = Field(default="", max_length=2000)
+
+
+class ModelSection(Section):
+    """The frozen base, pinned by content."""
+
+    base: str = Field(min_length=1, max_length=500)
+    revision: str = Field(default="", pattern=r"^([0-9a-f]{40})?\z")
+    sha256: Sha256
+    max_length: int = Field(default=128, ge=8, le=8192)
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+class AdapterSection(Section):
+    """The PEFT adapter. ``ffa`` freezes A and trains B; ``lora`` trains both."""
+
+    method: Literal["ffa", "lora"] = "ffa"
+    rank: int = Field(default=8, ge=1, le=512)
+    alpha: float = Field(default=16.0, gt=0)
+    targets: tuple[ModuleName, ...] = Field(min_length=1, max_length=64)
+    head: tuple[ModuleName, ...] = Field(default=("classifier",), max_length=8)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    dropout: float = 0.0
+    dora: bool = False
+
+    @field_validator("dropout")
+    @classmethod
+    def _no_dropout(cls, value: float) -> float:
+        if value != 0:
+            raise ValueError(
+                "adapter.dropout must be 0 (a random mask makes a record's gradient differ from "
+                f"the one that was clipped), got {value}"
+            )
+        return value
+
+    @field_validator("dora")
+    @classmethod
+    def _no_dora(cls, value: bool) -> bool:
+        if value:
+            raise ValueError(
+                "adapter.dora must be false (DoRA's weight norm mixes all parameters, so Opacus "
+                "has no per-sample gradient for it), got true"
+            )
+        return value
+
+
+class TrainingSection(Section):
+    """Rounds, the local optimiser, the wire, and when a round closes."""
+
+    rounds: int = Field(ge=1, le=100_000)
+    local_steps: int = Field(ge=1, le=100_000)
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: float = Field(gt=0, le=1e4)
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0, le=1)
+    codec: Literal["fp32", "bf16"] = "fp32"
+    quorum: int = Field(default=1, ge=1)
+    deadline_s: float = Field(default=600.0, gt=0, le=7 * 86400)
+    max_update_norm: float = Field(default=1e4, gt=0)
+
+    @model_validator(mode="after")
+    def _momentum_belongs_to_sgd(self) -> Self:
+        if self.momentum and self.optimizer != "sgd":
+            raise ValueError(
+                f"training.momentum must be 0 with {self.optimizer}, got {self.momentum}"
+            )
+        return self
+
+
+class PrivacySection(Section):
+    """The knobs that can change the guarantee. ``none`` keeps Poisson sampling and nothing else."""
+
+    mode: Literal["site", "none"] = "site"
+    unit: Name = "record"
+    epsilon: float | None = Field(default=None, gt=0, le=1000)
+    delta: float | None = Field(default=None, gt=0, lt=1)
+    clip_norm: float | None = Field(default=None, gt=0, le=1e6)
+    sampling_rate: float = Field(gt=0, le=1)
+
+    @field_validator("unit")
+    @classmethod
+    def _record_only(cls, value: str) -> str:
+        if value != "record":
+            raise ValueError(
+                "privacy.unit must be 'record' (clipping per column, such as per patient, is not "
+                f"built yet), got {value!r}"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        given = {k: getattr(self, k) for k in ("epsilon", "delta", "clip_norm")}
+        wrong = [k for k, v in given.items() if (v is None) == (self.mode == "site")]
+        if wrong:
+            rule = "given" if self.mode == "site" else "absent"
+            raise ValueError(
+                "; ".join(
+                    f"privacy.{k} must be {rule} with mode {self.mode!r}, got {given[k]}"
+                    for k in wrong
+                )
+            )
+        return self
+
+
+class DataSection(Section):
+    """Public facts about private data: never counted from it."""
+
+    name: Name
+    labels: tuple[Label, ...] = Field(min_length=2, max_length=10_000)
+    population: dict[Name, Annotated[int, Field(ge=1, le=10**9)]] = Field(min_length=1)
+
+    @field_validator("labels")
+    @classmethod
+    def _distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) != len(value):
+            twice = sorted({label for label in value if value.count(label) > 1})
+            raise ValueError(f"data.labels must be distinct, got {twice[:5]} twice")
+        return value
+
+
+class EvaluationSection(Section):
+    """A public hold-out, evaluated at the server: a catalogue name or the operator's own file."""
+
+    data: str = Field(min_length=1, max_length=500)
+    split: Literal["train", "dev", "test"] = "test"
+    text: str = "text"
+    label: str = "label"
+    records: int = Field(default=1000, ge=1)
+
+
+class Job(Section):
+    """A whole manifest."""
+
+    job: JobSection
+    model: ModelSection
+    adapter: AdapterSection
+    training: TrainingSection
+    privacy: PrivacySection
+    data: DataSection
+    evaluation: EvaluationSection
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        faults = []
+        sites, quorum = len(self.data.population), self.training.quorum
+        if quorum > sites:
+            faults.append(f"training.quorum must be at most the {sites} sites, got {quorum}")
+        smallest = min(self.data.population.values())
+        if self.privacy.delta is not None and self.privacy.delta >= 1 / smallest:
+            faults.append(
+                f"privacy.delta must be less than 1/{smallest} (one over the smallest "
+                f"population), got {self.privacy.delta}"
+            )
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+    @cached_property
+    def canonical(self) -> bytes:
+        """RFC 8785 canonical JSON: the bytes that are hashed and signed."""
+        return rfc8785.dumps(self.model_dump(mode="json", exclude_none=True))
+
+    @cached_property
+    def sha256(self) -> str:
+        """The job's name on the wire and in every record."""
+        return hashlib.sha256(self.canonical).hexdigest()
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The sites that the job names, sorted."""
+        return tuple(sorted(self.data.population))
+
+    @property
+    def is_private(self) -> bool:
+        """Whether the job promises differential privacy."""
+        return self.privacy.mode != "none"
+
+    @property
+    def steps(self) -> int:
+        """DP-SGD steps that a site takes when it takes part in every round."""
+        return self.training.rounds * self.training.local_steps
+
+    @cached_property
+    def noise_multiplier(self) -> float:
+        """Noise standard deviation over clip norm; 0 without privacy."""
+        if self.privacy.epsilon is None or self.privacy.delta is None:
+            return 0.0
+        return accounting.calibrate(
+            epsilon=self.privacy.epsilon,
+            delta=self.privacy.delta,
+            sampling_rate=self.privacy.sampling_rate,
+            steps=self.steps,
+        )
+
+    def divisor(self, site: str) -> float:
+        """Expected batch size at ``site``: rate times public population."""
+        return self.privacy.sampling_rate * self.data.population[site]
+
+    def weight(self, site: str) -> float:
+        """A site's share of all sites' public population."""
+        return self.data.population[site] / sum(self.data.population.values())
+
+
+class SignedJob(Section):
+    """A manifest and the operator's word for it."""
+
+    job: Job
+    signer: Hex64
+    signature: Hex128
+
+    def to_bytes(self) -> bytes:
+        """JSON, as it travels and is stored."""
+        return rfc8785.dumps(self.model_dump(mode="json", exclude_none=True))
+
+
+def load_job(path: Path) -> Job:
+    """Read a job file; paths in it are taken from the file's own folder.
+
+    Raises:
+        InvalidInput: every fault of the file, each by its key.
+    """
+    return parse(Job, _with_absolute_paths(read_toml(path), path.resolve().parent), path.name)
+
+
+def _with_absolute_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
+    for section, key in (("model", "base"), ("evaluation", "data")):
+        table = data.get(section)
+        value = table.get(key) if isinstance(table, dict) else None
+        if (
+            isinstance(table, dict)
+            and isinstance(value, str)
+            and value.startswith(("./", "../"))
+        ):
+            table[key] = str((folder / value).resolve())
+    return data
+
+
+def sign_job(job: Job, key: Ed25519PrivateKey) -> SignedJob:
+    """Sign a manifest as its operator."""
+    return SignedJob(
+        job=job,
+        signer=key.public_key().public_bytes_raw().hex(),
+        signature=key.sign(SIGNATURE_DOMAIN + job.canonical).hex(),
+    )
+
+
+@lru_cache(maxsize=8)
+def parse_signed_job(data: bytes) -> SignedJob:
+    """Parse what ``SignedJob.to_bytes`` wrote; checks the schema, not the signature.
+
+    Raises:
+        JobRefused: too large, no JSON, or not a job.
+    """
+    if len(data) > MAX_CONFIG_BYTES:
+        raise JobRefused(f"job must be at most {MAX_CONFIG_BYTES} bytes, got {len(data)}")
+    try:
+        return parse(SignedJob, json.loads(data), "job")
+    except (ValueError, TypeError, RecursionError) as error:
+        raise JobRefused(f"job must be a signed manifest, got: {error}") from error
+
+
+def verify_job(signed: SignedJob, allowed_signers: tuple[str, ...]) -> Job:
+    """Return the job if one of ``allowed_signers`` (Ed25519 public keys, hex) signed it.
+
+    Raises:
+        JobRefused: a stranger's key, or a manifest edited after signing.
+    """
+    if signed.signer not in allowed_signers:
+        raise JobRefused(
+            f"job signer must be one of the {len(allowed_signers)} allowed, "
+            f"got {signed.signer[:16]}..."
+        )
+    key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(signed.signer))
+    try:
+        key.verify(bytes.fromhex(signed.signature), SIGNATURE_DOMAIN + signed.job.canonical)
+    except InvalidSignature as error:
+        raise JobRefused(
+            "job signature must be the signer's over this manifest, got another (edited after signing?)"
+        ) from error
+    return signed.job
+
+
+def require_site(job: Job, site: str) -> None:
+    """Check that the job names ``site``.
+
+    Raises:
+        InvalidInput: it does not.
+    """
+    if site not in job.data.population:
+        raise InvalidInput(f"site must be one of {', '.join(job.sites)}, got {site!r}")

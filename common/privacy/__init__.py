@@ -1,0 +1,1 @@
+"""One module per pillar of a differentially private mechanism."""

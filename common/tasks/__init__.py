@@ -1,0 +1,1 @@
+"""Tasks: one file each, encode -> per-example loss -> metrics."""

@@ -1,0 +1,1 @@
+"""Aggregation rules on Flower's strategy interface, one file each."""
