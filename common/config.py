@@ -61,9 +61,7 @@ def read_toml(path: Path) -> dict[str, Any]:
             )
         return tomllib.loads(data.decode("utf-8"))
     except OSError as error:
-        raise InvalidInput(
-            f"config file must be readable, got {path}: {error.strerror}"
-        ) from error
+        raise InvalidInput(f"config file must be readable, got {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidInput(f"{path.name} must be TOML in UTF-8, got: {error}") from error
 
@@ -114,9 +112,7 @@ def _sentence(model: type[BaseModel], item: Any) -> str:  # noqa: ANN401 -- pyda
     if item["type"] == "missing":
         return f"{name} must be given, got nothing"
     if item["type"] == "extra_forbidden":
-        return (
-            f"{name} must be a known key{_hint(model, location)}, got {_short(item['input'])}"
-        )
+        return f"{name} must be a known key{_hint(model, location)}, got {_short(item['input'])}"
     if item["type"] == "value_error":
         # A validator of ours: its message is a sentence already.
         message = str(item["ctx"]["error"])
@@ -124,9 +120,7 @@ def _sentence(model: type[BaseModel], item: Any) -> str:  # noqa: ANN401 -- pyda
     condition = _CONDITIONS.get(item["type"])
     if condition is None:
         return f"{name} must be valid ({item['msg']}), got {_short(item['input'])}"
-    return (
-        f"{name} must be {condition.format(**item.get('ctx', {}))}, got {_short(item['input'])}"
-    )
+    return f"{name} must be {condition.format(**item.get('ctx', {}))}, got {_short(item['input'])}"
 
 
 def _hint(model: type[BaseModel], location: list[str]) -> str:

@@ -27,7 +27,7 @@ def become_server() -> None:
 
     A process that Flower's runtime started has its identity already and keeps it.
     """
-    if TaskIdentity._task_id is None:  # noqa: SLF001
+    if TaskIdentity._task_id is None:
         TaskIdentity.task_id = 1
         TaskIdentity.run_id = _RUN_ID
         TaskIdentity.node_id = SERVER_NODE_ID

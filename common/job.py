@@ -266,11 +266,7 @@ def _with_absolute_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     for section, key in (("model", "base"), ("evaluation", "data")):
         table = data.get(section)
         value = table.get(key) if isinstance(table, dict) else None
-        if (
-            isinstance(table, dict)
-            and isinstance(value, str)
-            and value.startswith(("./", "../"))
-        ):
+        if isinstance(table, dict) and isinstance(value, str) and value.startswith(("./", "../")):
             table[key] = str((folder / value).resolve())
     return data
 
