@@ -1,0 +1,269 @@
+"""The outcome of a run as ``result.json``: what was learned, what it cost, and by which mechanism.
+
+Every epsilon in it can be recomputed from the mechanism and the steps beside it; ``fl-audit
+result`` does so. Where nothing is promised epsilon and delta are null, because JSON has no
+infinity.
+
+Not covered: that the sites ran the steps that it states.
+"""
+
+import json
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import ConfigDict, Field, model_validator
+
+from common.config import Name, Section, Sha256, parse
+from common.errors import InvalidInput
+from common.files import read_file, write_file
+from common.job import Job, Label
+from common.privacy import accounting
+from common.privacy.accounting import GaussianSteps
+
+MAX_RESULT_BYTES = 32 * 1024 * 1024
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Epsilon = Annotated[float, Field(ge=0)]
+Delta = Annotated[float, Field(gt=0, lt=1)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class _Record(Section):
+    """A part of the file: a number is a number there, not a string that looks like one."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class SiteResult(_Record):
+    """What a site spent: DP-SGD steps charged to it, and their epsilon."""
+
+    name: Name
+    epsilon: Epsilon | None
+    delta: Delta | None
+    steps: Count
+
+
+class RoundResult(_Record):
+    """The state after a round; round 0 is the untrained start.
+
+    ``epsilon`` is that of the site that has spent most by then.
+    """
+
+    round: Count
+    accuracy: Share | None
+    macro_f1: Share | None
+    epsilon: Epsilon | None
+    bytes_up: Count
+    seconds: Annotated[float, Field(ge=0)]
+
+
+class ClassResult(_Record):
+    """One label on the public hold-out; ``support`` counts its records there."""
+
+    label: Label
+    precision: Share
+    recall: Share
+    f1: Share
+    support: Count
+
+
+class FinalResult(_Record):
+    """The last global adapter on the public hold-out."""
+
+    accuracy: Share
+    macro_f1: Share
+    classes: Annotated[tuple[ClassResult, ...], Field(strict=False)]
+
+
+class PrivacyStatement(_Record):
+    """The mechanism that ran at every site, complete enough to recompute epsilon from."""
+
+    mode: Literal["site", "none"]
+    unit: Literal["record"]
+    neighbours: Literal["add-or-remove-one"]
+    sampler: Literal["poisson"]
+    sampling_rate: Annotated[float, Field(gt=0, le=1)]
+    clip_norm: Annotated[float, Field(gt=0)] | None
+    noise_multiplier: Annotated[float, Field(ge=0)]
+    local_steps: Annotated[int, Field(ge=1)]
+    delta: Delta | None
+    accountant: Literal["pld"]
+    accountant_version: Annotated[str, Field(min_length=1, max_length=100)]
+    seeded: bool
+
+    @property
+    def is_private(self) -> bool:
+        """Whether the run promises anything: noise that a seed can repeat can be subtracted."""
+        return self.mode != "none" and not self.seeded
+
+    def spent(self, steps: int) -> GaussianSteps:
+        """The mechanism of ``steps`` executed steps, for an accountant."""
+        return GaussianSteps(self.sampling_rate, self.noise_multiplier, steps)
+
+    def epsilon(self, steps: int) -> float | None:
+        """What ``steps`` cost at the stated delta; None without noise.
+
+        For seeded noise this is the figure that the same run would have with fresh noise.
+        """
+        if self.mode == "none" or self.delta is None:
+            return None
+        return accounting.epsilon([self.spent(steps)], self.delta)
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        with_noise = self.mode != "none"
+        given = {
+            "clip_norm": self.clip_norm is not None,
+            "delta": self.delta is not None,
+            "noise_multiplier": self.noise_multiplier > 0,
+        }
+        for name, is_given in given.items():
+            if is_given != with_noise:
+                rule = "given" if with_noise else "null or 0"
+                raise ValueError(
+                    f"privacy.{name} must be {rule} with mode {self.mode!r}, "
+                    f"got {getattr(self, name)}"
+                )
+        return self
+
+
+class Result(_Record):
+    """A whole ``result.json``."""
+
+    job_sha256: Sha256
+    name: Name
+    task: Literal["seq-cls"]
+    grid: Literal["inprocess", "link", "ray", "superlink"]
+    private: bool
+    sites: Annotated[tuple[SiteResult, ...], Field(strict=False, min_length=1)]
+    rounds: Annotated[tuple[RoundResult, ...], Field(strict=False, min_length=1)]
+    final: FinalResult
+    privacy: PrivacyStatement
+    seconds: Annotated[float, Field(ge=0)]
+    adapter_sha256: Sha256
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.private != self.privacy.is_private:
+            raise ValueError(
+                f"private must be {self.privacy.is_private} with mode {self.privacy.mode!r} and "
+                f"seeded {self.privacy.seeded}, got {self.private}"
+            )
+        _check_claims(self)
+        _check_distinct("sites", [site.name for site in self.sites])
+        _check_distinct("final.classes", [row.label for row in self.final.classes])
+        numbers = [row.round for row in self.rounds]
+        if numbers != sorted(set(numbers)):
+            raise ValueError(f"rounds must be in ascending order, got {numbers[:20]}")
+        return self
+
+    @property
+    def epsilon(self) -> float | None:
+        """The largest epsilon of any site."""
+        spent = [site.epsilon for site in self.sites if site.epsilon is not None]
+        return max(spent, default=None)
+
+    @property
+    def last_round(self) -> int:
+        """Rounds that were closed."""
+        return self.rounds[-1].round
+
+
+def _check_claims(result: Result) -> None:
+    """Each epsilon is given where something is promised, and null where there is no noise."""
+    claims = [(f"sites.{site.name}", site.epsilon, site.delta) for site in result.sites]
+    delta = result.privacy.delta
+    claims += [(f"rounds.{row.round}", row.epsilon, delta) for row in result.rounds]
+    for where, epsilon, at in claims:
+        if result.privacy.mode == "none" and (epsilon, at) != (None, None):
+            raise ValueError(f"{where}.epsilon must be null without privacy, got {epsilon}, {at}")
+        if result.private and (epsilon is None or at is None):
+            raise ValueError(f"{where}.epsilon must be given with privacy, got {epsilon}, {at}")
+
+
+def _check_distinct(name: str, values: list[str]) -> None:
+    if len(set(values)) != len(values):
+        raise ValueError(f"{name} must be distinct, got one of {len(values)} twice")
+
+
+def privacy_statement(job: Job, *, seeded: bool) -> PrivacyStatement:
+    """State a job's mechanism; ``seeded`` is true where noise or sampling came from a seed."""
+    return PrivacyStatement(
+        mode=job.privacy.mode,
+        unit="record",
+        neighbours="add-or-remove-one",
+        sampler="poisson",
+        sampling_rate=job.privacy.sampling_rate,
+        clip_norm=job.privacy.clip_norm,
+        noise_multiplier=job.noise_multiplier,
+        local_steps=job.training.local_steps,
+        delta=job.privacy.delta,
+        accountant="pld",
+        accountant_version=f"dp-accounting {version('dp-accounting')}",
+        seeded=seeded,
+    )
+
+
+def site_result(name: str, steps: int, privacy: PrivacyStatement) -> SiteResult:
+    """A site's line, its epsilon computed from the ``steps`` charged to it."""
+    return SiteResult(name=name, epsilon=privacy.epsilon(steps), delta=privacy.delta, steps=steps)
+
+
+def to_json(result: Result) -> str:
+    """The file's text."""
+    return json.dumps(result.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+
+
+def write_result(result: Result, path: Path) -> None:
+    """Write ``result.json`` so that a crash leaves the old file or the new one, whole.
+
+    Raises:
+        StorageFailed: the disk refused.
+    """
+    write_file(path, to_json(result).encode(), mode=0o644)
+
+
+def read_result(path: Path) -> Result:
+    """Read a ``result.json`` of at most 32 MiB.
+
+    Raises:
+        InvalidInput: missing, too large, no JSON, or not a result; every fault by its key.
+    """
+    return parse(Result, _read_table(path), path.name)
+
+
+def _read_table(path: Path) -> dict[str, Any]:
+    data = read_file(path, max_bytes=MAX_RESULT_BYTES)
+    try:
+        table = json.loads(data, object_pairs_hook=_no_key_twice, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(f"{path.name} must be JSON in UTF-8, got: {error}") from error
+    if not isinstance(table, dict):
+        raise InvalidInput(f"{path.name} must be a JSON object, got {type(table).__name__}")
+    return table
+
+
+def _no_key_twice(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Two readers of a repeated key may see two results."""
+    table: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in table:
+            raise ValueError(f"key {key[:80]!r} twice")
+        table[key] = value
+    return table
+
+
+def _no_constant(text: str) -> float:
+    raise ValueError(f"{text}, which JSON does not have")
+
+
+def schema() -> str:
+    """The JSON schema of ``result.json``, as ``docs/result.schema.json`` holds it."""
+    document = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **Result.model_json_schema(),
+    }
+    # ECMA-262, the dialect of JSON schema, has no \z; its $ is the very end already.
+    return json.dumps(document, indent=2).replace("\\\\z", "$") + "\n"
