@@ -1,0 +1,49 @@
+"""How many DP-SGD steps each site is charged, from what was durably recorded and nothing else.
+
+A site's own account is the authority and its replies state it. What the server adds is the time
+since: a round whose messages went out may have been trained and noised at a site whose reply never
+came, so it counts until the site says otherwise. The figure may be too high, never too low.
+
+Not covered: steps of other jobs on the same data (the site's own account has them).
+"""
+
+from collections.abc import Iterable, Sequence
+
+from server.checkpoint import Receipt
+
+
+def charged_steps(
+    receipts: Sequence[Receipt], dispatched: Iterable[tuple[int, str]], local_steps: int
+) -> dict[str, int]:
+    """Steps that each site named in ``dispatched`` or ``receipts`` is charged.
+
+    Args:
+        receipts: the replies recorded, in any order.
+        dispatched: (round, site) of every message that went out, in any order.
+        local_steps: the job's steps a round.
+
+    >>> reply = Receipt("A", 1, "", steps=4, charged_steps=4, bytes_up=9, accepted=True)
+    >>> charged_steps([reply], [(1, "A"), (2, "A"), (1, "B")], local_steps=4)
+    {'A': 8, 'B': 4}
+    """
+    replies = {(receipt.round, receipt.site): receipt for receipt in receipts}
+    asked = sorted({*dispatched, *replies})
+    sites = sorted({site for _, site in asked})
+    return {
+        site: _charge([replies.get(key) for key in asked if key[1] == site], local_steps)
+        for site in sites
+    }
+
+
+def _charge(replies: Sequence[Receipt | None], local_steps: int) -> int:
+    """One site's charge; ``replies`` in order of rounds, None where none came."""
+    executed, stated, since = 0, 0, 0
+    for reply in replies:
+        since += local_steps
+        if reply is None:
+            continue
+        executed += reply.steps
+        # A rejected reply's figure is believed only where it is the higher one.
+        if reply.accepted or reply.charged_steps > stated + since:
+            stated, since = max(stated, executed, reply.charged_steps), 0
+    return stated + since

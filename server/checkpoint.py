@@ -1,0 +1,303 @@
+"""What the server must remember through a crash: jobs, rounds, receipts and the global adapter.
+
+Each method is one durable transaction, so a crash between any two statements leaves the state of
+the last one whole; a failed commit is in doubt and says so.
+
+Not covered: two servers on one database (the daemon's lock is per home); an account of privacy (the
+sites own theirs; what they state is kept in the receipts).
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any, Literal, get_args
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, RowMapping
+
+from common.errors import InvalidInput, StorageFailed
+from common.job import SignedJob, parse_signed_job
+from server import tables
+from server.database import Database
+
+State = Literal["queued", "running", "finished", "failed", "stopped"]
+STATES: tuple[State, ...] = get_args(State)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Receipt:
+    """One site's reply to one round, as the server acknowledged it.
+
+    ``steps`` are those of this round; ``charged_steps`` is the site's own statement of all that its
+    account has charged for the job.
+    """
+
+    site: str
+    round: int
+    payload_sha256: str
+    steps: int
+    charged_steps: int
+    bytes_up: int
+    accepted: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RoundRecord:
+    """A closed round: the adapter that went in, the one that came out, and how good it is."""
+
+    round: int
+    accuracy: float | None
+    macro_f1: float | None
+    bytes_up: int
+    seconds: float
+    input_sha256: str
+    output_sha256: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class JobRow:
+    """A job and how it stands."""
+
+    sha256: str
+    name: str
+    state: State
+    reason: str
+    submitted_at: str
+    changed_at: str
+    outcome: dict[str, Any] | None
+    signed_bytes: bytes = dataclasses.field(repr=False)
+
+    @property
+    def signed(self) -> SignedJob:
+        """The manifest with its signature."""
+        return parse_signed_job(self.signed_bytes)
+
+
+class Checkpoints:
+    """The server's durable state; safe to use from several threads of one process."""
+
+    def __init__(self, url: str) -> None:
+        """Open the database at ``url``, making its tables if there are none.
+
+        Raises:
+            InvalidInput: the URL is none that SQLAlchemy can open here.
+            StorageFailed: the database cannot be read or written.
+        """
+        self._database = Database(url)
+        with self._database.writing() as connection:
+            tables.metadata.create_all(connection)
+
+    def close(self) -> None:
+        """Let go of the database."""
+        self._database.close()
+
+    def add_job(self, signed: SignedJob) -> bool:
+        """Queue a job; False when it is here already, in whatever state."""
+        row = {"sha256": signed.job.sha256, "name": signed.job.job.name, "state": "queued"}
+        now = _now()
+        with self._database.writing() as connection:
+            if _exists(connection, signed.job.sha256):
+                return False
+            connection.execute(
+                tables.jobs.insert().values(
+                    **row, reason="", signed=signed.to_bytes(), submitted_at=now, changed_at=now
+                )
+            )
+        return True
+
+    def jobs(self) -> list[JobRow]:
+        """Every job, in order of submission."""
+        with self._database.reading() as connection:
+            rows = connection.execute(
+                sa.select(tables.jobs).order_by(tables.jobs.c.number)
+            ).mappings()
+            return [_job_row(row) for row in rows]
+
+    def job(self, prefix_or_name: str) -> JobRow:
+        """The one job of that name, or whose sha256 starts so.
+
+        Raises:
+            InvalidInput: there is none, or more than one.
+        """
+        rows = self.jobs()
+        found = [row for row in rows if row.name == prefix_or_name]
+        if len(prefix_or_name) >= 4 and not found:
+            found = [row for row in rows if row.sha256.startswith(prefix_or_name)]
+        if len(found) == 1:
+            return found[0]
+        if not found:
+            known = ", ".join(sorted({row.name for row in rows})) or "none yet"
+            raise InvalidInput(f"job must be one of those here ({known}), got {prefix_or_name!r}")
+        choices = ", ".join(f"{row.sha256[:12]} ({row.state})" for row in found)
+        raise InvalidInput(f"job must name one job, got {prefix_or_name!r} for {choices}")
+
+    def set_state(self, job_sha256: str, state: State, reason: str = "") -> None:
+        """Record how a job stands, with the reason in words."""
+        if state not in STATES:
+            raise InvalidInput(f"state must be one of {', '.join(STATES)}, got {state!r}")
+        self._update(job_sha256, state=state, reason=reason)
+
+    def set_outcome(self, job_sha256: str, outcome: dict[str, Any]) -> None:
+        """Keep whatever else the job's result needs, as JSON."""
+        self._update(job_sha256, outcome=json.dumps(outcome, allow_nan=False))
+
+    def dispatch(self, job_sha256: str, round_: int, sites: Iterable[str]) -> None:
+        """Record, before any message of the round goes out, who may be charged for it."""
+        rows = [{"job_sha256": job_sha256, "round": round_, "site": site} for site in sites]
+        with self._database.writing() as connection:
+            known = {(row.round, row.site) for row in connection.execute(_keys(job_sha256))}
+            fresh = [row for row in rows if (row["round"], row["site"]) not in known]
+            if fresh:
+                connection.execute(tables.dispatches.insert(), fresh)
+
+    def save_round(
+        self, job_sha256: str, record: RoundRecord, vector: bytes, receipts: Iterable[Receipt]
+    ) -> None:
+        """Close a round: its record, its receipts and the new global adapter, all or nothing.
+
+        Args:
+            job_sha256: the job.
+            record: the round; ``seconds`` is the one field that a repetition may change.
+            vector: the (P,) float32 buffer that the next round starts from.
+            receipts: every reply of the round, accepted or not.
+
+        Raises:
+            StorageFailed: the write is in doubt, or the round is closed with another content.
+        """
+        content = {
+            **dataclasses.asdict(record),
+            "vector_sha256": hashlib.sha256(vector).hexdigest(),
+        }
+        rows = [dataclasses.asdict(receipt) for receipt in receipts]
+        with self._database.writing() as connection:
+            if self._is_saved(connection, job_sha256, content, rows):
+                return
+            connection.execute(tables.rounds.insert().values(job_sha256=job_sha256, **content))
+            if rows:
+                connection.execute(
+                    tables.receipts.insert(), [{"job_sha256": job_sha256, **row} for row in rows]
+                )
+            connection.execute(
+                tables.adapters.delete().where(tables.adapters.c.job_sha256 == job_sha256)
+            )
+            connection.execute(
+                tables.adapters.insert().values(
+                    job_sha256=job_sha256, round=record.round, vector=vector
+                )
+            )
+
+    def latest(self, job_sha256: str) -> tuple[int, bytes] | None:
+        """The last closed round and the (P,) float32 buffer that it ended with.
+
+        Raises:
+            StorageFailed: the buffer read back is not the one that was written.
+        """
+        joined = sa.select(
+            tables.adapters.c.round, tables.adapters.c.vector, tables.rounds.c.vector_sha256
+        ).join(
+            tables.rounds,
+            (tables.rounds.c.job_sha256 == tables.adapters.c.job_sha256)
+            & (tables.rounds.c.round == tables.adapters.c.round),
+        )
+        with self._database.reading() as connection:
+            row = connection.execute(
+                joined.where(tables.adapters.c.job_sha256 == job_sha256)
+            ).first()
+        if row is None:
+            return None
+        round_, vector, expected = row
+        actual = hashlib.sha256(vector).hexdigest()
+        if actual != expected:
+            raise StorageFailed(
+                f"adapter of round {round_} must be read from {self._database.place} as written "
+                f"({expected[:12]}), got {actual[:12]}"
+            )
+        return int(round_), bytes(vector)
+
+    def rounds(self, job_sha256: str) -> list[RoundRecord]:
+        """The closed rounds, first to last."""
+        return [
+            RoundRecord(**{name: row[name] for name in _names(RoundRecord)})
+            for row in self._of_job(tables.rounds, job_sha256)
+        ]
+
+    def receipts(self, job_sha256: str) -> list[Receipt]:
+        """Every receipt, by round and site."""
+        return [
+            Receipt(**{name: row[name] for name in _names(Receipt)})
+            for row in self._of_job(tables.receipts, job_sha256)
+        ]
+
+    def dispatched(self, job_sha256: str) -> list[tuple[int, str]]:
+        """(round, site) of every message that may have gone out."""
+        return [(row["round"], row["site"]) for row in self._of_job(tables.dispatches, job_sha256)]
+
+    def _of_job(self, table: sa.Table, job_sha256: str) -> list[RowMapping]:
+        order = [column for column in table.primary_key if column.name != "job_sha256"]
+        query = sa.select(table).where(table.c.job_sha256 == job_sha256).order_by(*order)
+        with self._database.reading() as connection:
+            return list(connection.execute(query).mappings())
+
+    def _update(self, job_sha256: str, **values: str) -> None:
+        change = tables.jobs.update().where(tables.jobs.c.sha256 == job_sha256)
+        with self._database.writing() as connection:
+            if connection.execute(change.values(changed_at=_now(), **values)).rowcount != 1:
+                raise InvalidInput(f"job must be one that was added, got {job_sha256[:12]}")
+
+    def _is_saved(
+        self,
+        connection: Connection,
+        job_sha256: str,
+        content: dict[str, Any],
+        receipts: list[dict[str, Any]],
+    ) -> bool:
+        here = (tables.rounds.c.job_sha256 == job_sha256) & (
+            tables.rounds.c.round == content["round"]
+        )
+        row = connection.execute(sa.select(tables.rounds).where(here)).mappings().first()
+        if row is None:
+            return False
+        there = (tables.receipts.c.job_sha256 == job_sha256) & (
+            tables.receipts.c.round == content["round"]
+        )
+        kept = connection.execute(sa.select(tables.receipts).where(there)).mappings().all()
+        if _same(row, content) and _by_site(kept) == _by_site(receipts):
+            return True
+        raise StorageFailed(
+            f"round {content['round']} must be saved once, got another content for it "
+            f"({content['output_sha256'][:12]} after {row['output_sha256'][:12]})"
+        )
+
+
+def _exists(connection: Connection, job_sha256: str) -> bool:
+    query = sa.select(tables.jobs.c.number).where(tables.jobs.c.sha256 == job_sha256)
+    return connection.execute(query).first() is not None
+
+
+def _keys(job_sha256: str) -> sa.Select[tuple[int, str]]:
+    table = tables.dispatches.c
+    return sa.select(table.round, table.site).where(table.job_sha256 == job_sha256)
+
+
+def _job_row(row: RowMapping) -> JobRow:
+    values = {name: row[name] for name in _names(JobRow) if name in row}
+    values["outcome"] = None if row["outcome"] is None else json.loads(row["outcome"])
+    return JobRow(**values, signed_bytes=bytes(row["signed"]))
+
+
+def _names(model: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(model)]
+
+
+def _same(row: RowMapping, content: dict[str, Any]) -> bool:
+    return all(row[name] == value for name, value in content.items() if name != "seconds")
+
+
+def _by_site(rows: Iterable[Any]) -> dict[str, tuple[Any, ...]]:
+    return {row["site"]: tuple(row[name] for name in _names(Receipt)) for row in rows}
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

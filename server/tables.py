@@ -1,0 +1,65 @@
+"""The tables of the server's durable state (server/checkpoint.py reads and writes them)."""
+
+import sqlalchemy as sa
+
+metadata = sa.MetaData()
+jobs = sa.Table(
+    "jobs",
+    metadata,
+    sa.Column("number", sa.Integer, primary_key=True),  # the order of submission
+    sa.Column("sha256", sa.String(64), unique=True, nullable=False),
+    sa.Column("name", sa.String(63), nullable=False),
+    sa.Column("signed", sa.LargeBinary, nullable=False),
+    sa.Column("state", sa.String(8), nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("submitted_at", sa.String(20), nullable=False),
+    sa.Column("changed_at", sa.String(20), nullable=False),
+    sa.Column("outcome", sa.Text),
+    sqlite_autoincrement=True,
+)
+
+
+def _of_a_job() -> sa.Column[str]:
+    return sa.Column("job_sha256", sa.ForeignKey("jobs.sha256"), primary_key=True)
+
+
+dispatches = sa.Table(
+    "dispatches",
+    metadata,
+    _of_a_job(),
+    sa.Column("round", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("site", sa.String(63), primary_key=True),
+)
+rounds = sa.Table(
+    "rounds",
+    metadata,
+    _of_a_job(),
+    sa.Column("round", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("accuracy", sa.Double),
+    sa.Column("macro_f1", sa.Double),
+    sa.Column("bytes_up", sa.BigInteger, nullable=False),
+    sa.Column("seconds", sa.Double, nullable=False),
+    sa.Column("input_sha256", sa.String(64), nullable=False),
+    sa.Column("output_sha256", sa.String(64), nullable=False),
+    sa.Column("vector_sha256", sa.String(64), nullable=False),
+)
+receipts = sa.Table(
+    "receipts",
+    metadata,
+    _of_a_job(),
+    sa.Column("round", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("site", sa.String(63), primary_key=True),
+    sa.Column("payload_sha256", sa.String(64), nullable=False),
+    sa.Column("steps", sa.BigInteger, nullable=False),
+    sa.Column("charged_steps", sa.BigInteger, nullable=False),
+    sa.Column("bytes_up", sa.BigInteger, nullable=False),
+    sa.Column("accepted", sa.Boolean, nullable=False),
+)
+# One global adapter a job, the latest: a hundred rounds of a large one would fill a disk.
+adapters = sa.Table(
+    "adapters",
+    metadata,
+    _of_a_job(),
+    sa.Column("round", sa.Integer, nullable=False),
+    sa.Column("vector", sa.LargeBinary, nullable=False),
+)
