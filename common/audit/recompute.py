@@ -1,0 +1,155 @@
+"""Checking an outcome folder against itself: each epsilon from its steps, each file by its hash.
+
+Whoever can write ``result.json`` can write other steps and their epsilon, so what passes here is
+consistent, not true. Not covered: signatures; whether the sites ran these steps with this noise;
+accuracies, because the hold-out is not in the folder.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.errors import InvalidInput
+from common.result import PrivacyStatement, Result, RoundResult, SiteResult, read_result
+
+# Fourier transforms of other library builds differ in the last digits; nobody's privacy does.
+TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One statement of ``result.json`` and what became of it; ``found`` is in words."""
+
+    subject: str
+    claim: str
+    stated: str
+    found: str
+    passed: bool
+
+
+def check_outcome(folder: Path) -> tuple[Result, list[Claim]]:
+    """Recompute what ``folder/result.json`` states.
+
+    Raises:
+        InvalidInput: no folder, or no readable result in it.
+    """
+    if not folder.is_dir():
+        raise InvalidInput(f"outcome must be a folder with a result.json, got {str(folder)!r}")
+    result = read_result(folder / "result.json")
+    claims = [claim for site in result.sites for claim in _site_claims(site, result)]
+    claims += _round_claims(result)
+    claims.append(_adapter_claim(result, folder / "adapter" / "adapter_model.safetensors"))
+    return result, claims
+
+
+def _site_claims(site: SiteResult, result: Result) -> Iterator[Claim]:
+    subject = f"site {site.name}"
+    per_round, rounds = result.privacy.local_steps, result.last_round
+    whole = site.steps % per_round == 0 and site.steps <= per_round * rounds
+    yield Claim(
+        subject=subject,
+        claim="steps",
+        stated=str(site.steps),
+        found=f"0 to {rounds} rounds of {per_round} steps",
+        passed=whole,
+    )
+    if site.epsilon is None:
+        return
+    yield Claim(
+        subject=subject,
+        claim="delta",
+        stated=str(site.delta),
+        found=str(result.privacy.delta),
+        passed=site.delta == result.privacy.delta,
+    )
+    epsilon = result.privacy.epsilon(site.steps)
+    passed = _same(site.epsilon, epsilon)
+    yield Claim(
+        subject=subject,
+        claim="epsilon",
+        stated=_figure(site.epsilon),
+        found=f"{_figure(epsilon)} for {site.steps} steps"
+        + ("" if passed else _steps_of(site.epsilon, result)),
+        passed=passed,
+    )
+
+
+def _round_claims(result: Result) -> Iterator[Claim]:
+    """Check each round's epsilon: that of the site which was charged for most rounds by then.
+
+    That number of rounds starts at 0, grows by at most one a round, and ends at what the busiest
+    site states. Where a site took part in every round this leaves one value for each.
+    """
+    privacy, last = result.privacy, result.last_round
+    most = min(max(site.steps for site in result.sites) // privacy.local_steps, last)
+    at, charged = 0, 0
+    for row in result.rounds:
+        if row.epsilon is None:
+            continue
+        low = max(charged, most - (last - row.round))
+        high = min(charged + row.round - at, most)
+        match = _charged_rounds(row.epsilon, privacy, range(low, high + 1))
+        if match is not None:
+            at, charged = row.round, match
+        yield _round_claim(row, privacy, high if match is None else match, match is not None)
+
+
+def _round_claim(row: RoundResult, privacy: PrivacyStatement, charged: int, passed: bool) -> Claim:
+    steps = charged * privacy.local_steps
+    return Claim(
+        subject=f"round {row.round}",
+        claim="epsilon",
+        stated=_figure(row.epsilon),
+        found=f"{_figure(privacy.epsilon(steps))} for {steps} steps",
+        passed=passed,
+    )
+
+
+def _charged_rounds(epsilon: float, privacy: PrivacyStatement, among: range) -> int | None:
+    """The number of rounds in ``among`` that costs ``epsilon``; the usual one, the last, first."""
+    for rounds in reversed(among):
+        found = privacy.epsilon(rounds * privacy.local_steps)
+        if _same(epsilon, found):
+            return rounds
+        if found is None or found < epsilon:
+            return None  # fewer rounds cost less still
+    return None
+
+
+def _steps_of(epsilon: float, result: Result) -> str:
+    rounds = _charged_rounds(epsilon, result.privacy, range(result.last_round + 1))
+    if rounds is None:
+        return "; what is stated fits no number of rounds"
+    return f"; what is stated is that of {rounds * result.privacy.local_steps} steps"
+
+
+def _adapter_claim(result: Result, path: Path) -> Claim:
+    found = _sha256(path)
+    return Claim(
+        subject="adapter",
+        claim="sha256",
+        stated=f"{result.adapter_sha256[:16]}…",
+        found=f"{found[:16]}…" if found else f"no readable adapter/{path.name}",
+        passed=found == result.adapter_sha256,
+    )
+
+
+def _sha256(path: Path) -> str:
+    """The hash of a file's bytes; empty where there is no plain file."""
+    if not path.is_file():
+        return ""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""
+
+
+def _same(stated: float, found: float | None) -> bool:
+    return found is not None and math.isclose(stated, found, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+
+
+def _figure(epsilon: float | None) -> str:
+    return "none" if epsilon is None else f"{epsilon:.6g}"
