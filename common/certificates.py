@@ -9,6 +9,7 @@ Not covered: revocation (server/roster.py); CRL and OCSP.
 import datetime as dt
 import ipaddress
 from itertools import pairwise
+from pathlib import Path
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -20,6 +21,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from common.address import check_host, is_ip
 from common.config import check_name
 from common.errors import InvalidInput
+from common.files import read_file
+from common.keys import MAX_PEM_BYTES
 
 SERVER_URI = "veiltune://server"
 SITE_URI = "veiltune://site/"
@@ -87,6 +90,17 @@ def load_certificates(pem: bytes) -> list[x509.Certificate]:
         return x509.load_pem_x509_certificates(pem)
     except ValueError as error:
         raise InvalidInput("certificate must be X.509 in PEM, got something else") from error
+
+
+def read_certificate(path: Path) -> bytes:
+    """The PEM of a certificate file, parsed once to see that it is one.
+
+    Raises:
+        InvalidInput: unreadable, too large, or no certificate.
+    """
+    pem = read_file(path, max_bytes=MAX_PEM_BYTES)
+    load_certificates(pem)
+    return pem
 
 
 def check_site_chain(chain_pem: bytes, root_pem: bytes, *, now: dt.datetime | None = None) -> str:

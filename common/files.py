@@ -58,6 +58,16 @@ def write_file(path: Path, data: bytes, *, mode: int = 0o600, overwrite: bool = 
         sync_folder(path.parent)
 
 
+def exists(path: Path) -> bool:
+    """Whether anything has the name ``path``.
+
+    Raises:
+        StorageFailed: the folder cannot be looked into.
+    """
+    with _in_words(path):
+        return path.exists()
+
+
 def make_folder(path: Path) -> None:
     """Make ``path`` and the missing folders above it, mode 0700; what exists keeps its mode.
 
@@ -187,4 +197,4 @@ def _in_words(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         why = _WORDS.get(error.errno or 0) or os.strerror(error.errno or 0)
-        raise StorageFailed(f"{str(path)!r} must be written and kept, but {why}") from error
+        raise StorageFailed(f"{str(path)!r} must be within reach, but {why}") from error

@@ -1,0 +1,185 @@
+"""Setting up a site's identity: a key that never leaves, and the certificate for it.
+
+``install`` believes a bundle only as far as it fits: the certificate must be for this site and for
+the key that lies here, and lead to the bundle's root. A root that was installed before is not
+replaced by another's.
+
+Not covered: whether the first bundle is the operator's. Its fingerprints are returned so that
+people can compare them by another way than the one the file came by.
+"""
+
+import datetime as dt
+from dataclasses import dataclass
+from pathlib import Path
+
+from common import pki
+from common.bundle import Bundle, read_bundle
+from common.certificates import read_certificate
+from common.config import check_name
+from common.errors import InvalidInput
+from common.files import exists, make_folder, read_file, write_file
+from common.keys import MAX_PEM_BYTES, public_key_sha256
+
+CONFIG_FILE = "site.toml"
+
+_SITE_TOML = """\
+# This file is yours: the site decides here what it takes part in. Nothing ever overwrites it.
+
+site = "{site}"
+server = "{server}"
+
+[certificates]            # paths are relative to this folder
+root = "pki/root.pem"
+certificate = "pki/site.pem"
+key = "pki/site.key"
+
+[policy]                  # a job beyond these is refused before any record is read
+allowed_signers = ["{operator}"]
+max_epsilon = {max_epsilon!r}         # over the whole life of this site's data
+max_delta = {max_delta!r}
+allow_no_privacy = false  # true: this site also runs jobs without differential privacy
+
+# One section for each data set that jobs may name. Remove the '#' and fill in your columns.
+#
+# [data.discharge-notes]  # the name that a job asks for
+# path = "notes.csv"      # CSV or JSON lines, also .gz; relative to this folder
+# text = "text"           # the column that holds the text
+# label = "label"         # the column that holds the label
+# unit = ""               # e.g. "patient_id": whose records belong together
+# group = ""              # e.g. "ward"; used by simulations alone
+
+# [models]                # where a job's base model lies on this machine, if not in the cache
+# "organisation/model" = "/srv/models/model"
+
+[runtime]
+device = "auto"           # "auto", "cpu" or "cuda"
+threads = 0               # 0: as many as the machine has
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class SiteRequest:
+    """A signing request, ready to be sent. ``is_new``: made now rather than found."""
+
+    site: str
+    csr: Path
+    key_sha256: str
+    is_new: bool
+
+
+@dataclass(frozen=True, slots=True)
+class InstalledSite:
+    """What ``install`` put in place. ``is_new``: ``site.toml`` was written rather than kept."""
+
+    site: str
+    server: str
+    operator: str
+    root_sha256: str
+    certificate_sha256: str
+    days_left: int
+    is_new: bool
+
+
+def init_site(home: Path, site: str) -> SiteRequest:
+    """Make the site's key (mode 0600) and its signing request in ``home/pki``.
+
+    A key that is there is kept, and so is its request; a lost request is made anew from the key.
+
+    Raises:
+        InvalidInput: ``site`` is no name, or the home belongs to another site.
+        StorageFailed: the disk is full, or the like.
+    """
+    check_name("site", site)
+    key_path, csr_path = home / "pki" / "site.key", home / "pki" / "site.csr"
+    is_new = not exists(key_path)
+    if is_new:
+        make_folder(home / "pki")
+        key, csr = pki.new_site_key_and_csr(site)
+        write_file(key_path, key, overwrite=False)
+        write_file(csr_path, csr, mode=0o644)
+    key = pki.read_key(key_path)
+    if not exists(csr_path):
+        write_file(csr_path, pki.create_csr(site, key), mode=0o644)
+    owner, public_key = pki.read_csr(read_file(csr_path, max_bytes=MAX_PEM_BYTES))
+    if owner != site:
+        raise InvalidInput(f"home of site {site} must be its own, got that of {owner} in {home}")
+    if public_key != pki.load_key(key).public_key():
+        raise InvalidInput(
+            f"{csr_path} must be the request of the key beside it, got another's "
+            "(remove the request, and the next init makes it anew)"
+        )
+    return SiteRequest(site, csr_path, public_key_sha256(public_key), is_new)
+
+
+def install(
+    home: Path,
+    site: str,
+    bundle_path: Path,
+    *,
+    max_epsilon: float = 8.0,
+    max_delta: float = 1e-5,
+    now: dt.datetime | None = None,
+) -> InstalledSite:
+    """Put the operator's bundle in place: certificate, root and, if absent, ``site.toml``.
+
+    Raises:
+        InvalidInput: a bundle for another site or another key, of another root than the one
+            installed, expired, or malformed; or a policy limit out of its range.
+        StorageFailed: the disk is full, or the like.
+    """
+    _check_limits(max_epsilon, max_delta)
+    bundle = read_bundle(bundle_path)
+    certificate, root = _checked(home, check_name("site", site), bundle, now)
+    write_file(home / "pki" / "root.pem", root, mode=0o644)
+    write_file(home / "pki" / "site.pem", certificate, mode=0o644)
+    is_new = not exists(home / CONFIG_FILE)
+    if is_new:
+        text = _SITE_TOML.format(
+            site=site,
+            server=bundle.server,
+            operator=bundle.operator,
+            max_epsilon=float(max_epsilon),
+            max_delta=float(max_delta),
+        )
+        write_file(home / CONFIG_FILE, text.encode(), overwrite=False)
+    return InstalledSite(
+        site=site,
+        server=bundle.server,
+        operator=bundle.operator,
+        root_sha256=pki.fingerprint(root),
+        certificate_sha256=pki.fingerprint(certificate),
+        days_left=pki.days_left(certificate, now=now),
+        is_new=is_new,
+    )
+
+
+def _checked(home: Path, site: str, bundle: Bundle, now: dt.datetime | None) -> tuple[bytes, bytes]:
+    """The bundle's certificate chain and root, once they fit this home."""
+    certificate, root = bundle.certificate.encode(), bundle.root.encode()
+    owner = pki.check_site_chain(certificate, root, now=now)
+    if bundle.site != site or owner != site:
+        raise InvalidInput(f"bundle must be for site {site}, got one for {owner}")
+    key_path = home / "pki" / "site.key"
+    if not exists(key_path):
+        raise InvalidInput(f"site {site} must have a key before a bundle, got none in {key_path}")
+    if pki.leaf_key(certificate) != pki.load_key(pki.read_key(key_path)).public_key():
+        raise InvalidInput(
+            f"bundle must hold a certificate for the key in {key_path}, got one for another key"
+        )
+    known = home / "pki" / "root.pem"
+    roots = pki.load_certificates(root)
+    if len(roots) != 1:
+        raise InvalidInput(f"bundle must hold one root, got {len(roots)}")
+    if exists(known) and pki.load_certificates(read_certificate(known)) != roots:
+        raise InvalidInput(
+            f"bundle must be of the root installed in {known}, "
+            f"got another (sha256 {pki.fingerprint(root)[:16]}...)"
+        )
+    return certificate, root
+
+
+def _check_limits(max_epsilon: float, max_delta: float) -> None:
+    if not 0 < max_epsilon <= 1000:
+        raise InvalidInput(f"max_epsilon must be in (0, 1000], got {max_epsilon}")
+    if not 0 < max_delta < 1:
+        raise InvalidInput(f"max_delta must be in (0, 1), got {max_delta}")

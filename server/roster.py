@@ -1,0 +1,215 @@
+"""Which certificates the server admits: issued here, not revoked, not expired.
+
+The root vouches for whom the operator once enrolled; the roster says who is welcome now. It is one
+JSON file, replaced atomically under a lock, so that ``fl-server revoke`` and a running server share
+it without talking: the server looks at the file's stamp at each check and reads it again when that
+has changed. A roster that cannot be read admits nobody.
+
+Not covered: telling a connected site that it was revoked (server/link.py asks here every round).
+"""
+
+import datetime as dt
+import json
+import os
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Annotated
+
+from cryptography import x509
+from pydantic import AwareDatetime, Field, StringConstraints
+
+from common import pki
+from common.config import Name, Section, Sha256, parse
+from common.errors import InvalidInput, Refusal, StorageFailed
+from common.files import locked, read_file, write_file
+from common.keys import public_key_sha256
+
+MAX_ROSTER_BYTES = 16 * 1024 * 1024
+
+Serial = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{1,40}\z")]
+
+
+class Issued(Section):
+    """One certificate that was issued; ``serial`` in hex."""
+
+    serial: Serial
+    sha256: Sha256
+    key_sha256: Sha256
+    not_after: AwareDatetime
+    revoked: AwareDatetime | None = None
+
+    def stands(self, now: dt.datetime) -> bool:
+        """Whether it is neither revoked nor expired."""
+        return self.revoked is None and self.not_after >= now
+
+
+class _Sites(Section):
+    version: int = Field(default=1, ge=1, le=1)
+    sites: dict[Name, tuple[Issued, ...]] = Field(default_factory=dict)
+
+
+class Roster:
+    """The roster file of one server home; safe to share between threads and processes.
+
+    Args:
+        path: ``roster.json``; absent means that no site is enrolled.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._seen: tuple[tuple[int, int, int], _Sites] | None = None
+
+    def sites(self) -> dict[str, tuple[Issued, ...]]:
+        """Every site that was ever enrolled, with its certificates, oldest first.
+
+        Raises:
+            InvalidInput: the file is not a roster.
+        """
+        return dict(self._read().sites)
+
+    def enroll(
+        self, certificate: bytes, *, replace: bool = False, now: dt.datetime | None = None
+    ) -> Issued:
+        """Admit a site by a certificate just issued; durable when this returns.
+
+        A certificate for the key that the site has already is a renewal, and both stand. One for a
+        new key takes the place of those that stand, which are revoked, if ``replace`` says so.
+
+        Raises:
+            InvalidInput: the site has a certificate of another key that stands, and ``replace`` is
+                false; or the key was revoked, or belongs to another site.
+            StorageFailed: the roster could not be written; the site is not admitted.
+        """
+        moment = now or dt.datetime.now(dt.UTC)
+        site, entry = pki.read_identity(certificate), _entry(certificate)
+        with self._locked():
+            content = self._read()
+            _check_key(content, site, entry)
+            earlier = content.sites.get(site, ())
+            others = [e for e in earlier if e.stands(moment) and e.key_sha256 != entry.key_sha256]
+            if others and not replace:
+                raise InvalidInput(
+                    f"site {site} must have no certificate of another key that stands, got one "
+                    f"until {others[-1].not_after:%Y-%m-%d} (replace it to revoke that one)"
+                )
+            kept = tuple(_revoked(e, moment) if e in others else e for e in earlier)
+            self._write(content, site, (*kept, entry))
+        return entry
+
+    def revoke(self, site: str, *, now: dt.datetime | None = None) -> int:
+        """Turn away every certificate that ``site`` has; durable when this returns.
+
+        Returns:
+            How many certificates this revoked: 0 when all were revoked before.
+
+        Raises:
+            InvalidInput: the site was never enrolled.
+            StorageFailed: the roster could not be written; nothing is revoked.
+        """
+        moment = now or dt.datetime.now(dt.UTC)
+        with self._locked():
+            content = self._read()
+            if site not in content.sites:
+                raise InvalidInput(f"site must be enrolled, got {site[:80]!r}")
+            entries = content.sites[site]
+            count = sum(entry.revoked is None for entry in entries)
+            if count:
+                self._write(content, site, tuple(_revoked(entry, moment) for entry in entries))
+        return count
+
+    def check(self, site: str, serial: int, *, now: dt.datetime | None = None) -> None:
+        """Return if the certificate of ``site`` with this serial number is admitted now.
+
+        Raises:
+            Refusal: unknown site or certificate, revoked, expired, or no roster to look in.
+        """
+        try:
+            entries = self._read().sites.get(site)
+        except (InvalidInput, StorageFailed) as error:
+            raise Refusal(f"roster must be readable before a site is admitted: {error}") from error
+        if entries is None:
+            raise Refusal(f"site must be enrolled at this server, got {site[:80]!r}")
+        entry = next((e for e in entries if int(e.serial, 16) == serial), None)
+        if entry is None:
+            raise Refusal(f"certificate of {site} must be issued here, got serial {serial:x}")
+        if entry.revoked is not None:
+            raise Refusal(
+                f"certificate of {site} must not be revoked, got serial {serial:x}, "
+                f"revoked on {entry.revoked:%Y-%m-%d %H:%M} UTC"
+            )
+        if not entry.stands(now or dt.datetime.now(dt.UTC)):
+            raise Refusal(
+                f"certificate of {site} must be valid today, "
+                f"got one that expired on {entry.not_after:%Y-%m-%d}"
+            )
+
+    def _locked(self) -> AbstractContextManager[None]:
+        return locked(self._path.with_suffix(".lock"))
+
+    def _read(self) -> _Sites:
+        """The file's content, from memory while the file is the one that was read."""
+        stamp = self._stamp()
+        seen = self._seen
+        if stamp is None:
+            return _Sites()
+        if seen is not None and seen[0] == stamp:
+            return seen[1]
+        # Stamped before it is read: a change in between is seen at the next check.
+        content = _parse(self._path)
+        self._seen = (stamp, content)
+        return content
+
+    def _stamp(self) -> tuple[int, int, int] | None:
+        try:
+            status = os.stat(self._path)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StorageFailed(f"roster must be readable, got: {error.strerror}") from error
+        return status.st_mtime_ns, status.st_ino, status.st_size
+
+    def _write(self, content: _Sites, site: str, entries: tuple[Issued, ...]) -> None:
+        sites = {**content.sites, site: entries}
+        data = _Sites(sites=dict(sorted(sites.items()))).model_dump(mode="json")
+        write_file(self._path, (json.dumps(data, indent=1) + "\n").encode())
+
+
+def _parse(path: Path) -> _Sites:
+    try:
+        content = json.loads(read_file(path, max_bytes=MAX_ROSTER_BYTES))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, InvalidInput):
+            raise
+        raise InvalidInput(f"{path.name} must be a roster in JSON, got something else") from error
+    if not isinstance(content, dict):
+        raise InvalidInput(f"{path.name} must be a roster (a JSON object), got another value")
+    return parse(_Sites, content, path.name)
+
+
+def _entry(certificate: bytes) -> Issued:
+    leaf: x509.Certificate = pki.load_certificates(certificate)[0]
+    return Issued(
+        serial=f"{leaf.serial_number:x}",
+        sha256=pki.fingerprint(leaf),
+        key_sha256=public_key_sha256(pki.leaf_key(leaf)),
+        not_after=leaf.not_valid_after_utc,
+    )
+
+
+def _revoked(entry: Issued, moment: dt.datetime) -> Issued:
+    return entry if entry.revoked else entry.model_copy(update={"revoked": moment})
+
+
+def _check_key(content: _Sites, site: str, entry: Issued) -> None:
+    """A key has one owner, and does not come back once it was revoked."""
+    for owner, entries in content.sites.items():
+        for other in entries:
+            if other.key_sha256 != entry.key_sha256:
+                continue
+            if owner != site:
+                raise InvalidInput(f"key of site {site} must be its own, got that of {owner}")
+            if other.revoked is not None:
+                raise InvalidInput(
+                    f"key of site {site} must be a new one, got one revoked on "
+                    f"{other.revoked:%Y-%m-%d}"
+                )
