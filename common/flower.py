@@ -13,10 +13,24 @@ from flwr.common.serde import (
 )
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
+from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 from google.protobuf.message import DecodeError
 
 from common.errors import UpdateRejected
+
+__all__ = [
+    "Run",
+    "SERVER_NODE_ID",
+    "become_server",
+    "content_from_bytes",
+    "content_to_bytes",
+    "message_from_bytes",
+    "message_to_bytes",
+    "new_context",
+    "new_run",
+    "set_message_id",
+]
 
 SERVER_NODE_ID = 1
 _RUN_ID = 1
@@ -47,6 +61,11 @@ def new_context(
         state=RecordDict(),
         run_config=dict(run_config or {}),
     )
+
+
+def new_run() -> Run:
+    """The run that a grid outside Flower's own runtime reports."""
+    return Run.create_empty(_RUN_ID)
 
 
 def set_message_id(message: Message, message_id: str) -> None:

@@ -1,0 +1,279 @@
+"""A site's end of the link: outbound connections only, for as long as the site runs.
+
+The stream is served by the calling thread; messages are handled one at a time in a thread of their
+own, so that keepalive and shutdown go on while a model trains. A reply that is ready while the link
+is down is dropped: the server asks again, and the site's outbox has the bytes.
+
+Not covered: what a message asks for (client/app.py), why TLS fails (client/probe.py).
+"""
+
+import queue
+import random
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+
+import grpc
+import structlog
+
+from client.probe import diagnose
+from client.worker import Handle, Worker
+from common.errors import LinkDown, Refusal, UpdateRejected
+from common.link import federation_pb2 as wire
+from common.link import framing
+from common.link.channel import FETCH, SERVICE, SESSION, Credentials, open_channel
+from common.link.framing import Assembler, Received
+from common.link.identity import node_id
+
+FIRST_RETRY_S, LONGEST_RETRY_S = 0.2, 30.0
+_BUSY_RETRY_S = 5.0
+_WELCOME_TIMEOUT_S = 15.0
+_FETCH_TIMEOUT_S = 600.0
+_POLL_S = 0.1
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LinkConfig:
+    """Where the server is, and who this site is to it. Certificates and key are PEM."""
+
+    server: str
+    root_pem: bytes
+    certificate_pem: bytes
+    key_pem: bytes = field(repr=False)
+    site: str
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Whether the link is up and, when not, why in words."""
+
+    connected: bool
+    reason: str = ""
+
+
+class Turned(LinkDown):
+    """The server answered, and turned this site away."""
+
+    def __init__(self, reason: wire.Refusal.Reason, words: str) -> None:
+        super().__init__(f"server refused: {words}")
+        self.reason = reason
+
+
+def run(
+    config: LinkConfig,
+    handle: Handle,
+    cap: Callable[[str], int],
+    stop: threading.Event,
+    observe: Callable[[State], None],
+) -> None:
+    """Keep a session with the server until ``stop`` is set; returns within two seconds of it.
+
+    Args:
+        config: the server and this site's certificate.
+        handle: answers one message; called from one other thread.
+        cap: the most bytes a message of a job (by sha256) may have; for a job it does not know,
+            ``common.link.framing.UNKNOWN_JOB_CAP_BYTES``.
+        stop: ends it. A message being handled then is abandoned.
+        observe: told of every change of state.
+
+    Raises:
+        Exception: whatever ``handle`` raised that is not a VeiltuneError.
+    """
+    worker = Worker(handle, config.site)
+    failures = 0
+    while not stop.is_set():
+        session = _Session(config, cap, worker, stop)
+        try:
+            session.serve(lambda: observe(State(connected=True)))
+            words = "the server closed the session"
+        except LinkDown as error:
+            words = _words(config, error, session, stop)
+            delay_s = _delay(error, failures)
+        else:
+            delay_s = _delay(None, 0)
+        worker.raise_failure()
+        if stop.is_set():
+            break
+        failures = 1 if session.is_welcome else failures + 1
+        observe(State(connected=False, reason=words))
+        log.info("link down", reason=words, retry_s=round(delay_s, 1))
+        stop.wait(delay_s)
+    observe(State(connected=False, reason="stopped"))
+
+
+def fetch(config: LinkConfig, job_sha256: str, cap_bytes: int) -> bytes:
+    """A finished job's final adapter, as the server stored it.
+
+    Raises:
+        LinkDown: the server cannot be reached.
+        Refusal: it has no such adapter for this site.
+        UpdateRejected: what came is too long, or not what was announced.
+    """
+
+    def admit(header: wire.MessageHeader) -> bool:
+        framing.require_size(header, cap_bytes)
+        if (header.message_type, header.job_sha256) != (FETCH, job_sha256):
+            raise UpdateRejected("adapter must be the asked job's, got another")
+        return True
+
+    request = wire.FetchRequest(job_sha256=job_sha256).SerializeToString()
+    assembler = Assembler(admit)
+    try:
+        with open_channel(config.server, _credentials(config)) as channel:
+            call = channel.unary_stream(f"/{SERVICE}/{FETCH}")(request, timeout=_FETCH_TIMEOUT_S)
+            for data in call:
+                frame = framing.parse(data)
+                if frame.WhichOneof("body") == "refusal":
+                    raise Refusal(frame.refusal.words[:500])
+                if (received := assembler.take(frame)) is not None and received.body is not None:
+                    return received.body
+    except grpc.RpcError as error:
+        raise LinkDown(_diagnose(config)) from error
+    raise UpdateRejected("adapter must be complete, got less than announced")
+
+
+class _Session:
+    """One connection, from hello to its end."""
+
+    def __init__(
+        self,
+        config: LinkConfig,
+        cap: Callable[[str], int],
+        worker: Worker,
+        stop: threading.Event,
+    ) -> None:
+        self.is_welcome = False
+        self._config = config
+        self._cap = cap
+        self._worker = worker
+        self._stop = stop
+        self._outgoing: queue.SimpleQueue[Iterator[bytes] | None] = queue.SimpleQueue()
+        self._assembler = Assembler(self._admit)
+
+    def serve(self, on_welcome: Callable[[], None]) -> None:
+        """Connect and take frames until the server, the network or ``stop`` ends it.
+
+        Raises:
+            LinkDown: the connection failed or broke.
+            Turned: the server refused this site.
+        """
+        with open_channel(self._config.server, _credentials(self._config)) as channel:
+            call = channel.stream_stream(f"/{SERVICE}/{SESSION}")(self._frames())
+            watch = threading.Thread(target=self._watch, args=(call,), daemon=True)
+            watch.start()
+            try:
+                for data in call:
+                    self._take(framing.parse(data), on_welcome)
+            except grpc.RpcError as error:
+                raise LinkDown(_rpc_words(error)) from error
+            except UpdateRejected as error:
+                log.warning("server's frame refused", reason=str(error))
+                raise LinkDown(f"server must keep to the protocol: {error}") from error
+            finally:
+                self._worker.detach(self._send)
+                self._outgoing.put(None)
+                call.cancel()
+
+    def _frames(self) -> Iterator[bytes]:
+        yield framing.hello(_software())
+        while (frames := self._outgoing.get()) is not None:
+            yield from frames
+
+    def _watch(self, call: grpc.Call) -> None:
+        """Cancel the call on ``stop``, or when no welcome comes."""
+        waited_s = 0.0
+        while call.is_active():
+            if self._stop.wait(_POLL_S) or self._worker.has_failed:
+                call.cancel()
+            waited_s += _POLL_S
+            if not self.is_welcome and waited_s > _WELCOME_TIMEOUT_S:
+                call.cancel()
+
+    def _take(self, frame: wire.Frame, on_welcome: Callable[[], None]) -> None:
+        kind = frame.WhichOneof("body")
+        if kind == "refusal":
+            raise Turned(frame.refusal.reason, frame.refusal.words[:500])
+        if kind == "goodbye":
+            raise LinkDown(f"server said goodbye: {frame.goodbye.words[:200]}")
+        if kind == "welcome" and not self.is_welcome:
+            self._welcome(frame.welcome)
+            on_welcome()
+        elif not self.is_welcome:
+            raise UpdateRejected(f"first frame must be a welcome, got a {kind}")
+        elif (received := self._assembler.take(frame)) is not None:
+            self._receive(received)
+
+    def _welcome(self, welcome: wire.Welcome) -> None:
+        if welcome.protocol != framing.PROTOCOL:
+            raise UpdateRejected(
+                f"protocol version must be {framing.PROTOCOL}, got {welcome.protocol}"
+            )
+        self.is_welcome = True
+        self._worker.attach(self._send)
+        log.info("link up", server=self._config.server, software=welcome.software[:40])
+
+    def _admit(self, header: wire.MessageHeader) -> bool:
+        framing.require_size(header, self._cap(header.job_sha256))
+        return True
+
+    def _receive(self, received: Received) -> None:
+        if received.body is None:
+            return
+        message = framing.open_message(received.header, received.body)
+        if message.metadata.dst_node_id != node_id(self._config.site):
+            raise UpdateRejected("message must be for this site, got one for another")
+        if not message.metadata.message_id:
+            raise UpdateRejected("message must have an id, got none")
+        self._worker.accept(message, received.header.job_sha256)
+
+    def _send(self, frames: Iterator[bytes]) -> None:
+        self._outgoing.put(frames)
+
+
+def _credentials(config: LinkConfig) -> Credentials:
+    return Credentials(config.root_pem, config.certificate_pem, config.key_pem)
+
+
+def _software() -> str:
+    try:
+        return version("veiltune")
+    except PackageNotFoundError:  # run from a bare clone
+        return "unversioned"
+
+
+def _delay(error: LinkDown | None, failures: int) -> float:
+    """Seconds until the next attempt: full jitter, so that sites do not return all at once."""
+    if isinstance(error, Turned):
+        # Asking again cannot help soon. A killed site's old session ends by itself, though.
+        longest = _BUSY_RETRY_S if error.reason == wire.Refusal.BUSY else LONGEST_RETRY_S
+        return random.uniform(longest / 2, longest)
+    return random.uniform(0, min(LONGEST_RETRY_S, FIRST_RETRY_S * 2 ** min(failures, 16)))
+
+
+def _words(config: LinkConfig, error: LinkDown, session: _Session, stop: threading.Event) -> str:
+    """Why the link is down; asks the probe when a connection never came to be."""
+    if session.is_welcome or isinstance(error, Turned) or stop.is_set():
+        return str(error)
+    answer: queue.SimpleQueue[str] = queue.SimpleQueue()
+    # Beside this thread, as a probe may wait longer than a stop may take.
+    threading.Thread(target=lambda: answer.put(_diagnose(config)), daemon=True).start()
+    while not stop.is_set():
+        try:
+            return answer.get(timeout=_POLL_S)
+        except queue.Empty:
+            continue
+    return str(error)
+
+
+def _diagnose(config: LinkConfig) -> str:
+    return diagnose(
+        config.server, config.root_pem, config.certificate_pem, config.key_pem, config.site
+    )
+
+
+def _rpc_words(error: grpc.RpcError) -> str:
+    details = error.details() if isinstance(error, grpc.Call) else None
+    return f"connection broke: {details or 'no reason given'}"

@@ -1,0 +1,63 @@
+"""What both ends of the link agree on at the level of gRPC: method names, limits, keepalive.
+
+Not covered: TLS versions (this package's ``__init__``), certificates (common/pki.py).
+"""
+
+from dataclasses import dataclass, field
+
+import grpc
+
+from common.link.framing import MAX_FRAME_BYTES
+
+SERVICE = "veiltune.Federation"
+SESSION, FETCH = "Session", "Fetch"
+
+Options = tuple[tuple[str, int], ...]
+
+_KEEPALIVE_MS, _KEEPALIVE_TIMEOUT_MS = 10_000, 5_000
+_COMMON: Options = (
+    ("grpc.max_receive_message_length", MAX_FRAME_BYTES),
+    ("grpc.max_send_message_length", MAX_FRAME_BYTES),
+    ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
+    ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+)
+SERVER_OPTIONS: Options = (
+    *_COMMON,
+    # Without it a second server binds the same port and each gets half of the sites.
+    ("grpc.so_reuseport", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", _KEEPALIVE_MS // 2),
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    ("grpc.max_concurrent_streams", 4),  # a connection: one session, a fetch, and some slack
+)
+CLIENT_OPTIONS: Options = (
+    *_COMMON,
+    # Each attempt is a connection of its own: our backoff decides, not gRPC's.
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.min_reconnect_backoff_ms", 5_000),
+    ("grpc.enable_retries", 0),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """One end's certificate chain and key, and the root that the other end must descend from."""
+
+    root_pem: bytes
+    chain_pem: bytes
+    key_pem: bytes = field(repr=False)
+
+
+def server_credentials(credentials: Credentials) -> grpc.ServerCredentials:
+    """For a server that requires a client certificate."""
+    pair = (credentials.key_pem, credentials.chain_pem)
+    return grpc.ssl_server_credentials([pair], credentials.root_pem, require_client_auth=True)
+
+
+def open_channel(server: str, credentials: Credentials) -> grpc.Channel:
+    """A lazy channel to ``server`` (host:port) that presents the site's certificate."""
+    secrets = grpc.ssl_channel_credentials(
+        credentials.root_pem, credentials.key_pem, credentials.chain_pem
+    )
+    return grpc.secure_channel(server, secrets, options=CLIENT_OPTIONS)

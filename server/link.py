@@ -1,0 +1,243 @@
+"""The server's end of the link: a gRPC port that only enrolled sites get past.
+
+TLS 1.3 with client certificates required; a session's identity is the one URI in its certificate
+and nothing it says. One live session a site: a second one is refused, the first lives on.
+
+Not covered: messages (server/mailbox.py, server/grid.py), the words for handshakes that fail below
+gRPC (server/handshakes.py).
+"""
+
+import re
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from contextlib import closing
+
+import grpc
+import structlog
+from google.protobuf.message import DecodeError
+
+from common.errors import InvalidInput, Refusal
+from common.link import federation_pb2 as wire
+from common.link import framing
+from common.link.channel import FETCH, SERVER_OPTIONS, SERVICE, SESSION, Credentials
+from common.link.channel import server_credentials as _server_credentials
+from common.link.identity import read_certificate
+from server.handshakes import HandshakeLog
+from server.mailbox import Mailbox
+from server.session import Session, SiteRoster
+
+__all__ = ["LinkServer", "SiteRoster"]
+
+Fetch = Callable[[str, str], bytes | None]
+
+_CALLS = 512  # two a site at most; more than that wait
+_STOP_GRACE_S = 1.0
+
+log = structlog.get_logger(__name__)
+
+
+class LinkServer:
+    """Sessions of sites on one address, from ``start`` to ``stop``.
+
+    Args:
+        address: host:port to listen on; port 0 picks a free one.
+        credentials: the server's certificate and key, and the root that sites descend from.
+        roster: asked at each session's start, before each message out, at each reply in.
+        fetch: the final adapter of a job for a site, or None if it may not or cannot have it.
+        software: this server's version, told to sites.
+        names_handshakes: take over file descriptor 2 to log why TLS handshakes fail (in the server
+            process only: it is the process's own stderr).
+    """
+
+    def __init__(
+        self,
+        address: str,
+        credentials: Credentials,
+        roster: SiteRoster,
+        *,
+        fetch: Fetch | None = None,
+        software: str = "",
+        names_handshakes: bool = False,
+    ) -> None:
+        self.mailbox = Mailbox()
+        self._address = address
+        self._credentials = credentials
+        self._roster = roster
+        self._fetch = fetch
+        self._software = software
+        self._handshakes = HandshakeLog() if names_handshakes else None
+        self._sessions: dict[str, Session] = {}
+        self._fetching: set[str] = set()
+        self._lock = threading.Lock()
+        self._is_stopping = False
+        self._port = 0
+        self._server: grpc.Server | None = None
+
+    @property
+    def port(self) -> int:
+        """The port that ``start`` bound."""
+        return self._port
+
+    def start(self) -> None:
+        """Bind and serve, in threads of its own.
+
+        Raises:
+            InvalidInput: the address is in use, or not one of this machine.
+        """
+        _require_free(self._address)
+        if self._handshakes is not None:
+            self._handshakes.start()
+        workers = futures.ThreadPoolExecutor(_CALLS, thread_name_prefix="link")
+        server = grpc.server(workers, options=SERVER_OPTIONS, maximum_concurrent_rpcs=_CALLS)
+        server.add_generic_rpc_handlers((self._handlers(),))
+        try:
+            self._port = server.add_secure_port(
+                self._address, _server_credentials(self._credentials)
+            )
+        except RuntimeError as error:  # somebody was faster
+            raise InvalidInput(f"listen address must be free, got {self._address}") from error
+        server.start()
+        self._server = server
+        log.info("link open", address=self._address, port=self._port)
+
+    def stop(self) -> None:
+        """Say goodbye to every site and release the port."""
+        with self._lock:
+            self._is_stopping = True
+            sessions = list(self._sessions.values())
+        for session in sessions:
+            session.close("the server stops", framing.goodbye("the server stops"))
+        if self._server is not None:
+            self._server.stop(_STOP_GRACE_S).wait()
+            self._server = None
+            log.info("link closed", port=self._port)
+        if self._handshakes is not None:
+            self._handshakes.stop()
+
+    def connected(self) -> set[str]:
+        """The sites with a live session."""
+        with self._lock:
+            return {site for site, session in self._sessions.items() if session.is_live}
+
+    def _handlers(self) -> grpc.GenericRpcHandler:
+        # No (de)serialisers: frames that do not parse are for us to refuse, in our words.
+        return grpc.method_handlers_generic_handler(
+            SERVICE,
+            {
+                SESSION: grpc.stream_stream_rpc_method_handler(self._serve_session),
+                FETCH: grpc.unary_stream_rpc_method_handler(self._serve_fetch),
+            },
+        )
+
+    def _serve_session(
+        self, incoming: Iterator[bytes], context: grpc.ServicerContext
+    ) -> Iterator[bytes]:
+        try:
+            site, serial = self._identify(context)
+        except _Refused as error:
+            log.warning("session refused", peer=context.peer(), site=error.site, reason=str(error))
+            yield framing.refusal(error.reason, str(error))
+            return
+        session = Session(site, serial, self.mailbox, self._roster, self._software)
+        if (words := self._enter(session)) is not None:
+            log.warning("session refused", peer=context.peer(), site=site, reason=words)
+            yield framing.refusal(wire.Refusal.BUSY, words)
+            return
+        if not context.add_callback(lambda: self._leave(session)):
+            self._leave(session)  # gone already
+        try:
+            yield from session.frames(incoming)
+        finally:
+            self._leave(session)
+
+    def _serve_fetch(self, data: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+        try:
+            site, _ = self._identify(context)
+            job_sha256 = _requested_job(data, site)
+            blob = self._look_up(site, job_sha256)
+        except _Refused as error:
+            log.warning("fetch refused", peer=context.peer(), site=error.site, reason=str(error))
+            yield framing.refusal(error.reason, str(error))
+            return
+        log.info("fetch", site=site, job=job_sha256[:12], bytes=len(blob))
+        yield from framing.split(blob, message_type=FETCH, job_sha256=job_sha256)
+
+    def _identify(self, context: grpc.ServicerContext) -> tuple[str, int]:
+        """The site and serial number of the caller's certificate, if the roster holds it."""
+        try:
+            (pem,) = context.auth_context().get("x509_pem_cert", [b""])
+            site, serial = read_certificate(pem)
+        except InvalidInput as error:
+            raise _Refused(wire.Refusal.IDENTITY, str(error)) from error
+        try:
+            self._roster.check(site, serial)
+        except Refusal as error:
+            raise _Refused(wire.Refusal.ROSTER, str(error), site) from error
+        return site, serial
+
+    def _enter(self, session: Session) -> str | None:
+        """Make ``session`` its site's own; else say why not."""
+        with self._lock:
+            if self._is_stopping:
+                return "the server stops"
+            if session.site in self._sessions:
+                return f"site {session.site} must have one session, got a second"
+            self._sessions[session.site] = session
+            return None
+
+    def _leave(self, session: Session) -> None:
+        session.close("the connection ended")
+        with self._lock:
+            if self._sessions.get(session.site) is session:
+                del self._sessions[session.site]
+
+    def _look_up(self, site: str, job_sha256: str) -> bytes:
+        with self._lock:
+            if site in self._fetching:
+                words = f"site {site} must fetch one job at a time, got a second"
+                raise _Refused(wire.Refusal.BUSY, words, site)
+            self._fetching.add(site)
+        try:
+            blob = self._fetch(site, job_sha256) if self._fetch is not None else None
+        finally:
+            with self._lock:
+                self._fetching.discard(site)
+        if not blob:
+            words = f"job must be one of {site}'s with an adapter, got {job_sha256[:12]}"
+            raise _Refused(wire.Refusal.UNKNOWN_JOB, words, site)
+        return blob
+
+
+class _Refused(Refusal):
+    def __init__(self, reason: wire.Refusal.Reason, words: str, site: str = "") -> None:
+        super().__init__(words)
+        self.reason = reason
+        self.site = site
+
+
+def _requested_job(data: bytes, site: str) -> str:
+    try:
+        job_sha256 = wire.FetchRequest.FromString(data).job_sha256
+    except DecodeError as error:
+        words = f"fetch request must parse, got {len(data)} bytes that do not"
+        raise _Refused(wire.Refusal.PROTOCOL, words, site) from error
+    if not re.fullmatch("[0-9a-f]{64}", job_sha256):
+        words = f"job_sha256 must be 64 hex digits, got {len(job_sha256)} characters"
+        raise _Refused(wire.Refusal.PROTOCOL, words, site)
+    return job_sha256
+
+
+def _require_free(address: str) -> None:
+    """Bind and release ``address``, because gRPC's own refusal does not say what is wrong."""
+    host, _, port = address.rpartition(":")
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+        for family, kind, protocol, _, where in found:
+            with closing(socket.socket(family, kind, protocol)) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(where)
+    except (OSError, ValueError, OverflowError) as error:
+        words = error.strerror if isinstance(error, OSError) else "not host:port"
+        raise InvalidInput(f"listen address must be free, got {address}: {words}") from error

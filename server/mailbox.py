@@ -1,0 +1,104 @@
+"""Messages that sites still have to answer, whether they are connected or not.
+
+A letter stays until it is answered or withdrawn, so a site that comes back finds it again. What a
+site sends is matched against its own letters only: nobody answers for somebody else.
+
+Not covered: sessions (server/session.py), whether a reply's content is any good.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from flwr.app import Message
+
+_REMEMBERED_LETTERS = 4096
+_LETTERS_PER_SITE = 64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Letter:
+    """A message for one site, the largest reply it may bring, and who wants that."""
+
+    site: str
+    message_id: str
+    job_sha256: str
+    message: Message
+    cap_bytes: int
+    deliver: Callable[[Message], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """What is remembered of a letter that was answered or withdrawn."""
+
+    site: str
+    cap_bytes: int
+
+
+class Mailbox:
+    """Unanswered letters by site, oldest first. ``changed`` guards and announces every change."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self._open: dict[str, dict[str, Letter]] = {}
+        self._closed: OrderedDict[str, Closed] = OrderedDict()
+
+    def post(self, letter: Letter) -> bool:
+        """Add a letter; False if the site has too many, or this one, already."""
+        with self.changed:
+            letters = self._open.setdefault(letter.site, {})
+            if len(letters) >= _LETTERS_PER_SITE or letter.message_id in letters:
+                return False
+            letters[letter.message_id] = letter
+            self._closed.pop(letter.message_id, None)
+            self.changed.notify_all()
+            return True
+
+    def withdraw(self, site: str, message_id: str) -> None:
+        """Stop waiting for an answer; one that comes later is dropped."""
+        with self.changed:
+            self._close(site, message_id)
+
+    def next_for(self, site: str, sent: Iterable[str]) -> Letter | None:
+        """The oldest letter for ``site`` that is not in ``sent``. Hold ``changed``."""
+        for message_id, letter in self._open.get(site, {}).items():
+            if message_id not in sent:
+                return letter
+        return None
+
+    def find(self, site: str, message_id: str) -> Letter | None:
+        """The open letter of ``site`` with that id."""
+        with self.changed:
+            return self._open.get(site, {}).get(message_id)
+
+    def closed(self, message_id: str) -> Closed | None:
+        """A letter that was answered or withdrawn lately."""
+        with self.changed:
+            return self._closed.get(message_id)
+
+    def is_for_another(self, site: str, message_id: str) -> bool:
+        """Whether a letter with that id went to a site other than ``site``."""
+        with self.changed:
+            known = self._closed.get(message_id)
+            if known is not None:
+                return known.site != site
+            return any(message_id in letters for letters in self._open.values())
+
+    def answer(self, letter: Letter, reply: Message) -> bool:
+        """Deliver a reply; False if the letter was answered or withdrawn meanwhile."""
+        with self.changed:
+            if self._open.get(letter.site, {}).get(letter.message_id) is not letter:
+                return False
+            self._close(letter.site, letter.message_id)
+        letter.deliver(reply)
+        return True
+
+    def _close(self, site: str, message_id: str) -> None:
+        letter = self._open.get(site, {}).pop(message_id, None)
+        if letter is None:
+            return
+        self._closed[message_id] = Closed(site, letter.cap_bytes)
+        while len(self._closed) > _REMEMBERED_LETTERS:
+            self._closed.popitem(last=False)
