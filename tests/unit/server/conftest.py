@@ -1,46 +1,92 @@
+"""Outcomes to look at: private, seeded and without privacy, of few and of many classes."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from common.job import Job, SignedJob, sign_job
+from common.config import parse
+from common.job import Job
+from common.result import Result, privacy_statement, site_result
 
-OPERATOR = Ed25519PrivateKey.from_private_bytes(b"\x07" * 32)
+Outcome = tuple[Result, Job]
+MakeOutcome = Callable[..., Outcome]
 
 
-def manifest(name: str = "wards", **training: float) -> Job:
-    """A small private job of two sites."""
-    return Job.model_validate(
+def job_of(labels: list[str], sites: dict[str, int], rounds: int, mode: str) -> Job:
+    privacy: dict[str, Any] = {"mode": mode, "sampling_rate": 0.04}
+    if mode == "site":
+        privacy |= {"epsilon": 3.0, "delta": 1e-5, "clip_norm": 0.75}
+    sections = {
+        "job": {"name": "discharge-notes", "description": "Which department wrote this note?"},
+        "model": {"base": "/home/operator/models/minilm", "sha256": "ef" * 32},
+        "adapter": {"targets": ["query", "value"]},
+        "training": {"rounds": rounds, "local_steps": 8, "learning_rate": 0.5},
+        "privacy": privacy,
+        "data": {"name": "notes", "labels": labels, "population": sites},
+        "evaluation": {"data": "builtin:wards", "records": 1200},
+    }
+    return parse(Job, sections, "test")
+
+
+def make_outcome(
+    *,
+    classes: int | list[str] = 8,
+    rounds: int = 12,
+    mode: str = "site",
+    seeded: bool = False,
+    start: bool = True,
+    steps: dict[str, int] | None = None,
+) -> Outcome:
+    """A learning curve drawn by hand; the privacy figures come from the accountant."""
+    labels = classes if isinstance(classes, list) else [f"label {i}" for i in range(classes)]
+    sites = {"riverside": 4200, "st-anne": 2600, "northgate": 1350}
+    job = job_of(labels, sites, rounds, mode)
+    privacy = privacy_statement(job, seeded=seeded)
+    all_steps = rounds * 8
+    taken = {name: all_steps for name in sites} | (steps or {})
+    rows = [
         {
-            "job": {"name": name},
-            "model": {"base": "builtin:minilm", "sha256": "ab" * 32},
-            "adapter": {"targets": ["query"]},
-            "training": {"rounds": 3, "local_steps": 4, "learning_rate": 0.5, **training},
-            "privacy": {
-                "mode": "site",
-                "epsilon": 6.0,
-                "delta": 1e-4,
-                "clip_norm": 0.7,
-                "sampling_rate": 0.05,
-            },
-            "data": {
-                "name": "notes",
-                "labels": ["cardiology", "surgery"],
-                "population": {"A": 400, "B": 600},
-            },
-            "evaluation": {"data": "builtin:wards"},
+            "round": n,
+            "accuracy": 0.125 + 0.74 * (1 - math.exp(-4.0 * n / rounds)),
+            "macro_f1": 0.06 + 0.78 * (1 - math.exp(-3.6 * n / rounds)),
+            "epsilon": privacy.epsilon(8 * n),
+            "bytes_up": 260_000 * bool(n),
+            "seconds": 1.375,
         }
-    )
-
-
-class Jobs:
-    """Signed jobs by name, and the key that signs them."""
-
-    key = OPERATOR
-    signer = OPERATOR.public_key().public_bytes_raw().hex()
-
-    def __call__(self, name: str = "wards", **training: float) -> SignedJob:
-        return sign_job(manifest(name, **training), OPERATOR)
+        for n in range(0 if start else 1, rounds + 1)
+    ]
+    scores = [
+        {
+            "label": label,
+            "precision": min(1.0, 0.45 + 0.5 * ((7 * i) % 13) / 13),
+            "recall": min(1.0, 0.4 + 0.58 * ((5 * i) % 11) / 11),
+            "f1": min(1.0, 0.42 + 0.55 * ((6 * i) % 17) / 17),
+            "support": 20 + (i * 37) % 150,
+        }
+        for i, label in enumerate(labels)
+    ]
+    data = {
+        "job_sha256": job.sha256,
+        "name": job.job.name,
+        "task": "seq-cls",
+        "grid": "link",
+        "private": mode == "site" and not seeded,
+        "sites": [site_result(name, taken[name], privacy).model_dump() for name in sites],
+        "rounds": rows,
+        "final": {
+            "accuracy": rows[-1]["accuracy"],
+            "macro_f1": rows[-1]["macro_f1"],
+            "classes": scores,
+        },
+        "privacy": privacy.model_dump(),
+        "seconds": 71.5,
+        "adapter_sha256": "cd" * 32,
+    }
+    return parse(Result, data, "test"), job
 
 
 @pytest.fixture
-def signed() -> Jobs:
-    return Jobs()
+def outcome() -> MakeOutcome:
+    return make_outcome

@@ -1,0 +1,62 @@
+"""HTML and SVG elements in which every string from outside is escaped by construction.
+
+Only ``element`` makes ``Markup``; anything else that becomes a child or an attribute is escaped, so
+a site or a label named ``<script>`` is shown, not run. Not covered: which tags make sense together.
+"""
+
+import html
+
+VOID = frozenset({"meta", "link", "br", "line", "circle", "rect", "path"})
+
+
+class Markup(str):
+    """Text that is markup already."""
+
+    __slots__ = ()
+
+
+Child = str | int | None
+
+
+def element(tag: str, *children: Child, **attributes: str | float | None) -> Markup:
+    """Return ``<tag ...>children</tag>``.
+
+    Attribute names are Python's: ``class_`` is class, ``stroke_width`` is stroke-width. Children
+    and attributes that are None are left out.
+
+    >>> element("td", "a < b", class_="num")
+    '<td class="num">a &lt; b</td>'
+    """
+    inner = join(*children)
+    words = "".join(
+        f' {_name(key)}="{html.escape(_text(value))}"'
+        for key, value in attributes.items()
+        if value is not None
+    )
+    if tag in VOID and not inner:
+        return Markup(f"<{tag}{words}>" if tag in {"meta", "link", "br"} else f"<{tag}{words}/>")
+    return Markup(f"<{tag}{words}>{inner}</{tag}>")
+
+
+def join(*children: Child) -> Markup:
+    """Put children after one another, each escaped unless it is markup."""
+    return Markup(
+        "".join(
+            child if isinstance(child, Markup) else html.escape(str(child))
+            for child in children
+            if child is not None
+        )
+    )
+
+
+def style_element(css: str) -> Markup:
+    """A style element; ``css`` is ours and goes in as it is, for its hash to match."""
+    return Markup(f"<style>{css}</style>")
+
+
+def _name(key: str) -> str:
+    return key.rstrip("_").replace("_", "-")
+
+
+def _text(value: str | float) -> str:
+    return value if isinstance(value, str) else f"{round(value, 2):g}"

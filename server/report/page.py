@@ -1,0 +1,344 @@
+"""The report's page: a run's outcome for people, as one HTML file.
+
+It holds no script and fetches nothing; its content security policy forbids both, so that a name
+from outside which slipped past the escaping would still do nothing. Not covered: a signature.
+"""
+
+import base64
+import hashlib
+from importlib.resources import files
+from pathlib import Path
+
+from common.files import write_file
+from common.job import Job
+from common.privacy import group
+from common.result import ClassResult, Result
+from server.report import statement
+from server.report.figures import bound, duration, plain, power, share, size
+from server.report.markup import Markup, element, join, style_element
+from server.report.plots import Series, bar, line_chart
+from server.report.statement import PERSON_RECORDS, SitePromise
+
+# Beyond this a table of classes is read two columns abreast, with fewer bars.
+MANY_CLASSES = 20
+
+_GRIDS = {
+    "link": "gRPC link, certificates on both sides",
+    "inprocess": "simulated in one process",
+    "ray": "simulated with Ray",
+    "superlink": "Flower SuperLink",
+}
+
+
+def write_report(result: Result, job: Job, path: Path) -> None:
+    """Write the report of ``result`` to ``path``, whole or not at all.
+
+    Raises:
+        InvalidInput: the result is another job's.
+        StorageFailed: the disk refused.
+    """
+    write_file(path, page(result, job).encode(), mode=0o644)
+
+
+def page(result: Result, job: Job) -> str:
+    """The whole document.
+
+    Raises:
+        InvalidInput: the result is another job's.
+    """
+    promises = statement.site_promises(result, job)
+    css = files("server.report").joinpath("style.css").read_text("utf-8")
+    body = element(
+        "main",
+        _head(result, job),
+        _learning(result, job),
+        _promise(result, promises),
+        _sites(result, promises),
+        _classes(result),
+        _terms(result),
+        _footer(result),
+    )
+    document = element("html", _meta(result, css), element("body", body), lang="en")
+    return f"<!doctype html>\n{document}\n"
+
+
+def _meta(result: Result, css: str) -> Markup:
+    digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'"
+    return element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", http_equiv="Content-Security-Policy", content=policy),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", name="referrer", content="no-referrer"),
+        element("link", rel="icon", href="data:,"),
+        element("title", f"{result.name}: report"),
+        style_element(css),
+    )
+
+
+def _head(result: Result, job: Job) -> Markup:
+    facts = (
+        f"Text classification into {len(job.data.labels)} labels",
+        f"LoRA of rank {job.adapter.rank} on {statement.public_name(job.model.base)}",
+        _GRIDS[result.grid],
+    )
+    why = statement.warning(result)
+    return element(
+        "header",
+        element("div", _mark(), "Veiltune, federated fine-tuning", class_="eyebrow"),
+        element("h1", result.name),
+        element("p", job.job.description, class_="lede") if job.job.description else None,
+        element("p", " · ".join(facts), class_="facts"),
+        _banner(why) if why else None,
+        _headline(result),
+    )
+
+
+def _mark() -> Markup:
+    circles = [element("circle", cx=x, cy=8, r=6.5) for x in (8, 12, 16)]
+    return element("svg", *circles, viewBox="0 0 24 16", class_="mark", aria_hidden="true")
+
+
+def _banner(why: str) -> Markup:
+    return element(
+        "div",
+        element("strong", "Not private: this run gives no privacy guarantee"),
+        element("p", why),
+        class_="banner",
+        role="alert",
+    )
+
+
+def _headline(result: Result) -> Markup:
+    sent = sum(row.bytes_up for row in result.rounds)
+    figures = [("accuracy", share(result.final.accuracy), "lead")]
+    figures.append(("macro-F1", share(result.final.macro_f1), "lead"))
+    if result.private:
+        at = f"epsilon at delta {power(result.privacy.delta)}"
+        figures.append((at, f"ε {bound(result.epsilon)}", "cost"))
+    figures += [
+        ("sites" if len(result.sites) > 1 else "site", str(len(result.sites)), ""),
+        ("rounds" if result.last_round != 1 else "round", str(result.last_round), ""),
+        ("sent by sites", size(sent), ""),
+        ("in all", duration(result.seconds), ""),
+    ]
+    rows = [
+        element("div", element("dt", name), element("dd", value), class_=style or None)
+        for name, value, style in figures
+    ]
+    return element("dl", *rows, class_="figures")
+
+
+def _learning(result: Result, job: Job) -> Markup:
+    source = statement.public_name(job.evaluation.data)
+    measured = (
+        f" on the public hold-out {source} ({job.evaluation.split}), at most "
+        f"{job.evaluation.records:,} records."
+    )
+    if result.rounds[0].round == 0:
+        measured += " Round 0 is the untrained start."
+    figures = [_figure(_accuracy_chart(result), "Accuracy and macro-F1", measured)]
+    if result.epsilon is not None:
+        spent = " spent by then, of the site that has spent most." + (
+            "" if result.private else " Nominal: this run promises nothing."
+        )
+        figures.append(_figure(_epsilon_chart(result, job), "Epsilon", spent))
+    return element(
+        "section",
+        element("h2", "What was learned, and what it cost" if result.private else "Learning"),
+        element("div", *figures, class_="plots"),
+        _rounds(result),
+    )
+
+
+def _figure(chart: Markup, subject: str, words: str) -> Markup:
+    return element("figure", chart, element("figcaption", element("b", subject), words))
+
+
+def _accuracy_chart(result: Result) -> Markup:
+    accuracy = tuple((row.round, row.accuracy) for row in result.rounds)
+    macro_f1 = tuple((row.round, row.macro_f1) for row in result.rounds)
+    return line_chart(
+        [_series("accuracy", "first", accuracy), _series("macro-F1", "second", macro_f1)],
+        summary=f"Accuracy by round, ending at {share(result.final.accuracy)}; "
+        f"macro-F1 at {share(result.final.macro_f1)}",
+        y_max=1.0,
+    )
+
+
+def _series(name: str, style: str, points: tuple[tuple[int, float | None], ...]) -> Series:
+    words = tuple(f"round {x}: {name} {share(y)}" for x, y in points)
+    return Series(name, style, points, words)
+
+
+def _epsilon_chart(result: Result, job: Job) -> Markup:
+    points = tuple((row.round, row.epsilon) for row in result.rounds)
+    if points[0][0] > 0:
+        points = ((0, 0.0), *points)  # nothing is spent before the first round
+    words = tuple(f"round {x}: epsilon {bound(y)}" for x, y in points)
+    goal = job.privacy.epsilon
+    highest = max([y for _, y in points if y is not None] + [goal or 0.0, 1e-3])
+    return line_chart(
+        [Series("epsilon", "cost", points, words)],
+        summary=f"Epsilon by round, ending at {bound(result.epsilon)}"
+        + (f" of {plain(goal)} agreed" if goal else ""),
+        y_max=highest * 1.1,
+        target=(goal, f"agreed in the job: {plain(goal)}") if goal else None,
+    )
+
+
+def _rounds(result: Result) -> Markup:
+    heads = ("round", "accuracy", "macro-F1", "epsilon", "sent by sites", "time")
+    rows = [
+        (
+            str(row.round),
+            share(row.accuracy),
+            share(row.macro_f1),
+            "–" if row.epsilon is None else bound(row.epsilon),
+            size(row.bytes_up),
+            duration(row.seconds),
+        )
+        for row in result.rounds
+    ]
+    body = [element("tr", *(element("td", cell, class_="num") for cell in row)) for row in rows]
+    table = _table([element("th", head, class_="num") for head in heads], body)
+    return element("details", element("summary", "Every round as a table"), table)
+
+
+def _table(heads: list[Markup], rows: list[Markup]) -> Markup:
+    head = element("thead", element("tr", *heads))
+    return element("div", element("table", head, element("tbody", *rows)), class_="scroll")
+
+
+def _promise(result: Result, promises: tuple[SitePromise, ...]) -> Markup:
+    heading = element("h2", "What is promised to the people in the records")
+    epsilon, delta = result.epsilon, result.privacy.delta
+    if not result.private or epsilon is None or delta is None:
+        why = "Nothing. Treat the adapter as you would treat the records it was trained on."
+        return element("section", heading, element("p", why, class_="prose"))
+    paragraphs = (
+        "Records stayed at their sites. Each site trained with differential privacy and sent only "
+        "noised updates, so the promise holds against the server and the other sites as well.",
+        statement.meaning(epsilon, delta),
+        statement.bet(epsilon, delta),
+        statement.person(promises),
+        statement.several_sites(result),
+    )
+    return element("section", heading, *map(_paragraph, paragraphs), class_="prose")
+
+
+def _paragraph(words: str | None) -> Markup | None:
+    return element("p", words) if words else None
+
+
+def _sites(result: Result, promises: tuple[SitePromise, ...]) -> Markup:
+    heads = [
+        element("th", "Site"),
+        element("th", "Public population", class_="num"),
+        element("th", "Steps", class_="num"),
+    ]
+    if result.epsilon is not None:
+        heads += [
+            element("th", "ε, one record", class_="num"),
+            element("th", f"ε, person with {PERSON_RECORDS} records", class_="num"),
+            element("th", "δ", class_="num"),
+        ]
+    rows = [_site_row(site, result.epsilon is not None) for site in promises]
+    note = None
+    if result.epsilon is not None:
+        note = element(
+            "p",
+            "Epsilon is computed from the steps that a site was charged for, whether or not its "
+            "update arrived in time. Both epsilons hold at the same delta.",
+            class_="soft small",
+        )
+    return element("section", element("h2", "Sites"), _table(heads, rows), note)
+
+
+def _site_row(site: SitePromise, with_epsilon: bool) -> Markup:
+    steps = f"{site.steps:,}" if site.steps else "0 (took no part)"
+    cells = [
+        element("th", site.name, scope="row"),
+        element("td", f"{site.population:,}", class_="num"),
+        element("td", steps, class_="num"),
+    ]
+    if with_epsilon:
+        weak = (site.person_epsilon or 0.0) > group.MEANINGFUL_EPSILON
+        remark = element("small", "no meaningful guarantee") if weak else None
+        cells += [
+            element("td", bound(site.epsilon), class_="num"),
+            element("td", bound(site.person_epsilon), remark, class_="num"),
+            element("td", power(site.delta), class_="num"),
+        ]
+    return element("tr", *cells)
+
+
+def _classes(result: Result) -> Markup | None:
+    if not result.final.classes:
+        return None
+    rows = sorted(result.final.classes, key=lambda row: (row.support == 0, -row.f1, row.label))
+    many = len(rows) > MANY_CLASSES
+    half = (len(rows) + 1) // 2 if many else len(rows)
+    tables = [_class_table(part, many) for part in (rows[:half], rows[half:]) if part]
+    note = "On the public hold-out, highest F1 first. Support counts the hold-out's records."
+    return element(
+        "section",
+        element("h2", f"The {len(rows)} classes"),
+        element("div", *tables, class_="classes many" if many else "classes"),
+        element("p", note, class_="soft small"),
+    )
+
+
+def _class_table(rows: list[ClassResult], many: bool) -> Markup:
+    heads = [element("th", "Class"), element("th", "F1")]
+    numeric = "num" if many else None
+    heads += [element("th", name, class_=numeric) for name in ("Precision", "Recall")]
+    heads.append(element("th", "Support", class_="num"))
+    return _table(heads, [_class_row(row, many) for row in rows])
+
+
+def _class_row(row: ClassResult, many: bool) -> Markup:
+    cells = [element("th", row.label, scope="row"), _measure(row.f1, row, "", True)]
+    cells += [_measure(value, row, "thin", not many) for value in (row.precision, row.recall)]
+    return element("tr", *cells, element("td", f"{row.support:,}", class_="num"))
+
+
+def _measure(value: float, row: ClassResult, style: str, with_bar: bool) -> Markup:
+    """A figure with its bar; a class without records in the hold-out has neither."""
+    drawn = bar(value, style) if with_bar and row.support else None
+    words = share(value if row.support else None)
+    return element("td", drawn, words, class_="figure" if with_bar else "num")
+
+
+def _terms(result: Result) -> Markup:
+    terms = [
+        part
+        for term, words in statement.mechanism(result)
+        for part in (element("dt", term), element("dd", words))
+    ]
+    left = element(
+        "section", element("h2", "The mechanism"), element("dl", *terms, class_="terms small")
+    )
+    items = [element("li", words) for words in statement.not_covered(result)]
+    right = element(
+        "section", element("h2", "What is not covered"), element("ul", *items, class_="small")
+    )
+    return element("section", element("div", left, right, class_="pair"))
+
+
+def _footer(result: Result) -> Markup:
+    terms = [
+        part
+        for term, value in (("Job", result.job_sha256), ("Adapter", result.adapter_sha256))
+        for part in (element("dt", f"{term} (sha256)"), element("dd", element("code", value)))
+    ]
+    check = join(
+        "Recompute each epsilon and the adapter's hash from this folder: ",
+        element("code", "fl-audit result ."),
+    )
+    return element(
+        "footer",
+        element("dl", *terms, class_="terms small"),
+        element("p", check, class_="soft small"),
+    )

@@ -1,0 +1,181 @@
+"""What a run promises, in words that a hospital's privacy officer can hold against us.
+
+The figures beside the words are computed here from the mechanism and the executed steps. The shape
+follows NIST SP 800-226 (2025): unit, neighbours, parameters, accountant, trust, and what is left
+out. Not covered: whether the promise is good enough; that is the reader's to say.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.errors import InvalidInput
+from common.job import Job, require_site
+from common.privacy import accounting, group
+from common.result import Result
+from server.report.figures import bound, factor, plain, power
+
+# The most notes of one patient in the synthetic wards, and nothing unusual in a real one.
+PERSON_RECORDS = 12
+
+
+@dataclass(frozen=True, slots=True)
+class SitePromise:
+    """A site's public size, what it spent, and what that gives a person with many records."""
+
+    name: str
+    population: int
+    steps: int
+    epsilon: float | None
+    delta: float | None
+    person_epsilon: float | None
+
+
+def site_promises(result: Result, job: Job) -> tuple[SitePromise, ...]:
+    """One for each site of the result.
+
+    Raises:
+        InvalidInput: the result is another job's.
+    """
+    if result.job_sha256 != job.sha256:
+        raise InvalidInput(
+            f"result.job_sha256 must be that of the job, {job.sha256[:16]}..., "
+            f"got {result.job_sha256[:16]}..."
+        )
+    return tuple(_site_promise(result, job, at) for at in range(len(result.sites)))
+
+
+def _site_promise(result: Result, job: Job, at: int) -> SitePromise:
+    site = result.sites[at]
+    require_site(job, site.name)
+    person = None
+    if site.epsilon is not None and site.delta is not None:
+        spent = result.privacy.spent(site.steps)
+        person = group.epsilon(spent, site.delta, PERSON_RECORDS)
+    return SitePromise(
+        name=site.name,
+        population=job.data.population[site.name],
+        steps=site.steps,
+        epsilon=site.epsilon,
+        delta=site.delta,
+        person_epsilon=person,
+    )
+
+
+def person_at_all_sites(result: Result) -> float | None:
+    """The epsilon of a person with one record at every site."""
+    if result.epsilon is None or result.privacy.delta is None:
+        return None
+    spent = [result.privacy.spent(site.steps) for site in result.sites]
+    return accounting.epsilon(spent, result.privacy.delta)
+
+
+def warning(result: Result) -> str | None:
+    """Why a run gives no guarantee; None where it gives one."""
+    if result.private:
+        return None
+    if result.privacy.mode == "none":
+        return (
+            "Noise and clipping were switched off. The adapter, and every update that a site sent, "
+            "can reveal the records it was trained on."
+        )
+    return (
+        "Noise or sampling came from a seed, so that the run can be repeated. Who knows the seed "
+        "can take the noise off again. Each epsilon below is what the same run would have cost "
+        "with fresh noise; here it promises nothing."
+    )
+
+
+def meaning(epsilon: float, delta: float) -> str:
+    """What an epsilon says, in one sentence."""
+    return (
+        f"Whether or not any one record was in a site's data, whatever can be seen of the training "
+        f"is at most {factor(epsilon)} times as likely (e to the power ε = {bound(epsilon)}), "
+        f"but for a chance of δ = {power(delta)}."
+    )
+
+
+def bet(epsilon: float, delta: float) -> str:
+    """The same, as the success of the best possible guess from even odds.
+
+    Kairouz et al. (2015), https://arxiv.org/abs/1311.0776: the error rates a and b of any test obey
+    ``a + e^epsilon b >= 1 - delta`` both ways, so ``(a + b) / 2 >= (1 - delta) / (1 + e^epsilon)``.
+    """
+    wrong = (1 - delta) / (1 + math.exp(min(epsilon, 700)))
+    right = math.ceil((1 - wrong) * 10_000) / 100
+    most = f"at most {right:.2f} %" if right < 100 else "up to practically 100 %"
+    return (
+        f"Put as a bet: somebody who knows everything else, and guesses from even odds whether a "
+        f"certain record was used, is right {most} of the time; a coin is right 50 %."
+    )
+
+
+def person(promises: tuple[SitePromise, ...]) -> str:
+    """What a person with many records is told; the worst site speaks for all."""
+    worst = max(p.person_epsilon or 0.0 for p in promises)
+    told = (
+        "that is too weak to mean anything, so such a person has no meaningful guarantee"
+        if worst > group.MEANINGFUL_EPSILON
+        else "weaker than for a single record"
+    )
+    return (
+        f"The unit is a record, not a person. Someone with {PERSON_RECORDS} records at one site is "
+        f"covered at ε = {bound(worst)} only: {told}."
+    )
+
+
+def several_sites(result: Result) -> str | None:
+    """What a person known to every site is told."""
+    total = person_at_all_sites(result)
+    if total is None or len(result.sites) < 2:
+        return None
+    return (
+        f"A person known to several sites spends at each: one record at all {len(result.sites)} "
+        f"of them costs ε = {bound(total)} together."
+    )
+
+
+def not_covered(result: Result) -> tuple[str, ...]:
+    """What no epsilon of this page speaks of."""
+    always = (
+        "That a site took part, in which rounds and when: the server sees it.",
+        "Accuracy and F1: they come from a public hold-out at the server. Sites release no figures "
+        "of their own.",
+        "Who reaches the model afterwards, and what they do with what it says of groups of people.",
+    )
+    if not result.private:
+        return always
+    return (
+        *always,
+        "Other jobs on the same records: each spends anew, and the epsilons add up.",
+        "Choices made by looking at earlier runs on the same records, such as the learning rate.",
+        "The computers of the sites: who controls one sees its records; timing is not accounted.",
+        "Proof that the sites ran the steps stated here: this page is not signed.",
+    )
+
+
+def public_name(source: str) -> str:
+    """A base model or a data set, without the operator's folders."""
+    return Path(source).name if Path(source).is_absolute() else source
+
+
+def mechanism(result: Result) -> tuple[tuple[str, str], ...]:
+    """The mechanism's terms and values, enough to recompute every epsilon."""
+    stated = result.privacy
+    if stated.mode == "none":
+        return (
+            ("Mechanism", "none: plain SGD on Poisson samples"),
+            ("Sampling rate", f"{plain(stated.sampling_rate)} a step"),
+            ("Steps a round", str(stated.local_steps)),
+        )
+    return (
+        ("Mechanism", "DP-SGD: Poisson-subsampled Gaussian, added at each site"),
+        ("Unit", "one record; neighbours differ by adding or removing one"),
+        ("Sampling rate", f"{plain(stated.sampling_rate)} a step, public"),
+        ("Clip norm", f"{plain(stated.clip_norm or 0)} a record"),
+        ("Noise multiplier", f"{stated.noise_multiplier:.4f} clip norms"),
+        ("Steps a round", str(stated.local_steps)),
+        ("Randomness", "seeded: repeatable" if stated.seeded else "operating system, never a seed"),
+        ("Accountant", f"privacy loss distributions ({stated.accountant_version})"),
+        ("Trust", "the server and other sites see noised updates only, never records"),
+    )
