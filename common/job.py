@@ -56,7 +56,7 @@ class AdapterSection(Section):
 
     method: Literal["ffa", "lora"] = "ffa"
     rank: int = Field(default=8, ge=1, le=512)
-    alpha: float = Field(default=16.0, gt=0)
+    alpha: int = Field(default=16, ge=1)
     targets: tuple[ModuleName, ...] = Field(min_length=1, max_length=64)
     head: tuple[ModuleName, ...] = Field(default=("classifier",), max_length=8)
     seed: int = Field(default=0, ge=0, lt=2**63)
@@ -311,7 +311,7 @@ def verify_job(signed: SignedJob, allowed_signers: tuple[str, ...]) -> Job:
         key.verify(bytes.fromhex(signed.signature), SIGNATURE_DOMAIN + signed.job.canonical)
     except InvalidSignature as error:
         raise JobRefused(
-            "job signature must be the signer's over this manifest, got another (edited after signing?)"
+            "job signature must be over this manifest, got another (edited after signing?)"
         ) from error
     return signed.job
 

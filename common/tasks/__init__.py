@@ -1,1 +1,64 @@
-"""Tasks: one file each, encode -> per-example loss -> metrics."""
+"""Tasks: one file each, from a record to a per-example loss and public metrics.
+
+A task is what ``Task`` gathers; a new one is a module with these and a line in ``TASKS``.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from common.data.records import Record
+from common.errors import InvalidInput
+from common.job import Job
+from common.tasks import seq_cls
+from common.tasks.batches import Batch, Example
+from common.tasks.metrics import Metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What training and evaluation need to know of a task.
+
+    Attributes:
+        peft_type: the name peft has for it.
+        load_base: (folder, job) -> the base model with the task's head.
+        encode: (tokenizer, records, job) -> one example a record.
+        per_example_loss: (model, batch) -> (B,) losses that depend on their own example alone.
+        predict: (model, batch) -> (B,) class indices.
+        measure: (truth, predicted, labels) -> metrics.
+    """
+
+    peft_type: str
+    load_base: Callable[[Path, Job], nn.Module]
+    encode: Callable[[Any, Sequence[Record], Job], list[Example]]
+    per_example_loss: Callable[[nn.Module, Batch], Tensor]
+    predict: Callable[[nn.Module, Batch], Tensor]
+    measure: Callable[[NDArray[np.int64], NDArray[np.int64], Sequence[str]], Metrics]
+
+
+TASKS = {
+    "seq-cls": Task(
+        peft_type="SEQ_CLS",
+        load_base=seq_cls.load_base,
+        encode=seq_cls.encode,
+        per_example_loss=seq_cls.per_example_loss,
+        predict=seq_cls.predict,
+        measure=seq_cls.measure,
+    )
+}
+
+
+def task_of(job: Job) -> Task:
+    """The task that a job names.
+
+    Raises:
+        InvalidInput: no such task.
+    """
+    if job.job.task not in TASKS:
+        raise InvalidInput(f"job.task must be one of {', '.join(TASKS)}, got {job.job.task!r}")
+    return TASKS[job.job.task]

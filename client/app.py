@@ -1,0 +1,76 @@
+"""The site's Flower ClientApp: a thin translation between Flower's messages and ``Site``.
+
+The same app runs over the link, in a simulation and under Flower's own runtime.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+import structlog
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from client.config import load_home
+from client.site import Site
+from common import messages
+from common.errors import Refusal, VeiltuneError
+
+log = structlog.get_logger(__name__)
+
+
+def make_client_app(site_of: Callable[[Context], Site]) -> ClientApp:
+    """A ClientApp whose site is found by ``site_of``."""
+    app = ClientApp()
+
+    @app.query("offer")
+    def offer(message: Message, context: Context) -> Message:
+        def accept() -> RecordDict:
+            site_of(context).consider(messages.read_offer(message.content))
+            return messages.verdict(accepted=True)
+
+        return Message(_answered(accept), reply_to=message)
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        def answer() -> RecordDict:
+            site, order = site_of(context), messages.read_order(message.content)
+            table = site.consider(order.signed).adapter.table
+            return site.answer(order, messages.read_global(message.content, table))
+
+        return Message(_answered(answer), reply_to=message)
+
+    @app.query("close")
+    def close(message: Message, context: Context) -> Message:
+        def end() -> RecordDict:
+            site_of(context).end(messages.read_close(message.content))
+            return messages.verdict(accepted=True)
+
+        return Message(_answered(end), reply_to=message)
+
+    return app
+
+
+def _answered(act: Callable[[], RecordDict]) -> RecordDict:
+    """What ``act`` answers, or its refusal in words that hold no record."""
+    try:
+        return act()
+    except VeiltuneError as error:
+        log.error("refused", reason=str(error))
+        # A refusal follows from public facts; trouble with this site's disk is its own affair.
+        reason = str(error) if isinstance(error, Refusal) else "site is in trouble"
+        return messages.verdict(accepted=False, reason=reason)
+
+
+@lru_cache(maxsize=64)
+def open_site(home: str, site: str) -> Site:
+    """The one ``Site`` of a home in this process."""
+    return Site(load_home(Path(home), site))
+
+
+def site_of_node(context: Context) -> Site:
+    """The site that ``node_config`` names by ``home`` and ``site``."""
+    return open_site(str(context.node_config["home"]), str(context.node_config["site"]))
+
+
+app = make_client_app(site_of_node)

@@ -1,0 +1,189 @@
+"""A site's side of a job: consider it, make it ready, answer its rounds, note its end.
+
+The order within a round is the privacy argument: verify what came, reserve all steps durably, train
+and noise, store the finished bytes durably, and only then hand them out.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import structlog
+import torch
+from flwr.app import RecordDict
+
+from client.config import SiteHome
+from client.outbox import Outbox, RoundKey
+from client.policy import admit
+from client.train import Trainer
+from common.adapter import LoadedAdapter, Vector, load_adapter, vector_sha256
+from common.data.readers import drop_duplicates, read_records
+from common.data.records import Record, require_labels
+from common.errors import InvalidInput, JobRefused, RoundRefused, SelfCheckFailed
+from common.flower import content_from_bytes, content_to_bytes
+from common.job import Job, SignedJob
+from common.messages import Closing, Order, Receipt, Update, job_cap, update
+from common.model import require_base
+from common.privacy.accounting import GaussianSteps
+from common.privacy.mechanism import mechanism_of
+from common.privacy.selfcheck import run_checks
+from common.privacy.stream import KeySource, fresh_key, public_keys
+from common.tasks import task_of
+from common.tasks.batches import Example
+
+NOT_PARTICIPATING = "not participating"
+
+log = structlog.get_logger(__name__)
+
+
+class Site:
+    """An institution's own process state; one job is ready at a time.
+
+    Args:
+        home: the site's folder and file.
+        keys: where sampling and noise take their keys; anything but ``fresh_key`` forfeits privacy.
+    """
+
+    def __init__(self, home: SiteHome, keys: KeySource = fresh_key) -> None:
+        self.home = home
+        self.outbox = Outbox(home.account_path)
+        self._keys = keys
+        self._trainers: dict[str, Trainer] = {}
+        if home.config.runtime.threads:
+            torch.set_num_threads(home.config.runtime.threads)
+
+    def consider(self, signed: SignedJob) -> Trainer:
+        """Accept a job and make it ready, or refuse it.
+
+        Raises:
+            JobRefused: by policy, base model or data; where the reason depends on records it reads
+                ``not participating`` and this site's own log has it.
+            SelfCheckFailed: the mechanism does not do what its accounting assumes.
+        """
+        job = admit(signed, self.home, self.outbox.charges())
+        if job.sha256 not in self._trainers:
+            trainer = self._prepare(job)
+            self.outbox.open_job(job.sha256, job.job.name, signed.to_bytes())
+            self._trainers = {job.sha256: trainer}
+            log.info("job accepted", job=job.job.name, site=self.home.site)
+        return self._trainers[job.sha256]
+
+    def _prepare(self, job: Job) -> Trainer:
+        """Base model first, then data, then the self-checks."""
+        try:
+            folder = require_base(job, self.home.models)
+            adapter = load_adapter(job, folder, self.home.config.runtime.device)
+        except InvalidInput as error:
+            raise JobRefused(str(error)) from error
+        trainer = Trainer(
+            job=job,
+            adapter=adapter,
+            examples=self._examples(job, adapter),
+            mechanism=mechanism_of(job, self.home.site, self._keys_for(job)),
+            physical_batch=self.home.config.runtime.physical_batch,
+        )
+        try:
+            passed = run_checks(trainer.subject())
+        except SelfCheckFailed as error:
+            log.error("self-check failed", job=job.job.name, reason=str(error))
+            raise
+        log.info("self-checks passed", job=job.job.name, checks=", ".join(passed))
+        return trainer
+
+    def _keys_for(self, job: Job) -> KeySource:
+        # Without privacy the batches are public, so that a run can be repeated.
+        return self._keys if job.is_private else public_keys(job.sha256, self.home.site)
+
+    def _examples(self, job: Job, adapter: LoadedAdapter) -> Sequence[Example]:
+        try:
+            return task_of(job).encode(adapter.tokenizer, self._records(job), job)
+        except InvalidInput as error:
+            # The reason is a fact about private records: it stays here.
+            log.error("data refused", job=job.job.name, reason=str(error))
+            raise JobRefused(NOT_PARTICIPATING) from error
+
+    def _records(self, job: Job) -> list[Record]:
+        data_set = self.home.data_set(job.data.name)
+        path = self.home.path(data_set.path)
+        records = drop_duplicates(read_records(path, data_set.columns))
+        require_labels(records, job.data.labels, path.name)
+        if not records:
+            raise InvalidInput(f"{path.name} must hold records, got none")
+        return records
+
+    def cap(self, job_sha256: str) -> int | None:
+        """The most bytes that a message of this job may have; ``None`` before it is accepted."""
+        trainer = self._trainers.get(job_sha256)
+        return None if trainer is None else job_cap(trainer.job, trainer.adapter.table)
+
+    def answer(self, order: Order, vector: Vector) -> RecordDict:
+        """Train a round, or give again the bytes that a first answer was made of.
+
+        Raises:
+            JobRefused, SelfCheckFailed: see ``consider``.
+            RoundRefused: the round does not continue what this site knows.
+            StorageFailed: the account is in doubt; nothing is handed out.
+        """
+        trainer = self.consider(order.signed)
+        job = trainer.job
+        if order.receipt is not None:
+            self._note(job.sha256, order.receipt)
+        key = RoundKey(job.sha256, order.round, vector_sha256(vector))
+        stored = self.outbox.stored(key)
+        if stored is None:
+            stored = self._train(trainer, key, vector)
+        return content_from_bytes(stored)
+
+    def _train(self, trainer: Trainer, key: RoundKey, vector: Vector) -> bytes:
+        job = trainer.job
+        _require_step(trainer, key.round, vector, self.outbox.latest_input(job.sha256))
+        event = GaussianSteps(
+            job.privacy.sampling_rate, job.noise_multiplier, job.training.local_steps
+        )
+        self.outbox.reserve(key, event, vector.astype("<f4").tobytes())
+        change = trainer.train_round(vector, key.round)
+        content = update(
+            job,
+            trainer.adapter.table,
+            Update(
+                vector=change,
+                round=key.round,
+                input_sha256=key.input_sha256,
+                steps=event.steps,
+                charged_steps=sum(c.event.steps for c in self.outbox.charges(job.sha256)),
+            ),
+        )
+        return self.outbox.store(key, content_to_bytes(content))
+
+    def end(self, closing: Closing) -> None:
+        """Note the last receipt and a job's end."""
+        if closing.receipt is not None:
+            self._note(closing.job_sha256, closing.receipt)
+        self.outbox.close_job(closing.job_sha256, closing.state, closing.final_sha256)
+        self._trainers.pop(closing.job_sha256, None)
+        log.info("job closed", job=closing.job_sha256[:12], state=closing.state)
+
+    def _note(self, job_sha256: str, receipt: Receipt) -> None:
+        self.outbox.acknowledge(
+            job_sha256, receipt.round, receipt.payload_sha256, accepted=receipt.is_accepted
+        )
+
+
+def _require_step(
+    trainer: Trainer, round_: int, vector: Vector, latest: tuple[int, bytes] | None
+) -> None:
+    """The global adapter moved no further than the rounds since could have moved it.
+
+    A server that could send any adapter could send one made to extract records.
+    """
+    known_round, known = 1, trainer.adapter.initial
+    if latest is not None:
+        known_round, known = latest[0], np.frombuffer(latest[1], dtype="<f4")
+    if round_ > trainer.job.training.rounds:
+        raise RoundRefused(f"round must be at most {trainer.job.training.rounds}, got {round_}")
+    allowed = trainer.job.training.max_update_norm * max(round_ - known_round, 0)
+    moved = float(np.linalg.norm(vector.astype(np.float64) - known))
+    # The mean of updates within the bound is within it; float32 rounds it by far less than this.
+    if moved > allowed * (1 + 1e-5):
+        raise RoundRefused(
+            f"global adapter must be within {allowed:g} of the one this site knows, got {moved:g}"
+        )

@@ -1,0 +1,247 @@
+"""A job's LoRA adapter: built by peft, initialised from a public seed, moved as one flat vector.
+
+With ``ffa`` (Sun et al. 2024, https://arxiv.org/abs/2403.12313) A stays at its public start and
+only B and the head are trained and sent: their mean is then exactly the mean of the products BA,
+and noise on B is not multiplied by noise on A.
+
+Not covered: DoRA (refused by the job's schema) and LoRA on embeddings (refused here), for which
+Opacus has no per-sample gradient.
+"""
+
+import hashlib
+import math
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rfc8785
+import torch
+from numpy.typing import NDArray
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+
+from common.errors import InvalidInput, UpdateRejected
+from common.job import Job
+from common.model import load_tokenizer, quiet_transformers
+from common.privacy.persample import trainable
+from common.tasks import task_of
+
+Vector = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """A trainable tensor's place in the flat vector."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+
+    @property
+    def size(self) -> int:
+        """Numbers in the tensor."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class AdapterTable:
+    """The manifest table: names, shapes and dtypes in order, and what stays at its public start."""
+
+    tensors: tuple[TensorSpec, ...]
+    frozen_sha256: str = ""
+
+    @property
+    def size(self) -> int:
+        """P, the length of the flat vector."""
+        return sum(tensor.size for tensor in self.tensors)
+
+    def to_json(self) -> bytes:
+        """RFC 8785 JSON, as it travels."""
+        rows: list[Any] = [
+            {"name": t.name, "shape": list(t.shape), "dtype": t.dtype} for t in self.tensors
+        ]
+        return rfc8785.dumps({"frozen_sha256": self.frozen_sha256, "tensors": rows})
+
+    @cached_property
+    def sha256(self) -> str:
+        """The table's own name."""
+        return hashlib.sha256(self.to_json()).hexdigest()
+
+
+def build_adapter(job: Job, folder: Path) -> PeftModel:
+    """The job's base in ``folder``, its adapter at the public start, in training mode.
+
+    Raises:
+        InvalidInput: a target or head that the base does not have, or one that breaks
+            per-sample gradients.
+    """
+    quiet_transformers()
+    task = task_of(job)
+    config = LoraConfig(
+        task_type=task.peft_type,
+        r=job.adapter.rank,
+        lora_alpha=job.adapter.alpha,
+        lora_dropout=job.adapter.dropout,
+        target_modules=list(job.adapter.targets),
+        modules_to_save=list(job.adapter.head),
+        bias="none",
+    )
+    base = task.load_base(folder, job)
+    _require_targets(base, job)
+    model = get_peft_model(base, config)
+    _initialise(model, job)
+    return model.train()
+
+
+def _require_targets(base: nn.Module, job: Job) -> None:
+    modules = dict(base.named_modules())
+    for key, wanted in (("targets", job.adapter.targets), ("head", job.adapter.head)):
+        for target in wanted:
+            found = [
+                m for name, m in modules.items() if name.split(".")[-1] == target or name == target
+            ]
+            if not found:
+                raise InvalidInput(
+                    f"adapter.{key} must name modules of the base, got {target!r} which it has not"
+                )
+            if any(isinstance(module, nn.Embedding) for module in found):
+                raise InvalidInput(
+                    f"adapter.{key} must not be an embedding (Opacus has no per-sample gradient "
+                    f"for LoRA on one), got {target!r}"
+                )
+
+
+def _initialise(model: nn.Module, job: Job) -> None:
+    """B zero, A Kaiming-uniform, head normal(0, 0.02) with zero bias: from the job's public seed.
+
+    The numbers come from numpy's PCG64, whose stream is the same on every machine and version.
+    """
+    rng = np.random.Generator(np.random.PCG64(job.adapter.seed))
+    with torch.no_grad():
+        for name, parameter in sorted(model.named_parameters()):
+            if "lora_A" in name:
+                bound = 1 / math.sqrt(parameter.shape[1])
+                _fill(parameter, rng.uniform(-bound, bound, tuple(parameter.shape)))
+                parameter.requires_grad_(job.adapter.method == "lora")
+            elif "lora_B" in name:
+                parameter.zero_()
+            elif "modules_to_save" in name:
+                is_weight = parameter.dim() > 1
+                values = rng.normal(0.0, 0.02, tuple(parameter.shape)) if is_weight else None
+                _fill(parameter, values)
+
+
+def _fill(parameter: nn.Parameter, values: NDArray[np.float64] | None) -> None:
+    # Trainables are kept in fp32 whatever the base's dtype: DP noise needs the mantissa.
+    parameter.data = (
+        torch.zeros(parameter.shape)
+        if values is None
+        else torch.from_numpy(values.astype(np.float32))
+    )
+
+
+@dataclass(frozen=True)
+class LoadedAdapter:
+    """A job's model on a device, and what both sides know of its adapter.
+
+    Attributes:
+        model: the base with the adapter; its trainable state is whatever was written last.
+        tokenizer: the base's.
+        table: the manifest table.
+        initial: (P,) the public start.
+        device: where the model is.
+    """
+
+    model: PeftModel
+    tokenizer: Any
+    table: AdapterTable
+    initial: Vector
+    device: torch.device
+
+    @property
+    def pad_id(self) -> int:
+        """The tokenizer's padding id."""
+        return int(self.tokenizer.pad_token_id or 0)
+
+
+def load_adapter(job: Job, folder: Path, device: str = "auto") -> LoadedAdapter:
+    """Build the job's adapter once a process: many simulated sites share one base.
+
+    Raises:
+        InvalidInput: see ``build_adapter``, or CUDA asked for and absent.
+    """
+    return _load_adapter(job.canonical, folder, pick_device(device))
+
+
+@lru_cache(maxsize=1)
+def _load_adapter(canonical: bytes, folder: Path, device: torch.device) -> LoadedAdapter:
+    job = Job.model_validate_json(canonical)
+    model = build_adapter(job, folder).to(device)
+    tokenizer = load_tokenizer(folder)
+    # A batch is padded with this id, which generators' configurations often leave open.
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return LoadedAdapter(model, tokenizer, table_of(model), read_vector(model), device)
+
+
+def pick_device(wanted: str) -> torch.device:
+    """``auto`` is CUDA where present.
+
+    Raises:
+        InvalidInput: CUDA was asked for and is absent.
+    """
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise InvalidInput("runtime.device must be present, got cuda on a machine without it")
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(wanted)
+
+
+def table_of(model: nn.Module) -> AdapterTable:
+    """The manifest table of a model that ``build_adapter`` made."""
+    frozen = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        if "lora_" in name and not parameter.requires_grad:
+            frozen.update(name.encode() + b"\0" + parameter.detach().cpu().numpy().tobytes())
+    tensors = tuple(TensorSpec(name, tuple(p.shape)) for name, p in trainable(model).items())
+    return AdapterTable(tensors, frozen.hexdigest())
+
+
+def read_vector(model: nn.Module) -> Vector:
+    """The trainable state, (P,) float32, in table order."""
+    parts = [p.detach().float().cpu().numpy().ravel() for p in trainable(model).values()]
+    return np.concatenate(parts)
+
+
+def write_vector(model: nn.Module, vector: Vector) -> None:
+    """Set the trainable state from a (P,) vector in table order.
+
+    Raises:
+        UpdateRejected: the vector has another length.
+    """
+    parameters = trainable(model)
+    size = sum(p.numel() for p in parameters.values())
+    if vector.shape != (size,):
+        raise UpdateRejected(f"adapter vector must have shape ({size},), got {vector.shape}")
+    offset = 0
+    with torch.no_grad():
+        for parameter in parameters.values():
+            part = torch.from_numpy(
+                np.ascontiguousarray(vector[offset : offset + parameter.numel()])
+            )
+            parameter.copy_(part.view(parameter.shape))
+            offset += parameter.numel()
+
+
+def vector_sha256(vector: Vector) -> str:
+    """The sha256 of the vector's little-endian float32 bytes."""
+    return hashlib.sha256(vector.astype("<f4").tobytes()).hexdigest()
+
+
+def save_adapter(model: PeftModel, tokenizer: Any, folder: Path, base: str) -> None:  # noqa: ANN401
+    """Write a folder that ``PeftModel.from_pretrained`` loads, the tokenizer beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.peft_config["default"].base_model_name_or_path = base
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+    tokenizer.save_pretrained(str(folder))

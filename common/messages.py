@@ -1,0 +1,228 @@
+"""The messages of a job: what the server asks of a site, and the closed set of what it may answer.
+
+Everything that leaves a site for the server is built here and nowhere else: a verdict in fixed
+words, or one round's update with public constants beside it. No loss, no count, no timing.
+
+Arrays are raw buffers checked by common/link/payload.py. The global adapter travels in fp32, so
+that all sides start a round from the same bits; the job's codec holds for the updates.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+
+from common.adapter import AdapterTable, Vector, vector_sha256
+from common.errors import JobRefused, UpdateRejected
+from common.job import Job, SignedJob, parse_signed_job
+from common.link.codecs import CODECS
+from common.link.payload import message_cap, pack, unpack
+
+OFFER, TRAIN, CLOSE = "query.offer", "train", "query.close"
+
+_UPDATE_KEYS = {"arrays", "manifest", "round"}
+GLOBAL_CODEC = CODECS["fp32"]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A site's answer to an offer, or to anything that it will not do."""
+
+    is_accepted: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """The server's word that a round's bytes arrived, and whether they were used."""
+
+    round: int
+    payload_sha256: str
+    is_accepted: bool
+
+
+@dataclass(frozen=True)
+class Order:
+    """A round that the server asks for."""
+
+    signed: SignedJob
+    round: int
+    receipt: Receipt | None
+
+
+@dataclass(frozen=True)
+class Update:
+    """A site's answer to a round: its noised change and the public steps it took."""
+
+    vector: Vector
+    round: int
+    input_sha256: str
+    steps: int
+    charged_steps: int
+
+
+def job_cap(job: Job, table: AdapterTable) -> int:
+    """The most bytes that any message of this job may have, in either direction."""
+    return max(message_cap(table, codec) for codec in CODECS.values()) + 2 * len(job.canonical)
+
+
+def offer(signed: SignedJob) -> RecordDict:
+    """Ask a site whether it will take part."""
+    return RecordDict({"job": ConfigRecord({"manifest": signed.to_bytes()})})
+
+
+def read_offer(content: RecordDict) -> SignedJob:
+    """The signed manifest of any message of a job.
+
+    Raises:
+        JobRefused: there is none, or it is not one.
+    """
+    manifest = content.config_records.get("job", ConfigRecord()).get("manifest")
+    if not isinstance(manifest, bytes):
+        raise JobRefused("message must carry a signed manifest, got none")
+    return parse_signed_job(manifest)
+
+
+def verdict(*, accepted: bool, reason: str = "") -> RecordDict:
+    """A site's yes or no; ``reason`` follows from the job and the site's own file alone."""
+    return RecordDict({"verdict": ConfigRecord({"accepted": accepted, "reason": reason[:500]})})
+
+
+def read_verdict(content: RecordDict) -> Verdict | None:
+    """The verdict in an answer, or ``None`` when it is an update."""
+    record = content.config_records.get("verdict")
+    if record is None:
+        return None
+    return Verdict(record.get("accepted") is True, str(record.get("reason", ""))[:500])
+
+
+def order(
+    signed: SignedJob, table: AdapterTable, vector: Vector, round_: int, receipt: Receipt | None
+) -> RecordDict:
+    """Ask a site to train a round from the global ``vector``."""
+    body = ConfigRecord({"round": round_})
+    if receipt is not None:
+        body["receipt"] = json.dumps([receipt.round, receipt.payload_sha256, receipt.is_accepted])
+    return RecordDict(
+        {
+            "job": ConfigRecord({"manifest": signed.to_bytes()}),
+            "round": body,
+            **pack(vector, table, GLOBAL_CODEC),
+        }
+    )
+
+
+def read_order(content: RecordDict) -> Order:
+    """The round that an order asks for; its adapter is read by ``read_global``.
+
+    Raises:
+        JobRefused: no manifest.
+        UpdateRejected: no round number.
+    """
+    body = content.config_records.get("round", ConfigRecord())
+    round_ = body.get("round")
+    if not isinstance(round_, int) or round_ < 1:
+        raise UpdateRejected(f"round must be at least 1, got {round_!r}")
+    return Order(read_offer(content), round_, _read_receipt(body.get("receipt")))
+
+
+def read_global(content: RecordDict, table: AdapterTable) -> Vector:
+    """The global adapter that an order carries, (P,).
+
+    Raises:
+        UpdateRejected: table, shape, dtype, finiteness or hash differ from the job's.
+    """
+    return unpack(content, table, GLOBAL_CODEC)
+
+
+def update(job: Job, table: AdapterTable, result: Update) -> RecordDict:
+    """A site's answer to a round, rounded by the job's codec."""
+    body = ConfigRecord(
+        {
+            "round": result.round,
+            "input_sha256": result.input_sha256,
+            "steps": result.steps,
+            "charged_steps": result.charged_steps,
+        }
+    )
+    packed: Mapping[str, ArrayRecord | ConfigRecord] = pack(
+        result.vector, table, CODECS[job.training.codec]
+    )
+    return RecordDict({"round": body, **packed})
+
+
+def read_update(content: RecordDict, job: Job, table: AdapterTable) -> Update:
+    """A site's update, once everything about it has been checked but its norm.
+
+    Raises:
+        UpdateRejected: anything but the closed schema and the job's constants.
+    """
+    if set(content) != _UPDATE_KEYS:
+        raise UpdateRejected(
+            f"update must hold {', '.join(sorted(_UPDATE_KEYS))}, got {sorted(content)[:6]}"
+        )
+    body = content.config_records.get("round", ConfigRecord())
+    numbers = {}
+    for key in ("round", "steps", "charged_steps"):
+        value = body.get(key)
+        if not isinstance(value, int) or value < 0:
+            raise UpdateRejected(f"update's {key} must be a count, got {value!r}")
+        numbers[key] = value
+    if numbers["steps"] != job.training.local_steps:
+        raise UpdateRejected(
+            f"update's steps must be {job.training.local_steps}, got {numbers['steps']}"
+        )
+    return Update(
+        vector=unpack(content, table, CODECS[job.training.codec]),
+        input_sha256=str(body.get("input_sha256", "")),
+        **numbers,
+    )
+
+
+def close(job_sha256: str, state: str, final: Vector | None, receipt: Receipt | None) -> RecordDict:
+    """Tell a site that a job has ended, and with which adapter."""
+    body = ConfigRecord(
+        {
+            "job_sha256": job_sha256,
+            "state": state,
+            "final_sha256": "" if final is None else vector_sha256(final),
+        }
+    )
+    if receipt is not None:
+        body["receipt"] = json.dumps([receipt.round, receipt.payload_sha256, receipt.is_accepted])
+    return RecordDict({"close": body})
+
+
+@dataclass(frozen=True, slots=True)
+class Closing:
+    """The end of a job, as a site learns it."""
+
+    job_sha256: str
+    state: str
+    final_sha256: str
+    receipt: Receipt | None
+
+
+def read_close(content: RecordDict) -> Closing:
+    """The end of a job.
+
+    Raises:
+        UpdateRejected: the message says nothing of the kind.
+    """
+    body = content.config_records.get("close", ConfigRecord())
+    fields = [body.get(key) for key in ("job_sha256", "state", "final_sha256")]
+    if not all(isinstance(field, str) and len(field) <= 64 for field in fields):
+        raise UpdateRejected("close must name a job, its state and its adapter, got something else")
+    job_sha256, state, final = (str(field) for field in fields)
+    return Closing(job_sha256, state, final, _read_receipt(body.get("receipt")))
+
+
+def _read_receipt(value: object) -> Receipt | None:
+    if value is None:
+        return None
+    try:
+        round_, digest, is_accepted = json.loads(str(value)[:200])
+    except (ValueError, TypeError) as error:
+        raise UpdateRejected("receipt must be a round, a hash and a verdict, got other") from error
+    return Receipt(int(round_), str(digest), bool(is_accepted))

@@ -1,0 +1,299 @@
+"""The coordinator's Flower ServerApp: a job from its first offer to its outcome.
+
+It uses Flower's public Grid and Strategy alone, so the same app runs over the link, in a simulation
+and under Flower's own runtime. Each round is a transaction: who is asked is durable before they
+are, and the new adapter with all receipts is durable before the next round. A killed server resumes
+after the last closed round, and sites answer an open one with the bytes they answered before.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import structlog
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.serverapp import Grid, ServerApp
+
+from common import messages
+from common.adapter import LoadedAdapter, Vector, load_adapter, vector_sha256
+from common.errors import JobRefused
+from common.flower import become_server
+from common.job import Job, SignedJob, parse_signed_job
+from common.link.identity import node_id
+from common.model import require_base
+from common.result import Result
+from common.tasks.metrics import Metrics
+from server.checkpoint import Checkpoints, Receipt, RoundRecord
+from server.evaluate import HoldOut, load_hold_out
+from server.outcome import write_outcome
+from server.round import collect, in_words, open_book, site_of
+from server.strategies import STRATEGIES
+from server.strategies.fedavg import global_record, read_global
+
+_POLL_S = 0.1
+_CLOSE_TIMEOUT_S = 30.0
+
+log = structlog.get_logger(__name__)
+
+
+def message_cap(job: Job) -> int:
+    """The most bytes that a message of this job may have."""
+    return messages.job_cap(job, _load(job).table)
+
+
+def final_vector(job: Job, checkpoints: Checkpoints) -> Vector | None:
+    """The adapter that a job ended with, or ``None`` before its last round."""
+    latest = checkpoints.latest(job.sha256)
+    if latest is None or latest[0] < job.training.rounds:
+        return None
+    return np.frombuffer(latest[1], dtype="<f4")
+
+
+def _load(job: Job) -> LoadedAdapter:
+    return load_adapter(job, require_base(job))
+
+
+def run_job(
+    signed: SignedJob,
+    grid: Grid,
+    checkpoints: Checkpoints,
+    out: Path,
+    *,
+    grid_name: str = "link",
+    observe: Callable[[RoundRecord], None] = lambda _: None,
+    seeded: bool = False,
+) -> Result:
+    """Run a job to its end, from its last closed round if there is one.
+
+    Args:
+        signed: the job, whose signature the caller has verified.
+        grid: how its sites are reached.
+        checkpoints: the durable state.
+        out: the outcome folder.
+        grid_name: as ``result.json`` states it.
+        observe: told of every closed round, from round 0, the untrained start.
+        seeded: whether some site's noise can be repeated, which forfeits privacy.
+
+    Raises:
+        Refusal: too few sites accept the job, or a round can have no quorum.
+        InvalidInput: base model or hold-out are not what the job says.
+        StorageFailed: a checkpoint is in doubt.
+        JobStopped: the grid was stopped.
+    """
+    become_server()
+    job = signed.job
+    adapter = _load(job)
+    run = _Run(signed, adapter, load_hold_out(job, adapter), grid, checkpoints, observe)
+    vector, metrics = run.resume()
+    run.gather()
+    for round_ in range(run.last_round + 1, job.training.rounds + 1):
+        vector, metrics = run.round(round_, vector)
+    result = write_outcome(
+        job, adapter, vector, metrics, checkpoints, out, grid_name=grid_name, seeded=seeded
+    )
+    run.close("finished", vector)
+    return result
+
+
+@dataclass
+class _Run:
+    """A job under way."""
+
+    signed: SignedJob
+    adapter: LoadedAdapter
+    hold_out: HoldOut
+    grid: Grid
+    checkpoints: Checkpoints
+    observe: Callable[[RoundRecord], None]
+    accepted: set[str] = field(default_factory=set)
+    refused: dict[str, str] = field(default_factory=dict)
+    missed: set[str] = field(default_factory=set)
+    last_round: int = 0
+    receipts: dict[str, Receipt] = field(default_factory=dict)
+
+    @property
+    def job(self) -> Job:
+        """The job's constants."""
+        return self.signed.job
+
+    def resume(self) -> tuple[Vector, Metrics]:
+        """The last closed round's adapter, or the public start as round 0."""
+        for record in self.checkpoints.rounds(self.job.sha256):
+            self.observe(record)
+        latest = self.checkpoints.latest(self.job.sha256)
+        if latest is None:
+            return self._close_round(0, self.adapter.initial, [], time.monotonic(), "", 0)
+        self.last_round = latest[0]
+        self._remember(self.checkpoints.receipts(self.job.sha256))
+        vector = np.frombuffer(latest[1], dtype="<f4")
+        return vector, self.hold_out.evaluate(vector)
+
+    def gather(self) -> None:
+        """Wait for the job's sites and offer it to them.
+
+        Until the deadline all are waited for, then those that make the quorum are enough.
+
+        Raises:
+            JobRefused: so many sites refuse that no quorum is left.
+        """
+        end = time.monotonic() + self.job.training.deadline_s
+        while True:
+            self._offer()
+            missing = set(self.job.sites) - self.accepted - set(self.refused)
+            enough = len(self.accepted) >= self.job.training.quorum
+            if not missing or (enough and time.monotonic() > end):
+                break
+            self._require_possible()
+            time.sleep(_POLL_S)
+        self._require_possible()
+
+    def _require_possible(self) -> None:
+        possible, quorum = len(self.job.sites) - len(self.refused), self.job.training.quorum
+        if possible < quorum:
+            raise JobRefused(
+                f"job must be accepted by {quorum} sites, got at most {possible}"
+                f"{in_words(self.refused)}"
+            )
+
+    def _connected(self) -> set[str]:
+        """The job's sites that the grid can reach now."""
+        nodes = set(self.grid.get_node_ids())
+        return {site for site in self.job.sites if node_id(site) in nodes}
+
+    def _offer(self) -> None:
+        """Offer the job to connected sites that have not answered yet."""
+        new = self._connected() - self.accepted - set(self.refused)
+        if not new:
+            return
+        content = messages.offer(self.signed)
+        for reply in self._send(new, messages.OFFER, lambda _: content, "offer"):
+            site = site_of(self.job, reply)
+            verdict = messages.read_verdict(reply.content) if reply.has_content() else None
+            if verdict is not None and verdict.is_accepted:
+                self.accepted.add(site)
+                log.info("job accepted", job=self.job.job.name, site=site)
+            else:
+                self.refused[site] = verdict.reason if verdict else "error"
+                log.warning("job refused", site=site, reason=self.refused[site])
+
+    def _send(
+        self,
+        sites: Iterable[str],
+        message_type: str,
+        content: Callable[[str], RecordDict],
+        group_id: str,
+        timeout: float | None = None,
+    ) -> Iterable[Message]:
+        orders = [
+            Message(
+                content(site),
+                dst_node_id=node_id(site),
+                message_type=message_type,
+                group_id=group_id,
+            )
+            for site in sorted(sites)
+        ]
+        return self.grid.send_and_receive(orders, timeout=timeout or self.job.training.deadline_s)
+
+    def _present(self) -> set[str]:
+        """Accepting sites, but for those that missed the last round and are still away."""
+        while True:
+            self._offer()
+            connected = self._connected()
+            present = self.accepted - (self.missed - connected)
+            if len(present) >= self.job.training.quorum:
+                return present
+            self._require_possible()
+            time.sleep(_POLL_S)
+
+    def round(self, round_: int, vector: Vector) -> tuple[Vector, Metrics]:
+        """Ask, collect, aggregate, evaluate, and make it durable."""
+        begun = time.monotonic()
+        present = self._present()
+        self.checkpoints.dispatch(self.job.sha256, round_, sorted(present))
+        book = open_book(self.job, self.adapter, round_, vector)
+        strategy = STRATEGIES["fedavg"](self._ask, book.read)
+        orders = strategy.configure_train(
+            round_,
+            global_record(vector),
+            ConfigRecord({"sites": sorted(present)}),
+            self.grid,
+        )
+        arrays, _ = strategy.aggregate_train(round_, collect(self.grid, orders, book))
+        self.missed = present - {r.site for r in book.receipts} - set(book.refused)
+        after = vector if arrays is None else read_global(arrays)
+        return self._close_round(
+            round_, after, book.receipts, begun, book.input_sha256, book.bytes_up
+        )
+
+    def _ask(self, site: str, round_: int, vector: Vector) -> RecordDict:
+        return messages.order(
+            self.signed, self.adapter.table, vector, round_, self._receipt_for(site)
+        )
+
+    def _receipt_for(self, site: str) -> messages.Receipt | None:
+        receipt = self.receipts.get(site)
+        if receipt is None:
+            return None
+        return messages.Receipt(receipt.round, receipt.payload_sha256, receipt.accepted)
+
+    def _remember(self, receipts: Iterable[Receipt]) -> None:
+        self.receipts.update({receipt.site: receipt for receipt in receipts})
+
+    def _close_round(
+        self,
+        round_: int,
+        vector: Vector,
+        receipts: list[Receipt],
+        begun: float,
+        input_sha256: str,
+        bytes_up: int,
+    ) -> tuple[Vector, Metrics]:
+        metrics = self.hold_out.evaluate(vector)
+        record = RoundRecord(
+            round=round_,
+            accuracy=metrics.accuracy,
+            macro_f1=metrics.macro_f1,
+            bytes_up=bytes_up,
+            seconds=time.monotonic() - begun,
+            input_sha256=input_sha256,
+            output_sha256=vector_sha256(vector),
+        )
+        self.checkpoints.save_round(
+            self.job.sha256, record, vector.astype("<f4").tobytes(), receipts
+        )
+        self._remember(receipts)
+        self.observe(record)
+        log.info("round closed", round=round_, sites=len(receipts), accuracy=metrics.accuracy)
+        return vector, metrics
+
+    def close(self, state: str, vector: Vector | None) -> None:
+        """Tell the sites that take part; those that are away learn it by ``fetch``."""
+
+        def content(site: str) -> RecordDict:
+            return messages.close(self.job.sha256, state, vector, self._receipt_for(site))
+
+        sites = self.accepted & self._connected()
+        for reply in self._send(sites, messages.CLOSE, content, "close", _CLOSE_TIMEOUT_S):
+            log.info("job closed", site=site_of(self.job, reply))
+
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Flower's entry: signed job, database and folder come in the run's configuration."""
+    config = context.run_config
+    signed = parse_signed_job(str(config["job"]).encode())
+    checkpoints = Checkpoints(str(config["database"]))
+    checkpoints.add_job(signed)
+    run_job(
+        signed,
+        grid,
+        checkpoints,
+        Path(str(config["out"])),
+        grid_name=str(config.get("grid", "superlink")),
+    )

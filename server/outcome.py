@@ -1,0 +1,131 @@
+"""What a finished job leaves behind: the adapter, ``result.json``, a report and a model card.
+
+Every number comes from durable records; each epsilon is computed anew from the steps that were
+charged, never from the plan.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from common.adapter import LoadedAdapter, Vector, save_adapter, write_vector
+from common.errors import StorageFailed
+from common.files import write_file
+from common.job import Job
+from common.model import file_sha256
+from common.result import (
+    ClassResult,
+    FinalResult,
+    PrivacyStatement,
+    Result,
+    RoundResult,
+    privacy_statement,
+    site_result,
+    write_result,
+)
+from common.tasks.metrics import Metrics
+from server.charges import charged_steps
+from server.checkpoint import Checkpoints, RoundRecord
+from server.model_card import model_card
+from server.report import write_report
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+def write_outcome(
+    job: Job,
+    adapter: LoadedAdapter,
+    vector: Vector,
+    metrics: Metrics,
+    checkpoints: Checkpoints,
+    out: Path,
+    *,
+    grid_name: str,
+    seeded: bool,
+) -> Result:
+    """Write the outcome folder and return what ``result.json`` holds.
+
+    Raises:
+        StorageFailed: the disk refused.
+    """
+    folder = out / "adapter"
+    try:
+        write_vector(adapter.model, vector)
+        save_adapter(adapter.model, adapter.tokenizer, folder, job.model.base)
+    except OSError as error:
+        raise StorageFailed(f"outcome must be written to {out}, got: {error.strerror}") from error
+    result = _result(job, metrics, checkpoints, file_sha256(folder / WEIGHTS), grid_name, seeded)
+    write_file(folder / "README.md", model_card(result, job).encode(), mode=0o644)
+    write_report(result, job, out / "report.html")
+    write_result(result, out / "result.json")
+    return result
+
+
+def _result(
+    job: Job,
+    metrics: Metrics,
+    checkpoints: Checkpoints,
+    adapter_sha256: str,
+    grid_name: str,
+    seeded: bool,
+) -> Result:
+    privacy = privacy_statement(job, seeded=seeded)
+    rounds = checkpoints.rounds(job.sha256)
+    charges = _charges_by_round(job, checkpoints, [r.round for r in rounds])
+    final = charges[-1]
+    return Result.model_validate(
+        {
+            "job_sha256": job.sha256,
+            "name": job.job.name,
+            "task": job.job.task,
+            "grid": grid_name,
+            "private": privacy.is_private,
+            "sites": [site_result(site, final.get(site, 0), privacy) for site in job.sites],
+            "rounds": [
+                _round(record, max(steps.values(), default=0), privacy)
+                for record, steps in zip(rounds, charges, strict=True)
+            ],
+            "final": _final(metrics),
+            "privacy": privacy,
+            "seconds": sum(record.seconds for record in rounds),
+            "adapter_sha256": adapter_sha256,
+        }
+    )
+
+
+def _charges_by_round(
+    job: Job, checkpoints: Checkpoints, rounds: Sequence[int]
+) -> list[dict[str, int]]:
+    """Steps charged to each site by the end of each round."""
+    receipts, dispatched = checkpoints.receipts(job.sha256), checkpoints.dispatched(job.sha256)
+    return [
+        charged_steps(
+            [r for r in receipts if r.round <= round_],
+            [d for d in dispatched if d[0] <= round_],
+            job.training.local_steps,
+        )
+        for round_ in rounds
+    ]
+
+
+def _round(record: RoundRecord, steps: int, privacy: PrivacyStatement) -> RoundResult:
+    return RoundResult(
+        round=record.round,
+        accuracy=record.accuracy,
+        macro_f1=record.macro_f1,
+        epsilon=privacy.epsilon(steps),
+        bytes_up=record.bytes_up,
+        seconds=record.seconds,
+    )
+
+
+def _final(metrics: Metrics) -> FinalResult:
+    return FinalResult(
+        accuracy=metrics.accuracy,
+        macro_f1=metrics.macro_f1,
+        classes=tuple(
+            ClassResult(
+                label=c.label, precision=c.precision, recall=c.recall, f1=c.f1, support=c.support
+            )
+            for c in metrics.classes
+        ),
+    )

@@ -1,0 +1,150 @@
+"""One round at the server: what was asked, what came back, what is used.
+
+A reply that fails a check is dropped and logged once with the site and the reason, never with its
+values, and never raised on.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import structlog
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from common import messages
+from common.adapter import LoadedAdapter, Vector, vector_sha256
+from common.errors import Refusal, UpdateRejected
+from common.flower import content_to_bytes, message_to_bytes
+from common.job import Job
+from common.link.identity import node_id
+from common.model import bytes_sha256
+from server.checkpoint import Receipt
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass
+class RoundBook:
+    """A round's replies as they come in.
+
+    Attributes:
+        job: its constants.
+        adapter: whose table the updates must match.
+        round: its number, from 1.
+        input_sha256: of the global adapter that was sent.
+        receipts: one for every update that arrived, used or not.
+        refused: site -> why it did not train, in its own words.
+        bytes_up: of all replies, as serialised.
+    """
+
+    job: Job
+    adapter: LoadedAdapter
+    round: int
+    input_sha256: str
+    receipts: list[Receipt] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+    bytes_up: int = 0
+
+    @property
+    def accepted(self) -> int:
+        """Updates that count."""
+        return sum(receipt.accepted for receipt in self.receipts)
+
+    def read(self, reply: Message) -> tuple[Vector, float] | None:
+        """The change and public weight in a reply, or ``None`` when it is not to be used."""
+        site = site_of(self.job, reply)
+        size = len(message_to_bytes(reply))
+        self.bytes_up += size
+        if not reply.has_content():
+            self.refused[site] = "error"
+            log.warning("no update", site=site, round=self.round)
+            return None
+        verdict = messages.read_verdict(reply.content)
+        if verdict is not None:
+            self.refused[site] = verdict.reason
+            log.warning("no update", site=site, round=self.round, reason=verdict.reason)
+            return None
+        return self._judge(site, reply, size)
+
+    def _judge(self, site: str, reply: Message, size: int) -> tuple[Vector, float] | None:
+        steps, charged, vector = 0, 0, None
+        try:
+            update = messages.read_update(reply.content, self.job, self.adapter.table)
+            steps, charged = update.steps, update.charged_steps
+            self._require_fit(update)
+            vector = update.vector
+        except UpdateRejected as error:
+            self.refused[site] = str(error)
+            log.warning(
+                "update rejected", site=site, round=self.round, reason=str(error), bytes=size
+            )
+        self.receipts.append(
+            Receipt(
+                site=site,
+                round=self.round,
+                payload_sha256=bytes_sha256(content_to_bytes(reply.content)),
+                steps=steps,
+                charged_steps=charged,
+                bytes_up=size,
+                accepted=vector is not None,
+            )
+        )
+        return None if vector is None else (vector, self.job.weight(site))
+
+    def _require_fit(self, update: messages.Update) -> None:
+        if update.round != self.round or update.input_sha256 != self.input_sha256:
+            raise UpdateRejected(
+                f"update must answer round {self.round} from {self.input_sha256[:12]}, got round "
+                f"{update.round} from {update.input_sha256[:12]}"
+            )
+        norm, bound = float(np.linalg.norm(update.vector)), self.job.training.max_update_norm
+        if norm > bound:
+            raise UpdateRejected(f"update norm must be at most {bound:g}, got {norm:g}")
+
+
+def open_book(job: Job, adapter: LoadedAdapter, round_: int, vector: Vector) -> RoundBook:
+    """An empty book for a round that starts from ``vector``."""
+    return RoundBook(job, adapter, round_, vector_sha256(vector))
+
+
+def collect(grid: Grid, orders: Iterable[Message], book: RoundBook) -> Iterator[Message]:
+    """Replies until all have come, or the quorum has and the deadline is over.
+
+    Without a quorum at the deadline the sites that have not answered are asked again; they answer
+    with the same bytes.
+
+    Raises:
+        Refusal: every site has answered and too few updates can be used.
+    """
+    waiting = {order.metadata.dst_node_id: order for order in orders}
+    quorum = book.job.training.quorum
+    while waiting:
+        for reply in grid.send_and_receive(
+            list(waiting.values()), timeout=book.job.training.deadline_s
+        ):
+            waiting.pop(reply.metadata.src_node_id, None)
+            yield reply
+        if book.accepted >= quorum:
+            break
+        if waiting:
+            log.warning("quorum missed", round=book.round, have=book.accepted, need=quorum)
+    if book.accepted < quorum:
+        raise Refusal(
+            f"round {book.round} must have {quorum} usable updates, got {book.accepted}"
+            f"{in_words(book.refused)}"
+        )
+
+
+def in_words(refused: dict[str, str]) -> str:
+    """`` (A: why; B: why)``, or nothing."""
+    return (
+        f" ({'; '.join(f'{site}: {why}' for site, why in sorted(refused.items()))})"
+        if refused
+        else ""
+    )
+
+
+def site_of(job: Job, reply: Message) -> str:
+    """The site that a reply comes from, by the identity that the grid vouches for."""
+    return {node_id(site): site for site in job.sites}[reply.metadata.src_node_id]
