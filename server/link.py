@@ -117,9 +117,10 @@ class LinkServer:
             self._handshakes.stop()
 
     def connected(self) -> set[str]:
-        """The sites with a live session."""
+        """The sites with a live session that the roster still admits; others lose theirs."""
         with self._lock:
-            return {site for site, session in self._sessions.items() if session.is_live}
+            live = [session for session in self._sessions.values() if session.is_live]
+        return {session.site for session in live if session.is_welcome()}
 
     def _handlers(self) -> grpc.GenericRpcHandler:
         # No (de)serialisers: frames that do not parse are for us to refuse, in our words.

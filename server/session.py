@@ -63,7 +63,8 @@ class Session:
 
     def refuse(self, reason: wire.Refusal.Reason, words: str) -> None:
         """End the session because a rule said so."""
-        self.close(f"refused: {words}", framing.refusal(reason, words))
+        log.warning("session refused", site=self.site, reason=words)
+        self.close("refused", framing.refusal(reason, words))
 
     @property
     def is_live(self) -> bool:
@@ -105,10 +106,10 @@ class Session:
 
         with self._mailbox.changed:
             self._mailbox.changed.wait_for(ready)
-            if self._is_closed or found is None or not self._is_welcome():
-                return None
-            self._sent.add(found.message_id)
-            return found
+        if self._is_closed or found is None or not self.is_welcome():
+            return None
+        self._sent.add(found.message_id)
+        return found
 
     def _frames_of(self, letter: Letter) -> Iterator[bytes]:
         body = message_to_bytes(letter.message)
@@ -123,7 +124,7 @@ class Session:
                 return
             yield frame
 
-    def _is_welcome(self) -> bool:
+    def is_welcome(self) -> bool:
         """Ask the roster; a refusal ends the session."""
         try:
             self._roster.check(self.site, self._serial)
@@ -142,8 +143,9 @@ class Session:
         except grpc.RpcError:
             self.close("the connection broke")
         except UpdateRejected as error:
-            log.warning("frame refused", site=self.site, reason=str(error))
             self.refuse(wire.Refusal.PROTOCOL, str(error))
+        finally:
+            self.close("reading ended")
 
     def _take(self, frame: wire.Frame) -> None:
         kind = frame.WhichOneof("body")
@@ -172,11 +174,9 @@ class Session:
         letter = self._mailbox.find(self.site, header.reply_to)
         if letter is not None:
             framing.require_size(header, letter.cap_bytes)
-            return self._is_welcome()
+            return self.is_welcome()
         if self._mailbox.is_for_another(self.site, header.reply_to):
-            raise UpdateRejected(
-                "reply must be to a message of this site, got one for another's"
-            )
+            raise UpdateRejected("reply must be to a message of this site, got one for another's")
         late = self._mailbox.closed(header.reply_to)
         framing.require_size(header, UNKNOWN_JOB_CAP_BYTES if late is None else late.cap_bytes)
         reason = "its message is not known" if late is None else "it came too late or twice"
