@@ -76,7 +76,7 @@ def _sentence(error: Exception, prog: str) -> str:
 def _version_option(prog: str) -> click.Option:
     def show(context: click.Context, _: click.Parameter, wanted: bool) -> None:
         if wanted and not context.resilient_parsing:
-            print(f"{prog} {_version()}")
+            print(f"{prog} {installed_version()}")
             context.exit()
 
     return click.Option(
@@ -89,11 +89,12 @@ def _version_option(prog: str) -> click.Option:
     )
 
 
-def _version() -> str:
+def installed_version() -> str:
+    """Veiltune's version, as installed here."""
     try:
         return version("veiltune")
     except PackageNotFoundError:  # run from a bare clone
-        return "(not installed)"
+        return "unknown"
 
 
 def _flush() -> None:

@@ -1,17 +1,20 @@
-"""Outcomes to look at: private, seeded and without privacy, of few and of many classes."""
+"""Outcomes to look at (private, seeded, without privacy; few and many classes), and signed jobs."""
 
 import math
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common.config import parse
-from common.job import Job
+from common.job import Job, SignedJob, sign_job
 from common.result import Result, privacy_statement, site_result
 
 Outcome = tuple[Result, Job]
 MakeOutcome = Callable[..., Outcome]
+
+OPERATOR = Ed25519PrivateKey.from_private_bytes(b"\x07" * 32)
 
 
 def job_of(labels: list[str], sites: dict[str, int], rounds: int, mode: str) -> Job:
@@ -45,7 +48,7 @@ def make_outcome(
     job = job_of(labels, sites, rounds, mode)
     privacy = privacy_statement(job, seeded=seeded)
     all_steps = rounds * 8
-    taken = {name: all_steps for name in sites} | (steps or {})
+    taken = dict.fromkeys(sites, all_steps) | (steps or {})
     rows = [
         {
             "round": n,
@@ -90,3 +93,43 @@ def make_outcome(
 @pytest.fixture
 def outcome() -> MakeOutcome:
     return make_outcome
+
+
+def manifest(name: str = "wards", **training: float) -> Job:
+    """A small private job of two sites."""
+    return Job.model_validate(
+        {
+            "job": {"name": name},
+            "model": {"base": "builtin:minilm", "sha256": "ab" * 32},
+            "adapter": {"targets": ["query"]},
+            "training": {"rounds": 3, "local_steps": 4, "learning_rate": 0.5, **training},
+            "privacy": {
+                "mode": "site",
+                "epsilon": 6.0,
+                "delta": 1e-4,
+                "clip_norm": 0.7,
+                "sampling_rate": 0.05,
+            },
+            "data": {
+                "name": "notes",
+                "labels": ["cardiology", "surgery"],
+                "population": {"A": 400, "B": 600},
+            },
+            "evaluation": {"data": "builtin:wards"},
+        }
+    )
+
+
+class Jobs:
+    """Signed jobs by name, and the key that signs them."""
+
+    key = OPERATOR
+    signer = OPERATOR.public_key().public_bytes_raw().hex()
+
+    def __call__(self, name: str = "wards", **training: float) -> SignedJob:
+        return sign_job(manifest(name, **training), OPERATOR)
+
+
+@pytest.fixture
+def signed() -> Jobs:
+    return Jobs()

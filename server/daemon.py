@@ -1,0 +1,216 @@
+"""``fl-server start``: the link to the sites, the operator's control socket, and the jobs between.
+
+Not covered: what a site is admitted by (server/roster.py), how a job runs (server/app.py).
+"""
+
+import contextlib
+import fcntl
+import os
+import signal
+import stat
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+
+from common.cli import installed_version
+from common.errors import InvalidInput, JobRefused, StorageFailed
+from common.files import read_file
+from common.job import Job, parse_signed_job, verify_job
+from common.keys import read_key
+from common.link.channel import Credentials
+from server import control, views
+from server.checkpoint import Checkpoints, JobRow
+from server.config import load_server_config
+from server.control import ControlServer, Line, Request
+from server.enrolment import ROSTER_FILE
+from server.link import LinkServer
+from server.roster import Roster
+from server.worker import JobGrid, Trainer, Worker
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+LOCK_NAME = "daemon.lock"
+OUTCOMES = "jobs"
+_STOP_S = 10.0
+_HEARTBEAT_S = 5.0
+_MAX_PEM_BYTES = 64 * 1024
+
+log = structlog.get_logger(__name__)
+
+
+class Daemon:
+    """A server's home, brought to life from ``start`` to ``stop``; the only one on that home.
+
+    Args:
+        home: as ``fl-server init`` made it.
+        trainer: runs jobs; None for server/app.py, imported when the first job needs it.
+        names_handshakes: log why TLS handshakes fail, which takes over this process's stderr.
+    """
+
+    def __init__(
+        self, home: Path, *, trainer: Trainer | None = None, names_handshakes: bool = False
+    ) -> None:
+        self._home = home.resolve()
+        self._outcomes = self._home / OUTCOMES
+        self._open = contextlib.ExitStack()
+        try:
+            self._open.enter_context(_alone(self._home))
+            config = load_server_config(self._home)
+            pki = self._home / "pki"
+            self._signer = _read(pki / "operator.pub").decode("ascii", "replace").strip()
+            self.checkpoints = Checkpoints(config.database)
+            self._open.callback(self.checkpoints.close)
+            self.link = LinkServer(
+                config.listen,
+                Credentials(
+                    _read(pki / "root.pem"), _read(pki / "server.pem"), read_key(pki / "server.key")
+                ),
+                Roster(self._home / ROSTER_FILE),
+                fetch=self._final_adapter,
+                software=f"veiltune {installed_version()}",
+                names_handshakes=names_handshakes,
+            )
+        except BaseException:
+            self._open.close()
+            raise
+        self._worker = Worker(
+            self.checkpoints, self._outcomes, lambda: trainer or _trainer(), self._grid
+        )
+
+    def start(self) -> None:
+        """Listen to sites and to the operator, and take up every job that has not ended.
+
+        Raises:
+            InvalidInput: the port or the socket cannot be had.
+        """
+        try:
+            self.link.start()
+            self._open.callback(self.link.stop)
+            server = ControlServer(self._home, self._answer)
+            self._open.callback(server.stop)
+            server.start()
+        except BaseException:
+            self._open.close()
+            raise
+        self._worker.start()
+        log.info("server ready", home=str(self._home), port=self.link.port)
+
+    def stop(self) -> None:
+        """Let go of everything within seconds; a running job is resumed by the next start."""
+        if not self._worker.close(_STOP_S):
+            log.warning("job left in the middle of a step", seconds=_STOP_S)
+        self._open.close()
+        log.info("server stopped")
+
+    def serve(self) -> None:
+        """``start``, run until SIGTERM or SIGINT, ``stop``. In the main thread only."""
+        asked = threading.Event()
+
+        def ask(_: int, __: "FrameType | None") -> None:
+            asked.set()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, ask)
+        self.start()
+        asked.wait()
+        self.stop()
+
+    def _grid(self, job: Job, cap_bytes: int) -> JobGrid:
+        return JobGrid(self.link, job.sites, cap_bytes, job.sha256)
+
+    def _final_adapter(self, site: str, job_sha256: str) -> bytes | None:
+        """The (P,) float32 buffer that a finished job ended with, for a site that it names."""
+        row = next((row for row in self.checkpoints.jobs() if row.sha256 == job_sha256), None)
+        if row is None or row.state != "finished" or site not in row.signed.job.sites:
+            return None
+        latest = self.checkpoints.latest(job_sha256)
+        return None if latest is None else latest[1]
+
+    def _answer(self, request: Request) -> Iterator[Line]:
+        if request.command == "submit":
+            yield control.answer(self._submit(request.signed))
+        elif request.command == "jobs":
+            yield control.answer({"jobs": [self._summary(row) for row in self.checkpoints.jobs()]})
+        elif request.command == "show":
+            row = self.checkpoints.job(request.job)
+            yield control.answer(views.detail(row, self.checkpoints, self._outcomes))
+        elif request.command == "stop":
+            row = self.checkpoints.job(request.job)
+            yield control.answer({**self._summary(row), "was": self._worker.stop(row)})
+        else:
+            yield from self._watch(self.checkpoints.job(request.job).sha256)
+
+    def _submit(self, text: str) -> Line:
+        signed = parse_signed_job(text.encode())
+        verify_job(signed, (self._signer,))
+        is_new = self.checkpoints.add_job(signed)
+        row = self.checkpoints.job(signed.job.sha256)
+        if is_new:
+            log.info("job queued", job=row.name, sha256=row.sha256[:12])
+            self._worker.announce()
+        return {**self._summary(row), "is_new": is_new}
+
+    def _watch(self, job_sha256: str) -> Iterator[Line]:
+        """Each closed round as an event, then how the job ended."""
+        told, version = 0, self._worker.wait(-1, 0)
+        while True:
+            # The state first: what is read after it holds every round of a job that has ended.
+            row = self.checkpoints.job(job_sha256)
+            closed = views.closed_rounds(row, self.checkpoints)
+            for record in closed[told:]:
+                yield control.event({"round": record})
+            told = len(closed)
+            if row.state not in ("queued", "running"):
+                yield control.answer(self._summary(row))
+                return
+            yield control.event({"state": row.state})  # also finds out whether anyone listens
+            if self._worker.is_closing:
+                raise JobRefused("fl-server must run until the job ends, got a stop")
+            version = self._worker.wait(version, _HEARTBEAT_S)
+
+    def _summary(self, row: JobRow) -> Line:
+        return views.summary(row, self.checkpoints, self._outcomes)
+
+
+def _trainer() -> Trainer:
+    from server import (
+        app,
+    )  # torch and the model libraries take seconds: not before a job needs them
+
+    return app
+
+
+def _read(path: Path) -> bytes:
+    return read_file(path, max_bytes=_MAX_PEM_BYTES)
+
+
+@contextlib.contextmanager
+def _alone(home: Path) -> Iterator[None]:
+    """Hold the home's lock.
+
+    Raises:
+        InvalidInput: no home, one that others can enter, or another server runs on it.
+        StorageFailed: the lock file cannot be made.
+    """
+    if not home.is_dir():
+        raise InvalidInput(f"home must be a folder (make it with: fl-server init), got {home}")
+    mode = stat.S_IMODE(home.stat().st_mode)
+    if mode & 0o077:
+        raise InvalidInput(f"home must be for its owner alone (mode 0700), got {mode:04o}: {home}")
+    try:
+        lock = os.open(home / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StorageFailed(f"lock must be made in {home}, got: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(lock)
+        raise InvalidInput(f"home must have one running server, got a second for {home}") from error
+    try:
+        yield
+    finally:
+        os.close(lock)
