@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from common.cli import installed_version
-from common.errors import InvalidInput, JobRefused, StorageFailed
+from common.errors import InvalidInput, LinkDown, StorageFailed
 from common.files import read_file
 from common.job import Job, parse_signed_job, verify_job
 from common.keys import read_key
@@ -169,7 +169,9 @@ class Daemon:
                 return
             yield control.event({"state": row.state})  # also finds out whether anyone listens
             if self._worker.is_closing:
-                raise JobRefused("fl-server must run until the job ends, got a stop")
+                raise LinkDown(
+                    "fl-server must run until the job ends, got a stop (its next start resumes the job)"
+                )
             version = self._worker.wait(version, _HEARTBEAT_S)
 
     def _summary(self, row: JobRow) -> Line:

@@ -1,0 +1,255 @@
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from flwr.serverapp import Grid
+
+from common.errors import InvalidInput, LinkDown, VeiltuneError
+from common.job import Job, SignedJob, sign_job
+from common.keys import load_operator_key
+from server import control
+from server.checkpoint import Checkpoints, RoundRecord
+from server.control import Line, Request
+from server.daemon import Daemon
+from server.enrolment import init_server
+
+Signed = Callable[..., SignedJob]
+
+PATIENCE_S = 20.0
+
+
+class Rounds:
+    """A trainer that closes a job's rounds without training, each when ``go`` allows."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+
+    def message_cap(self, job: Job) -> int:
+        return len(job.sites) * 1000
+
+    def run_job(
+        self,
+        signed: SignedJob,
+        grid: Grid,
+        checkpoints: Checkpoints,
+        out: Path,
+        *,
+        grid_name: str,
+        observe: Callable[[RoundRecord], None],
+    ) -> object:
+        sha256 = signed.job.sha256
+        for round_ in range(signed.job.training.rounds + 1):
+            while round_ and not self.go.is_set():
+                grid.get_node_ids()
+                time.sleep(0.01)
+            checkpoints.dispatch(sha256, round_, signed.job.sites if round_ else ())
+            record = RoundRecord(round_, 0.25 * round_, 0.2, 0, 0.1, "", "")
+            checkpoints.save_round(sha256, record, bytes([round_]) * 8, [])
+            observe(record)
+        return out
+
+
+@pytest.fixture(scope="module")
+def identity(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("server")
+    init_server(home, hosts=[], address="127.0.0.1:8443", listen="127.0.0.1:0")
+    return home
+
+
+@pytest.fixture
+def home(identity: Path) -> Path:
+    identity.chmod(0o700)
+    (identity / "state.db").unlink(missing_ok=True)
+    return identity
+
+
+@pytest.fixture
+def trainer() -> Rounds:
+    return Rounds()
+
+
+@pytest.fixture
+def daemon(home: Path, trainer: Rounds) -> Iterator[Daemon]:
+    running = Daemon(home, trainer=trainer)
+    running.start()
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def job(home: Path, signed: Signed) -> SignedJob:
+    return sign_job(signed(rounds=2).job, load_operator_key(home / "pki" / "operator.key"))
+
+
+def submit(home: Path, job: SignedJob) -> Line:
+    return control.ask(home, Request(command="submit", signed=job.to_bytes().decode()))
+
+
+def ask(home: Path, command: str, job: str = "") -> Line:
+    return control.ask(home, Request.model_validate({"command": command, "job": job}))
+
+
+@pytest.mark.usefixtures("daemon")
+def test_a_submitted_job_runs_and_is_watched_to_its_end(
+    home: Path, job: SignedJob, trainer: Rounds
+) -> None:
+    answer = submit(home, job)
+    assert (answer["is_new"], answer["name"], answer["sha256"]) == (True, "wards", job.job.sha256)
+    trainer.go.set()
+    *events, end = control.follow(home, Request(command="watch", job="wards"))
+    assert [event["round"]["round"] for event in events if "round" in event] == [0, 1, 2]
+    assert (end["state"], end["round"], end["accuracy"]) == ("finished", 2, 0.5)
+    assert end["outcome"] == str(home / "jobs" / job.job.sha256)
+
+
+@pytest.mark.usefixtures("daemon")
+def test_the_same_job_again_is_not_run_again(home: Path, job: SignedJob, trainer: Rounds) -> None:
+    trainer.go.set()
+    assert submit(home, job)["is_new"]
+    list(control.follow(home, Request(command="watch", job="wards")))
+    again = submit(home, job)
+    assert (again["is_new"], again["state"]) == (False, "finished")
+    assert len(ask(home, "jobs")["jobs"]) == 1
+
+
+@pytest.mark.usefixtures("daemon")
+def test_a_job_of_another_signer_or_edited_after_signing_is_refused(
+    home: Path, job: SignedJob, signed: Signed
+) -> None:
+    with pytest.raises(VeiltuneError, match="job signer must be one of the 1 allowed"):
+        submit(home, signed())
+    edited = job.model_copy(update={"job": signed(rounds=9).job})
+    with pytest.raises(VeiltuneError, match="job signature must be over this manifest"):
+        submit(home, edited)
+    with pytest.raises(VeiltuneError, match="job must be a signed manifest"):
+        control.ask(home, Request(command="submit", signed="[]"))
+    assert ask(home, "jobs") == {"jobs": []}
+
+
+@pytest.mark.usefixtures("daemon")
+def test_a_shown_job_states_what_each_site_spent_from_records(
+    home: Path, job: SignedJob, trainer: Rounds
+) -> None:
+    trainer.go.set()
+    submit(home, job)
+    list(control.follow(home, Request(command="watch", job="wards")))
+    shown = ask(home, "show", job.job.sha256[:8])
+    assert shown["constants"]["noise_multiplier"] == pytest.approx(job.job.noise_multiplier)
+    assert [record["round"] for record in shown["closed"]] == [0, 1, 2]
+    # Two rounds of four steps went out and nothing came back: that may all have been spent,
+    # which is all that the job was calibrated for.
+    assert [site["name"] for site in shown["spent"]] == ["A", "B"]
+    for site in shown["spent"]:
+        assert site["steps"] == 8
+        assert site["epsilon"] == pytest.approx(6.0, rel=0.01)
+        assert site["epsilon"] <= 6.0
+
+
+@pytest.mark.usefixtures("daemon")
+def test_a_running_job_is_stopped_and_the_watcher_told(home: Path, job: SignedJob) -> None:
+    submit(home, job)
+    events = control.follow(home, Request(command="watch", job="wards"))
+    while next(events) != {"state": "running"}:
+        pass
+    assert ask(home, "stop", "wards")["was"] == "running"
+    *_, end = events
+    assert (end["state"], end["reason"]) == ("stopped", "by the operator")
+    with pytest.raises(VeiltuneError, match="queued or running to be stopped, got stopped"):
+        ask(home, "stop", "wards")
+
+
+def test_a_job_left_running_is_resumed_by_the_next_server(
+    home: Path, job: SignedJob, trainer: Rounds
+) -> None:
+    first = Daemon(home, trainer=trainer)
+    first.start()
+    submit(home, job)
+    begun = time.monotonic()
+    events = control.follow(home, Request(command="watch", job="wards"))
+    while "round" not in next(events):
+        pass
+    first.stop()
+    assert time.monotonic() - begun < PATIENCE_S
+    with pytest.raises(VeiltuneError, match=r"must (run until|finish)"):
+        list(events)
+    trainer.go.set()
+    second = Daemon(home, trainer=trainer)
+    assert second.checkpoints.job("wards").state == "running"
+    second.start()
+    *_, end = control.follow(home, Request(command="watch", job="wards"))
+    assert end["state"] == "finished"
+    second.stop()
+
+
+def test_only_a_site_of_a_finished_job_gets_its_adapter(
+    home: Path, job: SignedJob, daemon: Daemon, trainer: Rounds
+) -> None:
+    submit(home, job)
+    assert daemon._final_adapter("A", job.job.sha256) is None
+    trainer.go.set()
+    list(control.follow(home, Request(command="watch", job="wards")))
+    assert daemon._final_adapter("A", job.job.sha256) == bytes([2]) * 8
+    assert daemon._final_adapter("C", job.job.sha256) is None
+    assert daemon._final_adapter("A", "00" * 32) is None
+
+
+@pytest.mark.usefixtures("daemon")
+def test_a_second_server_on_one_home_is_refused(home: Path) -> None:
+    with pytest.raises(InvalidInput, match="home must have one running server, got a second"):
+        Daemon(home)
+
+
+def test_a_port_in_use_is_refused_and_everything_let_go(home: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        config = home / "server.toml"
+        text = config.read_text()
+        config.write_text(text.replace("127.0.0.1:0", f"127.0.0.1:{port}"))
+        with pytest.raises(InvalidInput, match="listen address must be free"):
+            Daemon(home).start()
+        config.write_text(text)
+    Daemon(home).stop()
+    assert not (home / control.SOCKET_NAME).exists()
+
+
+def test_a_home_that_others_can_enter_is_refused(home: Path) -> None:
+    home.chmod(0o755)
+    with pytest.raises(InvalidInput, match=r"home must be for its owner alone .*, got 0755"):
+        Daemon(home)
+
+
+def test_a_home_without_a_server_is_refused_with_the_way_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="make it with: fl-server init"):
+        Daemon(tmp_path / "none")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_process_cleanly_within_seconds(
+    home: Path, number: signal.Signals
+) -> None:
+    script = (
+        "import sys; from pathlib import Path; from server.daemon import Daemon; "
+        "Daemon(Path(sys.argv[1])).serve()"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script, home], stdout=subprocess.PIPE)
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        try:
+            assert ask(home, "jobs") == {"jobs": []}
+            break
+        except LinkDown:
+            time.sleep(0.05)
+    begun = time.monotonic()
+    os.kill(process.pid, number)
+    assert process.wait(PATIENCE_S) == 0
+    assert time.monotonic() - begun < 10
+    assert process.stdout is not None
+    process.stdout.close()
+    assert not (home / control.SOCKET_NAME).exists()
