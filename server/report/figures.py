@@ -2,16 +2,18 @@
 
 import math
 
+NOTHING = "\N{EN DASH}"
+_TIMES = "\N{NO-BREAK SPACE}\N{MULTIPLICATION SIGN}\N{NO-BREAK SPACE}"
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def share(value: float | None) -> str:
     """An accuracy or an F1, three places.
 
-    >>> share(0.87349), share(None)
-    ('0.873', '–')
+    >>> share(0.87349)
+    '0.873'
     """
-    return "–" if value is None else f"{value:.3f}"
+    return NOTHING if value is None else f"{value:.3f}"
 
 
 def bound(epsilon: float | None) -> str:
@@ -30,6 +32,15 @@ def bound(epsilon: float | None) -> str:
     return f"{rounded:,.{places}f}" if epsilon else "0"
 
 
+def equation(name: str, value: str) -> str:
+    r"""Join a name and its value so that no line breaks between them.
+
+    >>> equation("x", "3").split("\N{NO-BREAK SPACE}")
+    ['x', '=', '3']
+    """
+    return "\N{NO-BREAK SPACE}".join((name, "=", value))
+
+
 def plain(value: float) -> str:
     """A constant of the job, as short as it can be.
 
@@ -42,16 +53,16 @@ def plain(value: float) -> str:
 def power(value: float | None) -> str:
     """A delta.
 
-    >>> power(1e-5), power(2.5e-6), power(0.01)
-    ('10⁻⁵', '2.5 × 10⁻⁶', '0.01')
+    >>> power(1e-5), power(0.01)
+    ('10⁻⁵', '0.01')
     """
     if value is None:
-        return "–"
+        return NOTHING
     if value >= 1e-3:
         return f"{value:g}"
     mantissa, exponent = f"{value:.1e}".split("e")
     tail = "10" + str(int(exponent)).translate(_SUPERSCRIPT)
-    return tail if mantissa == "1.0" else f"{mantissa.removesuffix('.0')} × {tail}"
+    return tail if mantissa == "1.0" else f"{mantissa.removesuffix('.0')}{_TIMES}{tail}"
 
 
 def factor(epsilon: float) -> str:
@@ -77,7 +88,7 @@ def size(count: float) -> str:
     for unit in ("kB", "MB", "GB"):
         count /= 1000
         if count < 1000:
-            return f"{count:.1f} {unit}"
+            return f"{count:.3g} {unit}"
     return f"{count / 1000:.1f} TB"
 
 
@@ -85,7 +96,7 @@ def duration(seconds: float) -> str:
     """Seconds, as a clock would say them.
 
     >>> duration(0.0421), duration(9.4), duration(84), duration(7384)
-    ('0.04 s', '9.4 s', '1 min 24 s', '2 h 3 min')
+    ('0.042 s', '9.4 s', '1 min 24 s', '2 h 3 min')
     """
     if seconds < 60:
         return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"

@@ -5,8 +5,9 @@ a site or a label named ``<script>`` is shown, not run. Not covered: which tags 
 """
 
 import html
+import re
 
-VOID = frozenset({"meta", "link", "br", "line", "circle", "rect", "path"})
+VOID = frozenset({"meta", "link", "wbr", "line", "circle", "rect", "path"})
 
 
 class Markup(str):
@@ -34,7 +35,7 @@ def element(tag: str, *children: Child, **attributes: str | float | None) -> Mar
         if value is not None
     )
     if tag in VOID and not inner:
-        return Markup(f"<{tag}{words}>" if tag in {"meta", "link", "br"} else f"<{tag}{words}/>")
+        return Markup(f"<{tag}{words}>" if tag in {"meta", "link", "wbr"} else f"<{tag}{words}/>")
     return Markup(f"<{tag}{words}>{inner}</{tag}>")
 
 
@@ -47,6 +48,16 @@ def join(*children: Child) -> Markup:
             if child is not None
         )
     )
+
+
+def breakable(name: str) -> Markup:
+    """A name that a narrow column may break after a joint, or else after 24 characters.
+
+    >>> breakable("lost_card")
+    'lost_<wbr>card'
+    """
+    pieces = re.findall(r"[^_./-]{1,24}[_./-]*|[_./-]{1,24}", name)
+    return join(*[part for piece in pieces for part in (element("wbr"), piece)][1:])
 
 
 def style_element(css: str) -> Markup:

@@ -14,8 +14,8 @@ from common.job import Job
 from common.privacy import group
 from common.result import ClassResult, Result
 from server.report import statement
-from server.report.figures import bound, duration, plain, power, share, size
-from server.report.markup import Markup, element, join, style_element
+from server.report.figures import NOTHING, bound, duration, plain, power, share, size
+from server.report.markup import Markup, breakable, element, join, style_element
 from server.report.plots import Series, bar, line_chart
 from server.report.statement import PERSON_RECORDS, SitePromise
 
@@ -132,10 +132,8 @@ def _headline(result: Result) -> Markup:
 
 def _learning(result: Result, job: Job) -> Markup:
     source = statement.public_name(job.evaluation.data)
-    measured = (
-        f" on the public hold-out {source} ({job.evaluation.split}), at most "
-        f"{job.evaluation.records:,} records."
-    )
+    records = sum(row.support for row in result.final.classes) or job.evaluation.records
+    measured = f" on the public hold-out {source} ({job.evaluation.split}), {records:,} records."
     if result.rounds[0].round == 0:
         measured += " Round 0 is the untrained start."
     figures = [_figure(_accuracy_chart(result), "Accuracy and macro-F1", measured)]
@@ -195,7 +193,7 @@ def _rounds(result: Result) -> Markup:
             str(row.round),
             share(row.accuracy),
             share(row.macro_f1),
-            "–" if row.epsilon is None else bound(row.epsilon),
+            NOTHING if row.epsilon is None else bound(row.epsilon),
             size(row.bytes_up),
             duration(row.seconds),
         )
@@ -217,19 +215,21 @@ def _promise(result: Result, promises: tuple[SitePromise, ...]) -> Markup:
     if not result.private or epsilon is None or delta is None:
         why = "Nothing. Treat the adapter as you would treat the records it was trained on."
         return element("section", heading, element("p", why, class_="prose"))
-    paragraphs = (
+    left = (
         "Records stayed at their sites. Each site trained with differential privacy and sent only "
         "noised updates, so the promise holds against the server and the other sites as well.",
         statement.meaning(epsilon, delta),
         statement.bet(epsilon, delta),
-        statement.person(promises),
-        statement.several_sites(result),
     )
-    return element("section", heading, *map(_paragraph, paragraphs), class_="prose")
-
-
-def _paragraph(words: str | None) -> Markup | None:
-    return element("p", words) if words else None
+    right = [element("h3", "Someone with several records")]
+    right.append(element("p", statement.person(promises)))
+    if together := statement.several_sites(result):
+        right += [element("h3", "Someone known to several sites"), element("p", together)]
+    columns = (
+        element("div", *(element("p", words) for words in left)),
+        element("div", *right),
+    )
+    return element("section", heading, element("div", *columns, class_="pair"))
 
 
 def _sites(result: Result, promises: tuple[SitePromise, ...]) -> Markup:
@@ -239,9 +239,10 @@ def _sites(result: Result, promises: tuple[SitePromise, ...]) -> Markup:
         element("th", "Steps", class_="num"),
     ]
     if result.epsilon is not None:
+        kind = "ε" if result.private else "nominal ε"
         heads += [
-            element("th", "ε, one record", class_="num"),
-            element("th", f"ε, person with {PERSON_RECORDS} records", class_="num"),
+            element("th", f"{kind}, one record", class_="num"),
+            element("th", f"{kind}, person with {PERSON_RECORDS} records", class_="num"),
             element("th", "δ", class_="num"),
         ]
     rows = [_site_row(site, result.epsilon is not None) for site in promises]
@@ -259,7 +260,7 @@ def _sites(result: Result, promises: tuple[SitePromise, ...]) -> Markup:
 def _site_row(site: SitePromise, with_epsilon: bool) -> Markup:
     steps = f"{site.steps:,}" if site.steps else "0 (took no part)"
     cells = [
-        element("th", site.name, scope="row"),
+        element("th", breakable(site.name), scope="row"),
         element("td", f"{site.population:,}", class_="num"),
         element("td", steps, class_="num"),
     ]
@@ -299,7 +300,7 @@ def _class_table(rows: list[ClassResult], many: bool) -> Markup:
 
 
 def _class_row(row: ClassResult, many: bool) -> Markup:
-    cells = [element("th", row.label, scope="row"), _measure(row.f1, row, "", True)]
+    cells = [element("th", breakable(row.label), scope="row"), _measure(row.f1, row, "", True)]
     cells += [_measure(value, row, "thin", not many) for value in (row.precision, row.recall)]
     return element("tr", *cells, element("td", f"{row.support:,}", class_="num"))
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from server.report.markup import Markup, element, join
 
 WIDTH, HEIGHT = 460, 250
-LEFT, RIGHT, TOP, BOTTOM = 34, 104, 16, 34
+LEFT, RIGHT, TOP, BOTTOM = 34, 116, 16, 34
 LABEL_GAP = 16
 DOTS_UP_TO = 30
 
@@ -131,7 +131,7 @@ def _rounds(frame: Frame) -> Markup:
         for mark in round_numbers(frame.x_max)
     ]
     return join(
-        *marks, element("text", "round", x=WIDTH - RIGHT + 16, y=HEIGHT - 14, class_="tick")
+        *marks, element("text", "round", x=WIDTH - RIGHT + 20, y=HEIGHT - 14, class_="tick")
     )
 
 

@@ -13,7 +13,7 @@ from common.errors import InvalidInput
 from common.job import Job, require_site
 from common.privacy import accounting, group
 from common.result import Result
-from server.report.figures import bound, factor, plain, power
+from server.report.figures import bound, equation, factor, plain, power
 
 # The most notes of one patient in the synthetic wards, and nothing unusual in a real one.
 PERSON_RECORDS = 12
@@ -90,8 +90,8 @@ def meaning(epsilon: float, delta: float) -> str:
     """What an epsilon says, in one sentence."""
     return (
         f"Whether or not any one record was in a site's data, whatever can be seen of the training "
-        f"is at most {factor(epsilon)} times as likely (e to the power ε = {bound(epsilon)}), "
-        f"but for a chance of δ = {power(delta)}."
+        f"is at most {factor(epsilon)} times as likely (e to the power {_is(epsilon)}), "
+        f"but for a chance of {equation('δ', power(delta))}."
     )
 
 
@@ -103,10 +103,10 @@ def bet(epsilon: float, delta: float) -> str:
     """
     wrong = (1 - delta) / (1 + math.exp(min(epsilon, 700)))
     right = math.ceil((1 - wrong) * 10_000) / 100
-    most = f"at most {right:.2f} %" if right < 100 else "up to practically 100 %"
+    most = f"at most {right:.2f}%" if right < 100 else "up to practically 100%"
     return (
         f"Put as a bet: somebody who knows everything else, and guesses from even odds whether a "
-        f"certain record was used, is right {most} of the time; a coin is right 50 %."
+        f"certain record was used, is right {most} of the time; a coin is right 50%."
     )
 
 
@@ -120,7 +120,7 @@ def person(promises: tuple[SitePromise, ...]) -> str:
     )
     return (
         f"The unit is a record, not a person. Someone with {PERSON_RECORDS} records at one site is "
-        f"covered at ε = {bound(worst)} only: {told}."
+        f"covered at {_is(worst)} only: {told}."
     )
 
 
@@ -131,7 +131,7 @@ def several_sites(result: Result) -> str | None:
         return None
     return (
         f"A person known to several sites spends at each: one record at all {len(result.sites)} "
-        f"of them costs ε = {bound(total)} together."
+        f"of them costs {_is(total)} together."
     )
 
 
@@ -152,6 +152,10 @@ def not_covered(result: Result) -> tuple[str, ...]:
         "The computers of the sites: who controls one sees its records; timing is not accounted.",
         "Proof that the sites ran the steps stated here: this page is not signed.",
     )
+
+
+def _is(epsilon: float) -> str:
+    return equation("ε", bound(epsilon))
 
 
 def public_name(source: str) -> str:

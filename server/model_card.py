@@ -1,0 +1,165 @@
+"""The adapter's README.md: what PEFT and model hubs expect to read, and what the run promises.
+
+Names and descriptions come from outside, so the front matter quotes every string as JSON (which
+YAML contains) and the text escapes what Markdown would act on. Not covered: a licence; nobody has
+stated one, and none is made up here.
+"""
+
+import json
+import re
+from pathlib import Path
+
+from common.job import Job
+from common.result import Result
+from server.report import statement
+from server.report.figures import bound, power, share
+from server.report.statement import PERSON_RECORDS, SitePromise
+
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~$-])")
+_HTML = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
+
+
+def model_card(result: Result, job: Job) -> str:
+    """The text of the card.
+
+    Raises:
+        InvalidInput: the result is another job's.
+    """
+    promises = statement.site_promises(result, job)
+    parts = [
+        _front_matter(result, job),
+        f"# {_escaped(result.name)}",
+        _escaped(job.job.description),
+        _about(result, job),
+        _privacy(result, promises),
+        _quality(result, job),
+        _loading(result, job),
+        _limits(result),
+        f"Job sha256: `{result.job_sha256}`  \nAdapter sha256: `{result.adapter_sha256}`",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _front_matter(result: Result, job: Job) -> str:
+    tags = ["lora", "peft", "federated-learning", "veiltune"]
+    if result.private:
+        tags.append("differential-privacy")
+    fields: dict[str, object] = {
+        "library_name": "peft",
+        "pipeline_tag": "text-classification",
+        "license": "unknown",
+        "tags": tags,
+        "metrics": ["accuracy", "f1"],
+    }
+    if base := _hub_id(job):
+        fields = {"base_model": base, **fields}
+    lines = [f"{key}: {json.dumps(value)}" for key, value in fields.items()]
+    return "\n".join(("---", *lines, "---"))
+
+
+def _hub_id(job: Job) -> str | None:
+    """The base model's name on a hub; a folder of the operator's has none."""
+    base = job.model.base
+    return base if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", base) and not _is_folder(base) else None
+
+
+def _is_folder(base: str) -> bool:
+    return Path(base).is_absolute() or base.startswith(".")
+
+
+def _about(result: Result, job: Job) -> str:
+    base = _escaped(statement.public_name(job.model.base))
+    return (
+        f"A LoRA adapter of rank {job.adapter.rank} (method {job.adapter.method}) for {base}, "
+        f"trained by {_count(len(result.sites), 'site')} in {_count(result.last_round, 'round')} "
+        f"without their records leaving them. It sorts texts into {len(job.data.labels)} classes. "
+        f"The base model's content hash is `{job.model.sha256}`."
+    )
+
+
+def _privacy(result: Result, promises: tuple[SitePromise, ...]) -> str:
+    why = statement.warning(result)
+    if why is not None:
+        return f"## Privacy: none\n\n**This run gives no privacy guarantee.** {why}"
+    if result.epsilon is None or result.privacy.delta is None:
+        return ""
+    words = [
+        statement.meaning(result.epsilon, result.privacy.delta),
+        statement.bet(result.epsilon, result.privacy.delta),
+        statement.person(promises),
+        statement.several_sites(result),
+    ]
+    terms = [f"- {term}: {value}" for term, value in statement.mechanism(result)]
+    text = "\n\n".join(word for word in words if word)
+    return "\n\n".join(("## Privacy", text, _sites(promises), "\n".join(terms)))
+
+
+def _sites(promises: tuple[SitePromise, ...]) -> str:
+    heads = ("site", "public population", "steps", "epsilon", "delta")
+    lines = [_row(*heads, f"epsilon, person with {PERSON_RECORDS} records")]
+    lines.append(_row("---", *["---:"] * 5))
+    for site in promises:
+        figures = (f"{site.population:,}", f"{site.steps:,}", bound(site.epsilon))
+        person = bound(site.person_epsilon)
+        lines.append(_row(_escaped(site.name), *figures, power(site.delta), person))
+    return "\n".join(lines)
+
+
+def _quality(result: Result, job: Job) -> str:
+    source = _escaped(statement.public_name(job.evaluation.data))
+    lines = [
+        "## Quality",
+        "",
+        f"Accuracy {share(result.final.accuracy)}, macro-F1 {share(result.final.macro_f1)}, on the "
+        f"public hold-out {source} ({job.evaluation.split}).",
+    ]
+    if result.final.classes:
+        lines += ["", _row("class", "precision", "recall", "F1", "support")]
+        lines.append(_row("---", *["---:"] * 4))
+    for row in result.final.classes:
+        figures = (share(row.precision), share(row.recall), share(row.f1), str(row.support))
+        lines.append(_row(_escaped(row.label), *figures))
+    return "\n".join(lines)
+
+
+def _loading(result: Result, job: Job) -> str:
+    base = _hub_id(job)
+    revision = f", revision={json.dumps(job.model.revision)}" if job.model.revision else ""
+    named = json.dumps(base) if base else '"path/to/the/base"  # its content hash is above'
+    return f"""## Loading
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+base = {named}
+model = AutoModelForSequenceClassification.from_pretrained(
+    base, num_labels={len(job.data.labels)}{revision}
+)
+model = PeftModel.from_pretrained(model, "path/to/this/folder").eval()
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+```
+
+Class `i` of the output is the job's label `i`. Texts were cut at {job.model.max_length} tokens."""
+
+
+def _limits(result: Result) -> str:
+    lines = [f"- {sentence}" for sentence in statement.not_covered(result)]
+    lines.append(
+        "- Licence: unknown. Nobody stated one; the base model's and the data's terms apply."
+    )
+    return "\n".join(("## What is not covered", "", *lines))
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _row(*cells: str) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _escaped(text: str) -> str:
+    """One line on which Markdown and HTML have nothing to act."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return _MARKDOWN.sub(r"\\\1", line).translate(_HTML)
