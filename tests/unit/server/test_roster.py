@@ -1,0 +1,225 @@
+"""Who is admitted: enrolled, not revoked, not expired; seen at once by a server that runs."""
+
+import datetime as dt
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from common import pki
+from common.errors import InvalidInput, Refusal
+from server.roster import Roster
+
+NOW = dt.datetime.now(dt.UTC)
+DAY = dt.timedelta(days=1)
+ROOT = pki.create_root("north", now=NOW)
+INTERMEDIATE = pki.create_intermediate(ROOT, now=NOW)
+ROOT_OF_PROJECT = Path(__file__).parents[3]
+
+
+def issued(site: str, csr: bytes | None = None, *, days: int = 90) -> bytes:
+    csr = csr or pki.new_site_key_and_csr(site)[1]
+    return pki.issue_site(csr, INTERMEDIATE, days=days, now=NOW)
+
+
+def serial(certificate: bytes) -> int:
+    return pki.load_certificates(certificate)[0].serial_number
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "roster.json"
+
+
+def test_an_enrolled_certificate_is_admitted_and_no_other(path: Path) -> None:
+    roster, ours, strange = Roster(path), issued("A"), issued("A")
+    roster.enroll(ours)
+    roster.check("A", serial(ours))
+    with pytest.raises(Refusal, match="certificate of A must be issued here"):
+        roster.check("A", serial(strange))
+    with pytest.raises(Refusal, match="must be enrolled at this server, got 'B'"):
+        roster.check("B", serial(ours))
+
+
+def test_one_sites_serial_does_not_admit_another(path: Path) -> None:
+    roster, a, b = Roster(path), issued("A"), issued("B")
+    roster.enroll(a)
+    roster.enroll(b)
+    with pytest.raises(Refusal):
+        roster.check("B", serial(a))
+
+
+def test_a_missing_roster_admits_nobody(path: Path) -> None:
+    with pytest.raises(Refusal):
+        Roster(path).check("A", serial(issued("A")))
+
+
+def test_a_roster_that_goes_missing_admits_nobody(path: Path) -> None:
+    roster, certificate = Roster(path), issued("A")
+    roster.enroll(certificate)
+    roster.check("A", serial(certificate))
+    path.unlink()
+    with pytest.raises(Refusal):
+        roster.check("A", serial(certificate))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"\xff\xfe", b'{"sites": {"../x": []}}', b'{"sites": {}, "more": 1}',
+     b'{"version": 2, "sites": {}}', b"[" * 100_000],
+)  # fmt: skip
+def test_a_spoilt_roster_admits_nobody_and_is_not_overwritten(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    certificate = issued("A")
+    with pytest.raises(Refusal, match="roster must be readable"):
+        Roster(path).check("A", serial(certificate))
+    with pytest.raises(InvalidInput):
+        Roster(path).enroll(certificate)
+    assert path.read_bytes() == content
+
+
+def test_a_revocation_by_another_process_is_seen_at_once(path: Path) -> None:
+    running, certificate = Roster(path), issued("A")
+    running.enroll(certificate)
+    running.check("A", serial(certificate))
+    script = (
+        "import pathlib, sys; from server.roster import Roster\n"
+        "print(Roster(pathlib.Path(sys.argv[1])).revoke('A'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(path)],
+        capture_output=True, text=True, check=True, cwd=ROOT_OF_PROJECT,
+    )  # fmt: skip
+    assert done.stdout == "1\n"
+    with pytest.raises(Refusal, match="must not be revoked"):
+        running.check("A", serial(certificate))
+
+
+def test_every_change_in_quick_succession_is_seen(path: Path) -> None:
+    running, other = Roster(path), Roster(path)
+    for _ in range(30):  # quicker than a clock's tick, and inodes are used again
+        certificate = issued("A")
+        other.enroll(certificate, replace=True)
+        running.check("A", serial(certificate))
+        other.revoke("A")
+        with pytest.raises(Refusal):
+            running.check("A", serial(certificate))
+
+
+def test_a_certificate_expires_while_its_session_lives(path: Path) -> None:
+    roster, certificate = Roster(path), issued("A", days=2)
+    roster.enroll(certificate, now=NOW)
+    roster.check("A", serial(certificate), now=NOW + DAY)
+    with pytest.raises(Refusal, match="expired on"):
+        roster.check("A", serial(certificate), now=NOW + 3 * DAY)
+
+
+def test_a_new_key_takes_the_old_ones_place_only_when_told_to(path: Path) -> None:
+    roster, first, second = Roster(path), issued("A"), issued("A")
+    roster.enroll(first)
+    with pytest.raises(InvalidInput, match="no certificate of another key that stands"):
+        roster.enroll(second)
+    roster.check("A", serial(first))
+    roster.enroll(second, replace=True)
+    roster.check("A", serial(second))
+    with pytest.raises(Refusal, match="revoked"):
+        roster.check("A", serial(first))
+
+
+def test_an_expired_certificate_stands_in_nobodys_way(path: Path) -> None:
+    roster = Roster(path)
+    roster.enroll(issued("A", days=2), now=NOW)
+    roster.enroll(issued("A"), now=NOW + 3 * DAY)
+
+
+def test_a_renewal_for_the_same_key_leaves_both_standing(path: Path) -> None:
+    roster, (_, csr) = Roster(path), pki.new_site_key_and_csr("A")
+    first, second = issued("A", csr), issued("A", csr)
+    roster.enroll(first)
+    roster.enroll(second)
+    roster.check("A", serial(first))
+    roster.check("A", serial(second))
+    assert roster.revoke("A") == 2
+    assert roster.revoke("A") == 0
+
+
+def test_a_revoked_key_does_not_come_back(path: Path) -> None:
+    roster, (_, csr) = Roster(path), pki.new_site_key_and_csr("A")
+    roster.enroll(issued("A", csr))
+    roster.revoke("A")
+    with pytest.raises(InvalidInput, match="must be a new one"):
+        roster.enroll(issued("A", csr), replace=True)
+    roster.enroll(issued("A"))
+
+
+def test_two_sites_cannot_share_a_key(path: Path) -> None:
+    key, csr = pki.new_site_key_and_csr("A")
+    roster = Roster(path)
+    roster.enroll(issued("A", csr))
+    with pytest.raises(InvalidInput, match="must be its own, got that of A"):
+        roster.enroll(issued("B", pki.create_csr("B", key)))
+
+
+@pytest.mark.parametrize("site", ["B", "../x", "", "A\n"])
+def test_only_who_was_enrolled_can_be_revoked(path: Path, site: str) -> None:
+    roster = Roster(path)
+    roster.enroll(issued("A"))
+    with pytest.raises(InvalidInput, match="must be enrolled"):
+        roster.revoke(site)
+
+
+def test_the_file_says_what_was_issued(path: Path) -> None:
+    certificate = issued("A")
+    Roster(path).enroll(certificate)
+    (entry,) = json.loads(path.read_bytes())["sites"]["A"]
+    printed = subprocess.run(
+        ["openssl", "x509", "-noout", "-serial", "-fingerprint", "-sha256"],
+        input=certificate, capture_output=True, check=True,
+    ).stdout.decode()  # fmt: skip
+    assert f"serial={int(entry['serial'], 16):X}" in printed.replace("serial=0", "serial=")
+    assert entry["sha256"] in printed.replace(":", "").lower()
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_changes_by_several_processes_are_all_kept(path: Path, tmp_path: Path) -> None:
+    script = (
+        "import pathlib, sys; from server.roster import Roster\n"
+        "for name in sys.argv[2:]: Roster(pathlib.Path(sys.argv[1])).enroll("
+        "pathlib.Path(name).read_bytes())"
+    )
+    names = [[f"p{i}s{j}" for j in range(5)] for i in range(3)]
+    processes = []
+    for group in names:
+        for name in group:
+            (tmp_path / name).write_bytes(issued(name))
+        words = [sys.executable, "-c", script, str(path), *(str(tmp_path / n) for n in group)]
+        processes.append(subprocess.Popen(words, cwd=ROOT_OF_PROJECT))
+    assert [process.wait(timeout=60) for process in processes] == [0, 0, 0]
+    assert set(Roster(path).sites()) == {name for group in names for name in group}
+
+
+def test_a_kill_at_any_moment_leaves_a_roster_whole(path: Path) -> None:
+    certificate = issued("A")
+    Roster(path).enroll(certificate)
+    script = (
+        "import pathlib, sys; from server.roster import Roster, _Sites\n"
+        "roster = Roster(pathlib.Path(sys.argv[1])); content = roster._read()\n"
+        "print('ready', flush=True)\n"
+        "while True: roster._write(content, 'A', content.sites['A'])"
+    )
+    for wait_s in (0.0, 0.004, 0.009, 0.017):
+        process = subprocess.Popen(
+            [sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE, cwd=ROOT_OF_PROJECT
+        )
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(wait_s)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        Roster(path).check("A", serial(certificate))
