@@ -170,7 +170,7 @@ class Daemon:
             yield control.event({"state": row.state})  # also finds out whether anyone listens
             if self._worker.is_closing:
                 raise LinkDown(
-                    "fl-server must run until the job ends, got a stop (its next start resumes the job)"
+                    "fl-server must run until the job ends, got a stop (the next start resumes it)"
                 )
             version = self._worker.wait(version, _HEARTBEAT_S)
 

@@ -1,15 +1,28 @@
-"""Outcomes to look at (private, seeded, without privacy; few and many classes), and signed jobs."""
+"""Outcomes to look at, signed jobs, and a server whose jobs close rounds without training."""
 
+import io
+import logging
 import math
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from flwr.serverapp import Grid
 
+from common import log
 from common.config import parse
 from common.job import Job, SignedJob, sign_job
+from common.keys import load_operator_key
 from common.result import Result, privacy_statement, site_result
+from server.checkpoint import Checkpoints, RoundRecord
+from server.daemon import Daemon
+from server.enrolment import init_server
+from server.worker import Trainer
 
 Outcome = tuple[Result, Job]
 MakeOutcome = Callable[..., Outcome]
@@ -133,3 +146,83 @@ class Jobs:
 @pytest.fixture
 def signed() -> Jobs:
     return Jobs()
+
+
+class Rounds:
+    """A trainer that closes a job's rounds without training, each when ``go`` allows."""
+
+    def __init__(self, go: threading.Event) -> None:
+        self.go = go
+
+    def message_cap(self, job: Job) -> int:
+        return len(job.sites) * 1000
+
+    def run_job(
+        self,
+        signed: SignedJob,
+        grid: Grid,
+        checkpoints: Checkpoints,
+        out: Path,
+        *,
+        grid_name: str,
+        observe: Callable[[RoundRecord], None],
+    ) -> object:
+        sha256 = signed.job.sha256
+        for round_ in range(signed.job.training.rounds + 1):
+            while round_ and not self.go.is_set():
+                grid.get_node_ids()
+                time.sleep(0.01)
+            checkpoints.dispatch(sha256, round_, signed.job.sites if round_ else ())
+            record = RoundRecord(round_, 0.25 * round_, 0.2, 0, 0.1, "", "")
+            checkpoints.save_round(sha256, record, bytes([round_]) * 8, [])
+            observe(record)
+        return out
+
+
+@pytest.fixture(scope="module")
+def identity(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("server")
+    init_server(home, hosts=[], address="127.0.0.1:8443", listen="127.0.0.1:0")
+    return home
+
+
+@pytest.fixture
+def home(identity: Path) -> Path:
+    identity.chmod(0o700)
+    (identity / "state.db").unlink(missing_ok=True)
+    return identity
+
+
+@pytest.fixture
+def go() -> threading.Event:
+    return threading.Event()
+
+
+@pytest.fixture
+def trainer(go: threading.Event) -> Trainer:
+    return Rounds(go)
+
+
+@pytest.fixture
+def _logs_aside() -> Iterator[None]:
+    """A server's log would stand among what commands print."""
+    root = logging.getLogger()
+    handlers, level = root.handlers, root.level
+    log.configure(stream=io.StringIO())
+    yield
+    structlog.reset_defaults()
+    root.handlers = handlers
+    root.setLevel(level)
+
+
+@pytest.fixture
+def daemon(home: Path, trainer: Trainer, _logs_aside: None) -> Iterator[Daemon]:
+    running = Daemon(home, trainer=trainer)
+    running.start()
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def job(home: Path, signed: Jobs) -> SignedJob:
+    return sign_job(signed(rounds=2).job, load_operator_key(home / "pki" / "operator.key"))

@@ -5,87 +5,21 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from flwr.serverapp import Grid
 
 from common.errors import InvalidInput, LinkDown, VeiltuneError
-from common.job import Job, SignedJob, sign_job
-from common.keys import load_operator_key
+from common.job import SignedJob
 from server import control
-from server.checkpoint import Checkpoints, RoundRecord
 from server.control import Line, Request
 from server.daemon import Daemon
-from server.enrolment import init_server
+from server.worker import Trainer
 
 Signed = Callable[..., SignedJob]
 
 PATIENCE_S = 20.0
-
-
-class Rounds:
-    """A trainer that closes a job's rounds without training, each when ``go`` allows."""
-
-    def __init__(self) -> None:
-        self.go = threading.Event()
-
-    def message_cap(self, job: Job) -> int:
-        return len(job.sites) * 1000
-
-    def run_job(
-        self,
-        signed: SignedJob,
-        grid: Grid,
-        checkpoints: Checkpoints,
-        out: Path,
-        *,
-        grid_name: str,
-        observe: Callable[[RoundRecord], None],
-    ) -> object:
-        sha256 = signed.job.sha256
-        for round_ in range(signed.job.training.rounds + 1):
-            while round_ and not self.go.is_set():
-                grid.get_node_ids()
-                time.sleep(0.01)
-            checkpoints.dispatch(sha256, round_, signed.job.sites if round_ else ())
-            record = RoundRecord(round_, 0.25 * round_, 0.2, 0, 0.1, "", "")
-            checkpoints.save_round(sha256, record, bytes([round_]) * 8, [])
-            observe(record)
-        return out
-
-
-@pytest.fixture(scope="module")
-def identity(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    home = tmp_path_factory.mktemp("server")
-    init_server(home, hosts=[], address="127.0.0.1:8443", listen="127.0.0.1:0")
-    return home
-
-
-@pytest.fixture
-def home(identity: Path) -> Path:
-    identity.chmod(0o700)
-    (identity / "state.db").unlink(missing_ok=True)
-    return identity
-
-
-@pytest.fixture
-def trainer() -> Rounds:
-    return Rounds()
-
-
-@pytest.fixture
-def daemon(home: Path, trainer: Rounds) -> Iterator[Daemon]:
-    running = Daemon(home, trainer=trainer)
-    running.start()
-    yield running
-    running.stop()
-
-
-@pytest.fixture
-def job(home: Path, signed: Signed) -> SignedJob:
-    return sign_job(signed(rounds=2).job, load_operator_key(home / "pki" / "operator.key"))
 
 
 def submit(home: Path, job: SignedJob) -> Line:
@@ -98,11 +32,11 @@ def ask(home: Path, command: str, job: str = "") -> Line:
 
 @pytest.mark.usefixtures("daemon")
 def test_a_submitted_job_runs_and_is_watched_to_its_end(
-    home: Path, job: SignedJob, trainer: Rounds
+    home: Path, job: SignedJob, go: threading.Event
 ) -> None:
     answer = submit(home, job)
     assert (answer["is_new"], answer["name"], answer["sha256"]) == (True, "wards", job.job.sha256)
-    trainer.go.set()
+    go.set()
     *events, end = control.follow(home, Request(command="watch", job="wards"))
     assert [event["round"]["round"] for event in events if "round" in event] == [0, 1, 2]
     assert (end["state"], end["round"], end["accuracy"]) == ("finished", 2, 0.5)
@@ -110,8 +44,10 @@ def test_a_submitted_job_runs_and_is_watched_to_its_end(
 
 
 @pytest.mark.usefixtures("daemon")
-def test_the_same_job_again_is_not_run_again(home: Path, job: SignedJob, trainer: Rounds) -> None:
-    trainer.go.set()
+def test_the_same_job_again_is_not_run_again(
+    home: Path, job: SignedJob, go: threading.Event
+) -> None:
+    go.set()
     assert submit(home, job)["is_new"]
     list(control.follow(home, Request(command="watch", job="wards")))
     again = submit(home, job)
@@ -135,9 +71,9 @@ def test_a_job_of_another_signer_or_edited_after_signing_is_refused(
 
 @pytest.mark.usefixtures("daemon")
 def test_a_shown_job_states_what_each_site_spent_from_records(
-    home: Path, job: SignedJob, trainer: Rounds
+    home: Path, job: SignedJob, go: threading.Event
 ) -> None:
-    trainer.go.set()
+    go.set()
     submit(home, job)
     list(control.follow(home, Request(command="watch", job="wards")))
     shown = ask(home, "show", job.job.sha256[:8])
@@ -166,7 +102,7 @@ def test_a_running_job_is_stopped_and_the_watcher_told(home: Path, job: SignedJo
 
 
 def test_a_job_left_running_is_resumed_by_the_next_server(
-    home: Path, job: SignedJob, trainer: Rounds
+    home: Path, job: SignedJob, trainer: Trainer, go: threading.Event
 ) -> None:
     first = Daemon(home, trainer=trainer)
     first.start()
@@ -179,7 +115,7 @@ def test_a_job_left_running_is_resumed_by_the_next_server(
     assert time.monotonic() - begun < PATIENCE_S
     with pytest.raises(VeiltuneError, match=r"must (run until|finish)"):
         list(events)
-    trainer.go.set()
+    go.set()
     second = Daemon(home, trainer=trainer)
     assert second.checkpoints.job("wards").state == "running"
     second.start()
@@ -189,11 +125,11 @@ def test_a_job_left_running_is_resumed_by_the_next_server(
 
 
 def test_only_a_site_of_a_finished_job_gets_its_adapter(
-    home: Path, job: SignedJob, daemon: Daemon, trainer: Rounds
+    home: Path, job: SignedJob, daemon: Daemon, go: threading.Event
 ) -> None:
     submit(home, job)
     assert daemon._final_adapter("A", job.job.sha256) is None
-    trainer.go.set()
+    go.set()
     list(control.follow(home, Request(command="watch", job="wards")))
     assert daemon._final_adapter("A", job.job.sha256) == bytes([2]) * 8
     assert daemon._final_adapter("C", job.job.sha256) is None

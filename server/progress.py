@@ -1,0 +1,166 @@
+"""A job on an operator's terminal: rounds as they close, tables at the end.
+
+Progress goes to stderr and tables to stdout, so that ``fl-server jobs | grep`` sees what it wants.
+What comes from the server is printed as text, never as markup.
+
+Not covered: the meaning of the numbers (server/views.py).
+"""
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from server.control import Line
+
+_WIDTH = 160  # of a file or a pipe, which has none
+
+
+def follow_rounds(lines: Iterator[Line], name: str, rounds: int) -> Line:
+    """Show a watched job's rounds as they close; return the answer that ends the watch."""
+    show = _bar if sys.stderr.isatty() else _plain
+    *_, answer = show(lines, name, rounds)
+    return answer
+
+
+def jobs_table(jobs: Sequence[Line]) -> None:
+    """Print one line a job."""
+    rows = [
+        (
+            job["name"],
+            job["sha256"][:12],
+            job["state"],
+            f"{job['round']}/{job['rounds']}",
+            _number(job["accuracy"]),
+            job["submitted_at"],
+            job["reason"],
+        )
+        for job in jobs
+    ]
+    _print(_table(["job", "id", "state", "round", "accuracy", "submitted", "reason"], rows))
+
+
+def job_tables(shown: Line) -> None:
+    """Print a job's constants, rounds and what each site has spent."""
+    constants = shown["constants"]
+    facts = [
+        ("job", f"{shown['name']} ({shown['sha256']})"),
+        ("state", shown["state"] + (f": {shown['reason']}" if shown["reason"] else "")),
+        ("submitted", shown["submitted_at"]),
+        *((key, _fact(value)) for key, value in constants.items()),
+    ]
+    _print(_table(["", ""], facts))
+    _print(rounds_table(shown["closed"]))
+    _print(sites_table(shown["spent"]))
+    if shown["outcome"]:
+        _print(Text(f"outcome: {shown['outcome']}"))
+
+
+def outcome_tables(shown: Line) -> None:
+    """Print what a finished job came to."""
+    last = shown["closed"][-1]
+    _print(sites_table(shown["spent"]))
+    seconds = sum(record["seconds"] for record in shown["closed"])
+    _print(
+        Text(
+            f"accuracy {_number(last['accuracy'])}, macro F1 {_number(last['macro_f1'])} "
+            f"after {last['round']} rounds in {seconds:.1f} s\noutcome: {shown['outcome']}"
+        )
+    )
+
+
+def rounds_table(closed: Sequence[Line]) -> Table:
+    """One line a closed round."""
+    rows = [
+        (
+            record["round"],
+            _number(record["accuracy"]),
+            _number(record["macro_f1"]),
+            f"{record['seconds']:.2f}",
+            _size(record["bytes_up"]),
+        )
+        for record in closed
+    ]
+    return _table(["round", "accuracy", "macro F1", "seconds", "bytes up"], rows)
+
+
+def sites_table(spent: Sequence[Line]) -> Table:
+    """One line a site: what it gave and what that cost."""
+    rows = [
+        (
+            site["name"],
+            site["updates"],
+            site["steps"],
+            "no privacy" if site["epsilon"] is None else f"{site['epsilon']:.3f}",
+            "" if site["delta"] is None else f"{site['delta']:g}",
+            _size(site["bytes_up"]),
+        )
+        for site in spent
+    ]
+    return _table(["site", "updates", "steps charged", "epsilon", "delta", "bytes up"], rows)
+
+
+def _bar(lines: Iterator[Line], name: str, rounds: int) -> Iterator[Line]:
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn(
+            "round {task.completed:.0f}/{task.total:.0f}  {task.fields[last]}", markup=False
+        ),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(name, total=rounds, last="waiting for sites")
+        for line in lines:
+            if (record := line.get("round")) and isinstance(record, dict):
+                progress.update(task, completed=record["round"], last=_said(record))
+            yield line
+
+
+def _plain(lines: Iterator[Line], name: str, rounds: int) -> Iterator[Line]:
+    for line in lines:
+        if (record := line.get("round")) and isinstance(record, dict):
+            sys.stderr.write(f"{name} round {record['round']}/{rounds}  {_said(record)}\n")
+            sys.stderr.flush()
+        yield line
+
+
+def _said(record: Line) -> str:
+    return (
+        f"accuracy {_number(record['accuracy'])}  {record['seconds']:.2f} s  "
+        f"{_size(record['bytes_up'])} up"
+    )
+
+
+def _table(names: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", show_header=any(names))
+    for name in names:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(str(value)) for value in row))
+    return table
+
+
+def _print(content: Table | Text) -> None:
+    console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
+    console.print(content, soft_wrap=isinstance(content, Text))
+
+
+def _fact(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {item}" for key, item in value.items())
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _size(count: int) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} B"
