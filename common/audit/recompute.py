@@ -77,22 +77,20 @@ def _site_claims(site: SiteResult, result: Result) -> Iterator[Claim]:
 
 
 def _round_claims(result: Result) -> Iterator[Claim]:
-    """Check each round's epsilon: that of the site which was charged for most rounds by then.
+    """Check each round's epsilon: that of the site charged for most rounds by then.
 
-    That number of rounds starts at 0, grows by at most one a round, and ends at what the busiest
-    site states. Where a site took part in every round this leaves one value for each.
+    A message without a reply is charged until its site says otherwise, so the figure may fall
+    again, but it is never below what the final one leaves possible: one round is charged at most
+    once. Where a site took part in every round this leaves one value for each.
     """
     privacy, last = result.privacy, result.last_round
     most = min(max(site.steps for site in result.sites) // privacy.local_steps, last)
-    at, charged = 0, 0
     for row in result.rounds:
         if row.epsilon is None:
             continue
-        low = max(charged, most - (last - row.round))
-        high = min(charged + row.round - at, most)
+        low = max(0, most - (last - row.round))
+        high = most if row.round == last else row.round
         match = _charged_rounds(row.epsilon, privacy, range(low, high + 1))
-        if match is not None:
-            at, charged = row.round, match
         yield _round_claim(row, privacy, high if match is None else match, match is not None)
 
 

@@ -94,6 +94,16 @@ def test_rounds_that_the_busiest_site_missed_pass(
     assert audit(tmp_path / "out", capsys) == (0, [])
 
 
+def test_a_charge_that_a_later_reply_took_back_passes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = outcome(tmp_path / "out", steps={"A": 3 * LOCAL_STEPS})
+    for at, charged in enumerate((0, 1, 2, 3, 4, 3)):
+        data["rounds"][at]["epsilon"] = spent(charged * LOCAL_STEPS)
+    put(tmp_path / "out", data)
+    assert audit(tmp_path / "out", capsys) == (0, [])
+
+
 @pytest.mark.parametrize("factor", [0.5, 0.999, 1.001, 2])
 def test_a_tampered_epsilon_of_a_site_is_named(
     factor: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
