@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 
 from common import pki
 from common.errors import InvalidInput, Refusal
+from common.files import write_file
 from server.roster import Roster
 
 NOW = dt.datetime.now(dt.UTC)
@@ -111,6 +113,15 @@ def test_every_change_in_quick_succession_is_seen(path: Path) -> None:
             running.check("A", serial(certificate))
 
 
+def test_a_change_that_keeps_the_files_size_is_seen(path: Path) -> None:
+    running, certificate = Roster(path), issued("A")
+    running.enroll(certificate)
+    contents = {"A": path.read_bytes(), "B": path.read_bytes().replace(b'"A"', b'"B"')}
+    for site in ("B", "A") * 20:
+        write_file(path, contents[site])
+        running.check(site, serial(certificate))
+
+
 def test_a_certificate_expires_while_its_session_lives(path: Path) -> None:
     roster, certificate = Roster(path), issued("A", days=2)
     roster.enroll(certificate, now=NOW)
@@ -186,21 +197,23 @@ def test_the_file_says_what_was_issued(path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-def test_changes_by_several_processes_are_all_kept(path: Path, tmp_path: Path) -> None:
-    script = (
-        "import pathlib, sys; from server.roster import Roster\n"
-        "for name in sys.argv[2:]: Roster(pathlib.Path(sys.argv[1])).enroll("
-        "pathlib.Path(name).read_bytes())"
-    )
-    names = [[f"p{i}s{j}" for j in range(5)] for i in range(3)]
-    processes = []
-    for group in names:
+def test_changes_made_at_the_same_time_are_all_kept(path: Path) -> None:
+    names = [[f"t{i}s{j}" for j in range(8)] for i in range(4)]
+    certificates = {name: issued(name) for group in names for name in group}
+    start = threading.Barrier(len(names))
+
+    def enroll_all(group: list[str]) -> None:
+        roster = Roster(path)  # the lock is the file's, so threads stand for processes
+        start.wait()
         for name in group:
-            (tmp_path / name).write_bytes(issued(name))
-        words = [sys.executable, "-c", script, str(path), *(str(tmp_path / n) for n in group)]
-        processes.append(subprocess.Popen(words, cwd=ROOT_OF_PROJECT))
-    assert [process.wait(timeout=60) for process in processes] == [0, 0, 0]
-    assert set(Roster(path).sites()) == {name for group in names for name in group}
+            roster.enroll(certificates[name])
+
+    threads = [threading.Thread(target=enroll_all, args=(group,)) for group in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(Roster(path).sites()) == set(certificates)
 
 
 def test_a_kill_at_any_moment_leaves_a_roster_whole(path: Path) -> None:
