@@ -1,12 +1,13 @@
 """What both ends of the link agree on at the level of gRPC: method names, limits, keepalive.
 
-Not covered: TLS versions (this package's ``__init__``), certificates (common/pki.py).
+Not covered: certificates (common/pki.py).
 """
 
 from dataclasses import dataclass, field
 
 import grpc
 
+import common
 from common.link.framing import MAX_FRAME_BYTES
 
 SERVICE = "veiltune.Federation"
@@ -50,7 +51,13 @@ class Credentials:
 
 
 def server_credentials(credentials: Credentials) -> grpc.ServerCredentials:
-    """For a server that requires a client certificate."""
+    """For a server that requires a client certificate and speaks TLS 1.3 only.
+
+    Raises:
+        RuntimeError: this process imported gRPC before ``common``, which would serve TLS 1.2 too.
+    """
+    if not common.REFUSES_TLS_1_2:
+        raise RuntimeError("common must be imported before grpc to refuse TLS 1.2, got it after")
     pair = (credentials.key_pem, credentials.chain_pem)
     return grpc.ssl_server_credentials([pair], credentials.root_pem, require_client_auth=True)
 
