@@ -27,9 +27,11 @@ def split_address(address: str) -> tuple[str, int]:
     ('::1', 8443)
     """
     match = _ADDRESS.fullmatch(address)
-    if not match or int(match["port"]) > 65535:
+    host = match["host"].strip("[]") if match else ""
+    in_brackets = address.startswith("[")
+    if not match or int(match["port"]) > 65535 or in_brackets != (":" in host):
         raise InvalidInput(f"address must be host:port, got {address[:80]!r}")
-    return check_host(match["host"].strip("[]")), int(match["port"])
+    return check_host(host), int(match["port"])
 
 
 def check_host(host: str) -> str:
