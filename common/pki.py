@@ -115,17 +115,9 @@ def issue_server(
     if not hosts:
         raise InvalidInput("hosts must be at least one DNS name or IP address, got none")
     key = new_key()
-    names: list[x509.GeneralName] = [_general_name(host) for host in dict.fromkeys(hosts)]
-    names.append(x509.UniformResourceIdentifier(SERVER_URI))
-    certificate = _issue_leaf(
-        intermediate,
-        load_key(key).public_key(),
-        "server",
-        names,
-        ExtendedKeyUsageOID.SERVER_AUTH,
-        SERVER_DAYS,
-        now,
-    )
+    public_key, purpose = load_key(key).public_key(), ExtendedKeyUsageOID.SERVER_AUTH
+    names = [*map(_general_name, dict.fromkeys(hosts)), x509.UniformResourceIdentifier(SERVER_URI)]
+    certificate = _issue_leaf(intermediate, public_key, "server", names, purpose, SERVER_DAYS, now)
     return Credential(certificate, key)
 
 

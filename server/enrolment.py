@@ -97,21 +97,7 @@ def init_server(
         CONFIG_FILE,
     )
     hosts = tuple(dict.fromkeys([host, *hosts]))
-    root = pki.create_root(name, now=now)
-    intermediate = pki.create_intermediate(root, now=now)
-    server = pki.issue_server(intermediate, hosts, now=now)
-    operator_key = pki.new_operator_key()
-    operator = pki.operator_public_hex(operator_key)
-    files = {
-        "root.pem": root.certificate,
-        "root.key": root.key,
-        "intermediate.pem": intermediate.certificate,
-        "intermediate.key": intermediate.key,
-        "server.pem": server.certificate,
-        "server.key": server.key,
-        "operator.key": operator_key,
-        "operator.pub": f"{operator}\n".encode(),
-    }
+    files = _new_identity(name, hosts, now)
     make_folder(home)
     toml = _TOML_HEAD + tomli_w.dumps(config.model_dump())
     write_file(home / CONFIG_FILE, toml.encode(), overwrite=False)
@@ -124,9 +110,9 @@ def init_server(
         home=home,
         address=address,
         hosts=hosts,
-        root_sha256=pki.fingerprint(root.certificate),
-        server_sha256=pki.fingerprint(server.certificate),
-        operator=operator,
+        root_sha256=pki.fingerprint(files["root.pem"]),
+        server_sha256=pki.fingerprint(files["server.pem"]),
+        operator=pki.operator_public_hex(files["operator.key"]),
         root_key=home / "pki" / "root.key",
     )
 
@@ -201,6 +187,24 @@ def _refuse_existing(home: Path) -> None:
     for taken in ("pki", CONFIG_FILE):
         if exists(home / taken):
             raise InvalidInput(f"home must not hold a server yet, got {home} with {taken} in it")
+
+
+def _new_identity(name: str, hosts: Sequence[str], now: dt.datetime | None) -> dict[str, bytes]:
+    """Everything that ``pki/`` holds, by file name."""
+    root = pki.create_root(name, now=now)
+    intermediate = pki.create_intermediate(root, now=now)
+    server = pki.issue_server(intermediate, hosts, now=now)
+    operator_key = pki.new_operator_key()
+    return {
+        "root.pem": root.certificate,
+        "root.key": root.key,
+        "intermediate.pem": intermediate.certificate,
+        "intermediate.key": intermediate.key,
+        "server.pem": server.certificate,
+        "server.key": server.key,
+        "operator.key": operator_key,
+        "operator.pub": f"{pki.operator_public_hex(operator_key)}\n".encode(),
+    }
 
 
 def _write_pki(home: Path, files: dict[str, bytes]) -> None:
