@@ -390,10 +390,10 @@ EXCLUDED = (
 )
 
 PREVIOUS = (
-    "Treated for {Q} with {QM} {WHEN}, fully recovered.",
+    "Treated for {Q} with {QM} {WHEN}, with good recovery.",
     "{Q} was confirmed {WHEN} and {QM} was given then; no recurrence.",
     "Of note {Q} {WHEN}, for which {QM} was given.",
-    "Admitted {WHEN} with {Q}, resolved.",
+    "Admitted {WHEN} with {Q}, since settled.",
     "Main problem {WHEN} was {Q}, managed with {QM}; not active now.",
     "A course of {QM} for {Q} was completed {WHEN}.",
 )
@@ -419,6 +419,6 @@ CLOSING = (
     "Home with follow-up in clinic in {DAYS} weeks.",
     "Mobile and eating at discharge.",
     "Discharged to own home with family support.",
-    "Plan: review in {DAYS} weeks, return if worse.",
+    "Review in {DAYS} weeks, return if worse.",
     "No changes to other medication.",
 )
