@@ -5,7 +5,8 @@ package of ours imports this one first. Ray (Flower's simulation engine) has the
 
 gRPC reads its TLS 1.2 suites once, when it is imported (which Flower does). All our certificates
 are ECDSA, so a list that holds only an RSA suite leaves TLS 1.2 nothing to agree on; TLS 1.3 has
-suites of its own that the list does not touch. common/link checks that we came first.
+suites of its own that the list does not touch. common/link checks that we came first. gRPC's own
+chatter is kept to errors.
 """
 
 import os
@@ -21,3 +22,4 @@ os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["GRPC_SSL_CIPHER_SUITES"] = _TLS_1_2_SUITES
+os.environ.setdefault("GRPC_VERBOSITY", "error")

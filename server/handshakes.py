@@ -1,8 +1,8 @@
 """Why TLS handshakes fail, in the server's log.
 
 gRPC closes such connections without telling the application. Its core names the cause in one line
-on file descriptor 2, at verbosity INFO only; so the server process puts a pipe there, turns those
-lines into words and passes every other line on to where descriptor 2 pointed before.
+on file descriptor 2; so the server process puts a pipe there, turns those lines into words and
+passes every other line on to where descriptor 2 pointed before.
 
 Not covered: the peer's address (gRPC's line has none); a connection that is closed, or that falls
 silent, before it sent anything gRPC could judge; a client that gives up over the server's own
@@ -17,6 +17,8 @@ import threading
 from collections.abc import Callable
 
 import structlog
+
+import server
 
 _GRPC_LINE = re.compile(rb"^([IWEF])\d{4} \d\d:\d\d:\d\d\.\d+ +\d+ \S+:\d+\] (.*)$")
 _HANDSHAKE = re.compile(r"^Handshake failed with error \S+: \S+:OPENSSL_internal:(\w+): ?(.*)$")
@@ -70,7 +72,7 @@ def cause_of(line: str) -> str | None:
 
 
 class HandshakeLog:
-    """Descriptor 2 of this process, from ``start`` to ``stop``. Start it before gRPC is used."""
+    """Descriptor 2 of this process, from ``start`` to ``stop``."""
 
     def __init__(self, report: Callable[[str], None] | None = None) -> None:
         self._report = report or _warn
@@ -80,7 +82,8 @@ class HandshakeLog:
 
     def start(self) -> None:
         """Put the pipe in place."""
-        os.environ["GRPC_VERBOSITY"] = "INFO"  # read by gRPC's core when it is first used
+        if not server.HEARS_HANDSHAKES:
+            log.warning("failed handshakes stay unnamed", reason="grpc was imported before server")
         sys.stderr.flush()
         self._real = os.dup(_STDERR)
         read_end, write_end = os.pipe()

@@ -18,6 +18,7 @@ import grpc
 import structlog
 from google.protobuf.message import DecodeError
 
+from common.address import split_address
 from common.errors import InvalidInput, Refusal
 from common.link import federation_pb2 as wire
 from common.link import framing
@@ -232,13 +233,13 @@ def _requested_job(data: bytes, site: str) -> str:
 
 def _require_free(address: str) -> None:
     """Bind and release ``address``, because gRPC's own refusal does not say what is wrong."""
-    host, _, port = address.rpartition(":")
+    host, port = split_address(address)
     try:
-        found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         for family, kind, protocol, _, where in found:
             with closing(socket.socket(family, kind, protocol)) as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind(where)
-    except (OSError, ValueError, OverflowError) as error:
-        words = error.strerror if isinstance(error, OSError) else "not host:port"
-        raise InvalidInput(f"listen address must be free, got {address}: {words}") from error
+    except OSError as error:
+        words = f"{address}: {error.strerror}"
+        raise InvalidInput(f"listen address must be free, got {words}") from error
