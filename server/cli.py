@@ -20,7 +20,6 @@ FAILED = 1
 
 app = typer.Typer(
     add_completion=False,
-    rich_markup_mode=None,
     help="The coordinator of a federation: who takes part, which jobs run, what came of them.",
 )
 

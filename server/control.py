@@ -72,7 +72,10 @@ def follow(home: Path, request: Request) -> Iterator[Line]:
             with _answering(path):
                 line = lines.readline()
             if not line.endswith(b"\n"):
-                raise LinkDown("fl-server must finish its answer, got its end before that")
+                raise LinkDown(
+                    "fl-server must finish its answer, got its end (a job under way is resumed by "
+                    "the server's next start)"
+                )
             content = json.loads(line)
             if "error" in content:
                 raise VeiltuneError(content["error"])

@@ -1,0 +1,50 @@
+import os
+import pty
+import subprocess
+import sys
+
+from server import progress
+
+SCRIPT = """
+from server.progress import follow_rounds
+closed = [{"round": n, "accuracy": n / 8, "seconds": 1.5, "bytes_up": 2_500_000} for n in range(3)]
+lines = [{"state": "running"}, *({"round": record} for record in closed)]
+end = {"state": "finished", "round": 2, "rounds": 2}
+print(follow_rounds(iter([*lines, end]), "wards[red]", 2) == end)
+"""
+
+
+def test_a_terminal_gets_a_bar_and_the_last_round() -> None:
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT],
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "120"},
+    )
+    os.close(theirs)
+    out, _ = process.communicate(timeout=60)
+    shown = os.read(ours, 100_000).decode()
+    os.close(ours)
+    assert out == b"True\n"
+    assert "wards[red]" in shown
+    assert "round 2/2" in shown
+    assert "accuracy 0.250  1.50 s  2.5 MB up" in shown
+
+
+def test_a_file_gets_one_line_a_round() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "True\n"
+    assert done.stderr.splitlines() == [
+        "wards[red] round 0/2  accuracy 0.000  1.50 s  2.5 MB up",
+        "wards[red] round 1/2  accuracy 0.125  1.50 s  2.5 MB up",
+        "wards[red] round 2/2  accuracy 0.250  1.50 s  2.5 MB up",
+    ]
+
+
+def test_a_site_without_privacy_has_no_epsilon() -> None:
+    site = {"name": "A", "updates": 2, "steps": 8, "epsilon": None, "delta": None, "bytes_up": 999}
+    cells = [next(iter(column.cells)) for column in progress.sites_table([site]).columns]
+    assert [str(cell) for cell in cells] == ["A", "2", "8", "no privacy", "", "999 B"]
