@@ -254,3 +254,9 @@ def test_a_records_line_is_no_part_of_what_it_is() -> None:
     make: Callable[[int], Record] = lambda line: Record("a", "b", line=line)  # noqa: E731
     assert make(1) == make(2)
     assert hash(make(1)) == hash(make(2))
+
+
+def test_the_cap_is_on_a_row_and_not_on_the_file(tmp_path: Path) -> None:
+    rows = b"".join(b"%d %s,x\n" % (i, b"a" * 900_000) for i in range(20))  # 18 MB
+    path = write(tmp_path / "d.csv", b"text,label\n" + rows)
+    assert sum(1 for _ in read_records(path)) == 20
