@@ -35,7 +35,7 @@ class Database:
             StorageFailed: an SQLite file cannot be made.
         """
         parsed = _parse(url)
-        self.place = parsed.database or parsed.render_as_string(hide_password=True)
+        self.place = _place(parsed)
         self._lock = threading.RLock()
         self._engine = _engine(parsed)
         self._reader = self._engine.execution_options(read_only=True)
@@ -84,6 +84,12 @@ def _parse(url: str) -> URL:
         raise InvalidInput(
             "database must be an SQLAlchemy URL such as sqlite:///state.db, got one that is none"
         ) from error
+
+
+def _place(url: URL) -> str:
+    """Where the database is, as an error may say it."""
+    is_file = url.get_backend_name() == "sqlite" and url.database
+    return str(url.database) if is_file else url.render_as_string(hide_password=True)
 
 
 def _engine(url: URL) -> Engine:

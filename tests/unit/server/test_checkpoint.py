@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from common.errors import InvalidInput, StorageFailed
 from common.job import SignedJob
 from server.checkpoint import Checkpoints, Receipt, RoundRecord
+from server.database import _place as database_place
 
 Signed = Callable[..., SignedJob]
 
@@ -201,6 +202,12 @@ def test_a_url_that_cannot_be_opened_is_refused_without_its_password(bad: str) -
     with pytest.raises(InvalidInput, match="database ") as caught:
         Checkpoints(bad)
     assert "hunter2" not in str(caught.value)
+
+
+def test_an_error_names_a_database_without_its_password() -> None:
+    place = database_place(sa.make_url("postgresql://fl:hunter2@db.example.org/veiltune"))
+    assert place == "postgresql://fl:***@db.example.org/veiltune"
+    assert database_place(sa.make_url("sqlite:////srv/state.db")) == "/srv/state.db"
 
 
 def test_threads_share_a_memory_database(job: SignedJob) -> None:

@@ -128,6 +128,9 @@ def test_only_a_site_of_a_finished_job_gets_its_adapter(
     home: Path, job: SignedJob, daemon: Daemon, go: threading.Event
 ) -> None:
     submit(home, job)
+    events = control.follow(home, Request(command="watch", job="wards"))
+    while "round" not in next(events):
+        pass
     assert daemon._final_adapter("A", job.job.sha256) is None
     go.set()
     list(control.follow(home, Request(command="watch", job="wards")))
