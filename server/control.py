@@ -152,23 +152,14 @@ class _Connection(socketserver.StreamRequestHandler):
 
     def handle(self) -> None:
         try:
+            # Read before anything is said: closing on unread bytes resets the caller's connection,
+            # and the words with it.
+            data = self.rfile.readline(MAX_REQUEST_BYTES + 1)
             self._check_caller()
-            for line in self.server.handler(self._read()):
+            for line in self.server.handler(_parse(data)):
                 self._send(line)
         except VeiltuneError as error:
             self._send({"error": str(error)})
-
-    def _read(self) -> Request:
-        line = self.rfile.readline(MAX_REQUEST_BYTES + 1)
-        if len(line) > MAX_REQUEST_BYTES:
-            raise InvalidInput(f"request must be at most {MAX_REQUEST_BYTES} bytes, got more")
-        try:
-            content = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise InvalidInput("request must be one line of JSON, got something else") from error
-        if not isinstance(content, dict):
-            raise InvalidInput("request must be a JSON object, got another value")
-        return parse(Request, content, "request")
 
     def _send(self, line: Line) -> None:
         self.wfile.write(json.dumps(line).encode() + b"\n")
@@ -180,6 +171,18 @@ class _Connection(socketserver.StreamRequestHandler):
         _, uid, _ = struct.unpack("3i", credentials)
         if uid not in (0, os.geteuid()):
             raise InvalidInput(f"caller must be the server's own user, got uid {uid}")
+
+
+def _parse(line: bytes) -> Request:
+    if len(line) > MAX_REQUEST_BYTES:
+        raise InvalidInput(f"request must be at most {MAX_REQUEST_BYTES} bytes, got more")
+    try:
+        content = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput("request must be one line of JSON, got something else") from error
+    if not isinstance(content, dict):
+        raise InvalidInput("request must be a JSON object, got another value")
+    return parse(Request, content, "request")
 
 
 @contextlib.contextmanager
