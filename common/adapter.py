@@ -99,9 +99,7 @@ def _require_targets(base: nn.Module, job: Job) -> None:
     modules = dict(base.named_modules())
     for key, wanted in (("targets", job.adapter.targets), ("head", job.adapter.head)):
         for target in wanted:
-            found = [
-                m for name, m in modules.items() if name.split(".")[-1] == target or name == target
-            ]
+            found = [m for name, m in modules.items() if f".{name}".endswith(f".{target}")]
             if not found:
                 raise InvalidInput(
                     f"adapter.{key} must name modules of the base, got {target!r} which it has not"

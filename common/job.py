@@ -259,10 +259,11 @@ def load_job(path: Path) -> Job:
     Raises:
         InvalidInput: every fault of the file, each by its key.
     """
-    return parse(Job, _with_absolute_paths(read_toml(path), path.resolve().parent), path.name)
+    return parse(Job, with_absolute_paths(read_toml(path), path.resolve().parent), path.name)
 
 
-def _with_absolute_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
+def with_absolute_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Make the paths of a job's file absolute, in place: they are taken from its ``folder``."""
     for section, key in (("model", "base"), ("evaluation", "data")):
         table = data.get(section)
         value = table.get(key) if isinstance(table, dict) else None

@@ -1,0 +1,65 @@
+"""Homes of simulated sites: each holds its own rows and nothing of the others'."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import tomli_w
+
+from client.config import SiteConfig, SiteHome, load_home
+from common.config import parse
+from common.data.records import Record
+from common.files import make_folder, write_file
+from common.job import Job
+
+_ROWS = "records.jsonl"
+
+
+def write_home(
+    folder: Path,
+    site: str,
+    records: Sequence[Record],
+    job: Job,
+    *,
+    signer: str,
+    server: str = "127.0.0.1:8443",
+    threads: int = 0,
+) -> SiteHome:
+    """Write a site's rows and a ``site.toml`` that allows just this job.
+
+    Args:
+        folder: the home; made if it is not there.
+        site: its name.
+        records: its own.
+        job: whose data name is mapped and whose epsilon and delta are the caps.
+        signer: the operator's Ed25519 key, hex.
+        server: where the link is, for sites that are processes.
+        threads: for torch; 0 leaves it to torch.
+    """
+    make_folder(folder)
+    rows = "".join(_row(record) for record in records)
+    write_file(folder / _ROWS, rows.encode())
+    mapping = {"path": _ROWS, "unit": "unit" if any(r.unit for r in records) else ""}
+    policy: dict[str, object] = {
+        "allowed_signers": [signer],
+        "allow_no_privacy": not job.is_private,
+    }
+    if job.privacy.epsilon is not None and job.privacy.delta is not None:
+        policy |= {"max_epsilon": job.privacy.epsilon, "max_delta": job.privacy.delta}
+    config = {
+        "site": site,
+        "server": server,
+        "policy": policy,
+        "data": {job.data.name: mapping},
+        "runtime": {"threads": threads},
+    }
+    parse(SiteConfig, config, "site.toml")
+    write_file(folder / "site.toml", tomli_w.dumps(config).encode())
+    return load_home(folder, site)
+
+
+def _row(record: Record) -> str:
+    row = {"text": record.text, "label": record.label, "unit": record.unit}
+    if not record.unit:
+        del row["unit"]
+    return json.dumps(row, ensure_ascii=False) + "\n"

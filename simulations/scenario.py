@@ -1,0 +1,168 @@
+"""A scenario: a job file, and how public data is dealt out to the sites that it names.
+
+A scenario is a job (what ``fl-server submit`` takes) with an optional ``[simulation]`` table. Where the table or an option changes the sites or their data, labels and populations are
+counted from that data, which nobody's privacy hangs on.
+"""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from common.config import Section, parse, read_toml
+from common.data import catalogue, wards
+from common.data.records import Record
+from common.errors import InvalidInput
+from common.job import Job, with_absolute_paths
+from common.model import content_hash
+from simulations.partitions import partition, site_names
+
+WARDS = "builtin:wards"
+FOLDER = Path(__file__).resolve().parent / "scenarios"
+DEFAULT = FOLDER / "hospital.toml"
+
+
+class SimulationSection(Section):
+    """What a deployment's sites bring and a simulation must make."""
+
+    data: str = WARDS
+    partition: str = ""
+    seed: int = Field(default=0, ge=0)
+    records: int | None = Field(default=None, ge=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line changes in a scenario; ``None`` leaves it."""
+
+    sites: int | None = None
+    data: str | None = None
+    partition: str | None = None
+    seed: int | None = None
+    no_privacy: bool = False
+    values: Mapping[str, object] = field(default_factory=dict)  # "section.key" -> value
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A job and the records of each of its sites."""
+
+    job: Job
+    records: dict[str, list[Record]]
+    seed: int
+
+
+def load_scenario(path: Path, options: Options) -> Scenario:
+    """Read a scenario and deal its data out.
+
+    Raises:
+        InvalidInput: every fault of the file or the options.
+    """
+    raw = with_absolute_paths(read_toml(path), path.resolve().parent)
+    section = parse(SimulationSection, _simulation(raw, options), path.name)
+    table = _table(raw, "data")
+    names = _names(table, options)
+    records = _deal(section, names)
+    if options.sites or options.data or "population" not in table:
+        table["population"] = {name: len(rows) for name, rows in records.items()}
+    if options.data or "labels" not in table:
+        table["labels"] = _labels(section.data, records)
+    _apply(raw, options, len(names))
+    return Scenario(parse(Job, raw, path.name), records, section.seed)
+
+
+def _simulation(raw: dict[str, Any], options: Options) -> dict[str, Any]:
+    """The ``[simulation]`` table with its defaults from the job, and the options over it."""
+    given = raw.pop("simulation", {})
+    if not isinstance(given, dict):
+        raise InvalidInput(f"simulation must be a table, got {given!r}")
+    section = {"data": _table(raw, "evaluation").get("data", WARDS), **given}
+    for key in ("data", "partition", "seed"):
+        if getattr(options, key) is not None:
+            section[key] = getattr(options, key)
+    if options.data:
+        _table(raw, "evaluation")["data"] = options.data
+    return section
+
+
+def _table(raw: dict[str, Any], name: str) -> dict[str, Any]:
+    table = raw.setdefault(name, {})
+    if not isinstance(table, dict):
+        raise InvalidInput(f"{name} must be a table, got {table!r}")
+    return table
+
+
+def _names(table: Mapping[str, Any], options: Options) -> tuple[str, ...]:
+    if options.sites is not None:
+        if not 1 <= options.sites <= 1000:
+            raise InvalidInput(f"sites must be 1 to 1000, got {options.sites}")
+        return site_names(options.sites)
+    population = table.get("population")
+    return tuple(population) if isinstance(population, dict) and population else site_names(3)
+
+
+def _deal(section: SimulationSection, names: Sequence[str]) -> dict[str, list[Record]]:
+    records, natural = _records(section, names)
+    how = section.partition or ("natural" if natural else "dirichlet:0.5")
+    return partition(records, how, names, section.seed)
+
+
+def _records(section: SimulationSection, names: Sequence[str]) -> tuple[list[Record], bool]:
+    """The training records, and whether each of ``names`` is a group of its own among them."""
+    if section.data == WARDS and len(names) <= len(wards.HOSPITALS):
+        records, natural = wards.generate("train", seed=section.seed, hospitals=names), True
+    elif section.data == WARDS:
+        hospitals = wards.HOSPITALS
+        records, natural = wards.generate("train", seed=section.seed, hospitals=hospitals), False
+    else:
+        records, natural = catalogue.load(section.data, "train"), False
+    if section.records is not None and section.records < len(records):
+        step = len(records) / section.records
+        records = [records[int(i * step)] for i in range(section.records)]
+    return records, natural
+
+
+def _labels(data: str, records: Mapping[str, list[Record]]) -> list[str]:
+    if data == WARDS:
+        return list(wards.LABELS)
+    return sorted({record.label for rows in records.values() for record in rows})
+
+
+def _apply(raw: dict[str, Any], options: Options, sites: int) -> None:
+    """Put the options into the job, and what follows from them."""
+    for dotted, value in options.values.items():
+        section, _, key = dotted.partition(".")
+        if not key:
+            raise InvalidInput(f"option must be SECTION.KEY=VALUE, got {dotted!r}")
+        _table(raw, section)[key] = value
+    if options.seed is not None:
+        _table(raw, "adapter")["seed"] = options.seed
+    if options.no_privacy:
+        privacy = _table(raw, "privacy")
+        privacy["mode"] = "none"
+        for key in ("epsilon", "delta", "clip_norm"):
+            privacy.pop(key, None)
+    training = _table(raw, "training")
+    if isinstance(training.get("quorum"), int):
+        training["quorum"] = min(training["quorum"], sites)
+    model = _table(raw, "model")
+    if "sha256" not in model and isinstance(model.get("base"), str):
+        model["sha256"] = content_hash(model["base"], str(model.get("revision", "")))
+
+
+def parse_value(text: str) -> tuple[str, object]:
+    """``SECTION.KEY=VALUE`` as its name and its TOML value; a bare word is a string.
+
+    Raises:
+        InvalidInput: there is no ``=``.
+    """
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise InvalidInput(f"option must be SECTION.KEY=VALUE, got {text!r}")
+    try:
+        return name.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return name.strip(), value

@@ -1,0 +1,117 @@
+"""A run on a terminal: a bar while it goes on, tables when it is over."""
+
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from common.job import Job
+from common.result import Result
+
+
+class Rounds:
+    """Progress by round: a bar on a terminal, a line a round elsewhere."""
+
+    def __init__(self, console: Console, job: Job) -> None:
+        self._console = console
+        self._job = job
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("round {task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("{task.fields[accuracy]}"),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("training", total=job.training.rounds, accuracy="")
+
+    def __enter__(self) -> Self:
+        """Show it."""
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Leave it as it is."""
+        self._bar.stop()
+
+    def __call__(self, round_: int, accuracy: float | None) -> None:
+        """Tell of a closed round."""
+        said = "" if accuracy is None else f"accuracy {accuracy:.3f}"
+        self._bar.update(self._task, completed=round_, accuracy=said)
+        if not self._console.is_terminal:
+            start = " (the untrained start)" if round_ == 0 else ""
+            self._console.print(
+                f"round {round_}/{self._job.training.rounds}  {said}{start}", highlight=False
+            )
+
+
+def summary(result: Result, job: Job, out: Path, seconds: float) -> None:
+    """Print rounds, sites, what the adapter reaches and where everything is."""
+    console = Console()
+    console.print(_rounds(result))
+    console.print(_sites(result, job))
+    console.print(_words(result, out, seconds), soft_wrap=True)
+
+
+def _rounds(result: Result) -> Table:
+    table = _table("round", "accuracy", "macro-F1", "epsilon", "bytes up", "seconds")
+    for row in result.rounds:
+        table.add_row(
+            str(row.round),
+            _number(row.accuracy, 3),
+            _number(row.macro_f1, 3),
+            _number(row.epsilon, 3),
+            f"{row.bytes_up:,}",
+            f"{row.seconds:.1f}",
+        )
+    return table
+
+
+def _sites(result: Result, job: Job) -> Table:
+    table = _table("site", "population", "steps", "epsilon", "delta")
+    for site in result.sites:
+        table.add_row(
+            site.name,
+            f"{job.data.population[site.name]:,}",
+            f"{site.steps:,}",
+            _number(site.epsilon, 3),
+            "-" if site.delta is None else f"{site.delta:g}",
+        )
+    return table
+
+
+def _words(result: Result, out: Path, seconds: float) -> Text:
+    start = result.rounds[0].accuracy
+    lines = [
+        f"accuracy {result.final.accuracy:.3f} on the public hold-out"
+        + ("" if start is None else f", from {start:.3f} untrained")
+        + f"; {seconds:.0f} s in all",
+        f"report   {out / 'report.html'}",
+        f"adapter  {out / 'adapter'}",
+        f"result   {out / 'result.json'}",
+    ]
+    if not result.private:
+        lines.insert(1, "this run promises no privacy to anybody")
+    return Text("\n".join(lines))
+
+
+def _table(first: str, *others: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(first)
+    for name in others:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,152 @@
+"""Run a whole federation on one machine: ``python simulations/simulate.py [scenario.toml]``.
+
+The two apps are those of a deployment; only the grid between them differs. With ``--grid link``
+everything is real processes over mutually authenticated TLS.
+"""
+
+import sys
+from pathlib import Path
+
+if __package__ in (None, ""):
+    # Run as a script: import the packages of this checkout, not modules beside this file.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from common import cli, log
+from common.errors import InvalidInput, StorageFailed
+from common.files import make_folder
+from common.result import Result, read_result
+from simulations.scenario import DEFAULT, Options, Scenario, load_scenario, parse_value
+from simulations.show import Rounds, summary
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+console = Console(stderr=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry of the script; the exit status."""
+    return cli.run(app, argv, "simulate.py")
+
+
+@app.command()
+def simulate(
+    scenario: Annotated[
+        Path, typer.Argument(help="A job file with a [simulation] table.")
+    ] = DEFAULT,
+    grid: Annotated[
+        Literal["inprocess", "link"], typer.Option(help="One process, or real ones over TLS.")
+    ] = "inprocess",
+    sites: Annotated[int | None, typer.Option(help="How many sites.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="builtin:wards, banking77, ... or a file.")
+    ] = None,
+    partition: Annotated[str | None, typer.Option(help="natural, dirichlet:ALPHA or iid.")] = None,
+    epsilon: Annotated[float | None, typer.Option(help="privacy.epsilon")] = None,
+    rounds: Annotated[int | None, typer.Option(help="training.rounds")] = None,
+    local_steps: Annotated[int | None, typer.Option(help="training.local_steps")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of data, partition and initialisation.")] = None,
+    no_privacy: Annotated[
+        bool, typer.Option("--no-privacy", help="No noise, no clipping, repeatable batches.")
+    ] = False,
+    seeded_noise: Annotated[
+        bool,
+        typer.Option("--seeded-noise", help="Noise from the seed too: repeatable, not private."),
+    ] = False,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", help="SECTION.KEY=VALUE of the job; repeatable.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where the outcome goes.")] = Path("veiltune-out"),
+    work: Annotated[
+        Path | None, typer.Option(help="Keep the homes of server and sites here.")
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Log what happens.")] = False,
+) -> None:
+    """Fine-tune one model at several simulated sites, and report what came of it."""
+    log.configure(level="info" if verbose else "error")
+    given = {
+        "privacy.epsilon": epsilon,
+        "training.rounds": rounds,
+        "training.local_steps": local_steps,
+    }
+    values = {name: value for name, value in given.items() if value is not None}
+    options = Options(
+        sites=sites,
+        data=data,
+        partition=partition,
+        seed=seed,
+        no_privacy=no_privacy,
+        values=values | dict(parse_value(text) for text in setting or []),
+    )
+    if seeded_noise and grid == "link":
+        raise InvalidInput("--seeded-noise must be used in one process, got --grid link")
+    begun = time.monotonic()
+    loaded = load_scenario(scenario, options)
+    _introduce(loaded, grid)
+    with _Work(work) as folder:
+        result = _run(loaded, grid, folder, out, seeded_noise)
+    summary(result, loaded.job, out, time.monotonic() - begun)
+
+
+def _introduce(scenario: Scenario, grid: str) -> None:
+    job, privacy = scenario.job, scenario.job.privacy
+    promise = (
+        f"epsilon {privacy.epsilon:g} at delta {privacy.delta:g}, "
+        f"noise multiplier {job.noise_multiplier:.3f}"
+        if job.is_private
+        else "no privacy"
+    )
+    counts = ", ".join(f"{site} {len(rows)}" for site, rows in scenario.records.items())
+    sites = counts if len(job.sites) <= 8 else f"{len(job.sites)} sites"
+    console.print(
+        f"[bold]{escape(job.job.name)}[/bold] ({grid}): {escape(sites)} records; {promise}",
+        highlight=False,
+    )
+
+
+def _run(scenario: Scenario, grid: str, work: Path, out: Path, seeded: bool) -> Result:
+    from simulations import runs
+
+    make_folder(out)
+    with Rounds(console, scenario.job) as rounds:
+        if grid == "link":
+            outcome = runs.over_link(scenario, work, rounds)
+        else:
+            outcome = runs.in_process(scenario, work, rounds, seeded=seeded)
+    try:
+        shutil.copytree(outcome, out, dirs_exist_ok=True)
+    except (OSError, shutil.Error) as error:
+        raise StorageFailed(f"outcome must be written to {out}, got: {error}") from error
+    return read_result(out / "result.json")
+
+
+class _Work:
+    """The folder of all homes: the caller's, which stays, or a temporary one, which goes."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+
+    def __enter__(self) -> Path:
+        if self._folder is None:
+            self._temporary = tempfile.TemporaryDirectory(prefix="veiltune-")
+            return Path(self._temporary.name)
+        if self._folder.exists() and any(self._folder.iterdir()):
+            raise InvalidInput(f"--work must be an empty or new folder, got {self._folder}")
+        make_folder(self._folder)
+        return self._folder.resolve()
+
+    def __exit__(self, *_: object) -> None:
+        if self._folder is None:
+            self._temporary.cleanup()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
