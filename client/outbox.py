@@ -20,13 +20,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.errors import RoundRefused, StorageFailed
+from common.errors import InvalidInput, RoundRefused, StorageFailed
 from common.privacy.accounting import GaussianSteps, epsilon
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS job (
     sha256 TEXT PRIMARY KEY, name TEXT NOT NULL, manifest BLOB NOT NULL,
-    state TEXT NOT NULL, final_sha256 TEXT NOT NULL DEFAULT ''
+    state TEXT NOT NULL, final_sha256 TEXT NOT NULL DEFAULT '',
+    cap_bytes INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 CREATE TABLE IF NOT EXISTS release (
     job_sha256 TEXT NOT NULL REFERENCES job (sha256), round INTEGER NOT NULL,
@@ -124,14 +125,33 @@ class Outbox:
                 raise
             db.commit()
 
-    def open_job(self, sha256: str, name: str, manifest: bytes) -> None:
-        """Record that this site accepted a job; again is no change."""
+    def open_job(self, sha256: str, name: str, manifest: bytes, cap_bytes: int = 0) -> None:
+        """Record that this site accepted a job; again is no change.
+
+        Args:
+            sha256: the job's.
+            name: what people call it.
+            manifest: as it was signed.
+            cap_bytes: the most that a message of it may have; 0 where no link brings any.
+        """
         with self._transaction() as db:
             db.execute(
-                "INSERT INTO job (sha256, name, manifest, state) VALUES (?, ?, ?, 'running') "
-                "ON CONFLICT DO NOTHING",
-                (sha256, name, manifest),
+                "INSERT INTO job (sha256, name, manifest, state, cap_bytes) "
+                "VALUES (?, ?, ?, 'running', ?) ON CONFLICT DO NOTHING",
+                (sha256, name, manifest, cap_bytes),
             )
+
+    def cap(self, job_sha256: str) -> int | None:
+        """The most bytes that a message of a job may have; ``None`` before it is accepted.
+
+        It outlives the process, as an order that the server sends again after a restart comes
+        before the job is ready again.
+        """
+        with self._open() as db:
+            found = db.execute(
+                "SELECT cap_bytes FROM job WHERE sha256 = ?", (job_sha256,)
+            ).fetchone()
+        return (int(found[0]) or None) if found else None
 
     def close_job(self, sha256: str, state: str, final_sha256: str) -> None:
         """Record a job's end; bytes that waited for it are let go, the charges stay."""
@@ -274,6 +294,26 @@ class Outbox:
                 "SELECT sha256, name, manifest, state, final_sha256 FROM job ORDER BY rowid"
             ).fetchall()
         return [JobRow(*row) for row in rows]
+
+    def job(self, prefix_or_name: str) -> JobRow:
+        """The one job of that name, or whose sha256 starts so.
+
+        Raises:
+            InvalidInput: there is none, or more than one.
+        """
+        rows = self.jobs()
+        found = [row for row in rows if row.name == prefix_or_name]
+        if len(prefix_or_name) >= 4 and not found:
+            found = [row for row in rows if row.sha256.startswith(prefix_or_name)]
+        if len(found) == 1:
+            return found[0]
+        if not found:
+            known = ", ".join(sorted({row.name for row in rows})) or "none yet"
+            raise InvalidInput(
+                f"job must be one that this site takes part in ({known}), got {prefix_or_name!r}"
+            )
+        choices = ", ".join(f"{row.sha256[:12]} ({row.state})" for row in found)
+        raise InvalidInput(f"job must name one job, got {prefix_or_name!r} for {choices}")
 
 
 def spent(charges: Iterable[Charge], delta: float) -> float:

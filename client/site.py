@@ -62,7 +62,8 @@ class Site:
         job = admit(signed, self.home, self.outbox.charges())
         if job.sha256 not in self._trainers:
             trainer = self._prepare(job)
-            self.outbox.open_job(job.sha256, job.job.name, signed.to_bytes())
+            cap_bytes = job_cap(job, trainer.adapter.table)
+            self.outbox.open_job(job.sha256, job.job.name, signed.to_bytes(), cap_bytes)
             self._trainers = {job.sha256: trainer}
             log.info("job accepted", job=job.job.name, site=self.home.site)
         return self._trainers[job.sha256]
@@ -112,8 +113,7 @@ class Site:
 
     def cap(self, job_sha256: str) -> int | None:
         """The most bytes that a message of this job may have; ``None`` before it is accepted."""
-        trainer = self._trainers.get(job_sha256)
-        return None if trainer is None else job_cap(trainer.job, trainer.adapter.table)
+        return self.outbox.cap(job_sha256)
 
     def answer(self, order: Order, vector: Vector) -> RecordDict:
         """Train a round, or give again the bytes that a first answer was made of.
