@@ -502,3 +502,59 @@ def test_a_second_session_of_a_site_is_refused_and_the_first_lives(
     _, message = first.message()
     send(first, message_to_bytes(answer(message)), reply_to=message_id)
     eventually(lambda: bool(grid.pull_messages([message_id])))
+
+
+def test_a_reply_of_another_job_ends_the_session(
+    server: LinkServer, loopback: Loopback, connect: Callable[..., RawSite]
+) -> None:
+    site = connect(loopback.enroll("A", server.port))
+    (message_id,) = LinkGrid(server, ["A"], CAP, JOB).push_messages([train("A")])
+    site.next()
+    _, message = site.message()
+    body = message_to_bytes(answer(message))
+    send(site, body, reply_to=message_id, job_sha256="cd" * 32)
+    assert "must be of its message's job" in site.refusal().words
+
+
+def test_a_reply_of_another_type_ends_the_session(
+    server: LinkServer, loopback: Loopback, connect: Callable[..., RawSite]
+) -> None:
+    site = connect(loopback.enroll("A", server.port))
+    (message_id,) = LinkGrid(server, ["A"], CAP, JOB).push_messages([train("A")])
+    site.next()
+    _, message = site.message()
+    message.metadata.message_type = "evaluate"
+    body = message_to_bytes(answer(message))
+    send(site, body, reply_to=message_id, message_type="evaluate")
+    assert "must be of its message's type" in site.refusal().words
+
+
+def test_a_second_reply_to_one_message_is_dropped(
+    server: LinkServer, loopback: Loopback, connect: Callable[..., RawSite]
+) -> None:
+    site = connect(loopback.enroll("A", server.port))
+    grid = LinkGrid(server, ["A"], CAP, JOB)
+    (message_id,) = grid.push_messages([train("A")])
+    site.next()
+    _, message = site.message()
+    with capture_logs() as events:
+        for value in (11, 12):
+            send(site, message_to_bytes(answer(message, value)), reply_to=message_id)
+        eventually(lambda: any(event["event"] == "reply dropped" for event in events))
+    (reply,) = grid.pull_messages([message_id])
+    assert reply.content.config_records["a"]["value"] == 11
+    assert server.connected() == {"A"}
+
+
+def test_a_site_that_never_says_hello_is_not_waited_for(
+    server: LinkServer, loopback: Loopback, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.session._HELLO_TIMEOUT_S", 0.2)
+    config = loopback.enroll("A", server.port)
+    nothing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+    with open_channel(config.server, credentials(config)) as channel:
+        call = channel.stream_stream(f"/{SERVICE}/{SESSION}")(iter(nothing.get, None))
+        frames = [framing.parse(data) for data in call]
+        nothing.put(None)
+    assert "hello must come within" in frames[-1].refusal.words
+    assert server.connected() == set()

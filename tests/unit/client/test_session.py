@@ -2,8 +2,10 @@ import queue
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
@@ -13,9 +15,11 @@ from client.worker import Handle
 from common.errors import JobRefused, LinkDown
 from common.flower import become_server
 from common.link import federation_pb2 as wire
+from common.link.channel import SERVICE, SESSION, server_credentials
 from common.link.identity import node_id
 from server.grid import LinkGrid
 from server.link import LinkServer
+from server.mailbox import Letter
 from simulations.loopback import HOST, Loopback, make_loopback
 
 JOB = "ab" * 32
@@ -238,3 +242,42 @@ def test_the_backoff_doubles_with_full_jitter_up_to_half_a_minute(
     delays = [session._delay(LinkDown("x"), failures) for _ in range(400)]
     assert 0.9 * longest < max(delays) <= longest
     assert min(delays) < 0.1 * longest
+
+
+def test_a_message_for_another_site_is_not_handled(server: LinkServer, loopback: Loopback) -> None:
+    handled: list[Message] = []
+
+    def note(message: Message) -> Message:
+        handled.append(message)
+        return echo(message)
+
+    message = train("B")
+    message.metadata.__dict__["_message_id"] = "77" * 32
+    server.mailbox.post(Letter("A", "77" * 32, JOB, message, CAP, handled.append))
+    site = Site(loopback.enroll("A", server.port), note)
+    assert site.next_state().connected
+    assert "must be for this site" in site.next_state().reason
+    site.end()
+    assert handled == []
+
+
+def test_a_server_that_never_welcomes_is_left(
+    loopback: Loopback, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "_WELCOME_TIMEOUT_S", 0.3)
+    is_over = threading.Event()
+
+    def say_nothing(incoming: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        is_over.wait(PATIENCE_S)
+        yield from ()
+
+    mute = grpc.server(ThreadPoolExecutor(2))
+    handler = {SESSION: grpc.stream_stream_rpc_method_handler(say_nothing)}
+    mute.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handler),))
+    port = mute.add_secure_port(f"{HOST}:0", server_credentials(loopback.credentials))
+    mute.start()
+    site = Site(loopback.enroll("A", port), echo)
+    assert not site.next_state().connected
+    site.end()
+    is_over.set()
+    mute.stop(0).wait()
