@@ -34,7 +34,8 @@ class DataReport:
         over_long: records of more tokens than the model takes.
         tokens_median: tokens of a record, median.
         tokens_max: tokens of the longest record.
-        max_length: tokens that the model takes.
+        max_length: tokens that the model takes; 0 where no model is known.
+        length_unit: what lengths were counted in.
     """
 
     records: int
@@ -50,6 +51,7 @@ class DataReport:
     tokens_median: float
     tokens_max: int
     max_length: int
+    length_unit: str = "tokens"
 
     @property
     def faults(self) -> tuple[str, ...]:
@@ -69,6 +71,7 @@ def check(
     labels: Iterable[str] | None,
     token_count: Callable[[str], int],
     max_length: int,
+    unit: str = "tokens",
 ) -> DataReport:
     """Count what a site should know about its data before a job sees it.
 
@@ -76,7 +79,9 @@ def check(
         records: as read, before ``drop_duplicates``. Sensitive.
         labels: the job's public labels; None to take whatever occurs.
         token_count: tokens of a text under the job's tokenizer, special ones included.
-        max_length: tokens that the model takes; the rest of a longer text is cut off.
+        max_length: tokens that the model takes; the rest of a longer text is cut off. 0 where no
+            model is known, and then no text is over-long.
+        unit: what ``token_count`` counts, for people.
     """
     records = list(records)
     counts = Counter(record.label for record in records)
@@ -94,10 +99,11 @@ def check(
         duplicates_within=within,
         duplicates_across=across,
         empty=sum(not record.text for record in records),
-        over_long=sum(count > max_length for count in tokens),
+        over_long=sum(count > max_length for count in tokens) if max_length else 0,
         tokens_median=statistics.median(tokens) if tokens else 0,
         tokens_max=max(tokens, default=0),
         max_length=max_length,
+        length_unit=unit,
     )
 
 
@@ -139,10 +145,10 @@ def table(report: DataReport) -> Table:
 
 
 def _length_note(report: DataReport) -> str:
-    return (
-        f"cut at {report.max_length} tokens (median {report.tokens_median:g}, "
-        f"longest {report.tokens_max})"
-    )
+    found = f"median {report.tokens_median:g}, longest {report.tokens_max}"
+    if not report.max_length:
+        return f"no job, no limit; in {report.length_unit}: {found}"
+    return f"cut at {report.max_length} {report.length_unit} ({found})"
 
 
 def _unit(number: int, record: Record) -> tuple[str, int]:

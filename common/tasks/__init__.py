@@ -30,6 +30,7 @@ class Task:
         encode: (tokenizer, records, job) -> one example a record.
         per_example_loss: (model, batch) -> (B,) losses that depend on their own example alone.
         predict: (model, batch) -> (B,) class indices.
+        probabilities: (model, batch) -> (B, L) of every label.
         measure: (truth, predicted, labels) -> metrics.
     """
 
@@ -38,6 +39,7 @@ class Task:
     encode: Callable[[Any, Sequence[Record], Job], list[Example]]
     per_example_loss: Callable[[nn.Module, Batch], Tensor]
     predict: Callable[[nn.Module, Batch], Tensor]
+    probabilities: Callable[[nn.Module, Batch], Tensor]
     measure: Callable[[NDArray[np.int64], NDArray[np.int64], Sequence[str]], Metrics]
 
 
@@ -48,6 +50,7 @@ TASKS = {
         encode=seq_cls.encode,
         per_example_loss=seq_cls.per_example_loss,
         predict=seq_cls.predict,
+        probabilities=seq_cls.probabilities,
         measure=seq_cls.measure,
     )
 }

@@ -71,6 +71,11 @@ def predict(model: nn.Module, batch: Batch) -> Tensor:
     return _logits(model, batch).argmax(dim=-1)
 
 
+def probabilities(model: nn.Module, batch: Batch) -> Tensor:
+    """Each label's probability, (B, L)."""
+    return _logits(model, batch).softmax(dim=-1)
+
+
 def _logits(model: nn.Module, batch: Batch) -> Tensor:
     logits: Tensor = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
     return logits.float()

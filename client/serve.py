@@ -1,0 +1,135 @@
+"""A site at work: one process a home, linked to the server until it is told to stop.
+
+The model libraries take seconds to import. They load beside the link, so that the site is there at
+once and a stop never waits for them; the first message waits.
+
+Not covered: what a message does (client/app.py), how the link stays up (client/session.py).
+"""
+
+import contextlib
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+from flwr.app import Message
+
+from client import presence, session
+from client.config import SiteHome
+from client.identity import Identity, read_identity
+from client.outbox import Outbox
+from client.presence import Presence
+from client.session import LinkConfig, State
+from common.errors import StorageFailed
+from common.flower import new_context
+from common.link.framing import UNKNOWN_JOB_CAP_BYTES
+from common.link.identity import node_id
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+EXPIRES_SOON_DAYS = 14
+
+log = structlog.get_logger(__name__)
+
+
+def serve(home: SiteHome) -> None:
+    """``run`` until SIGTERM or SIGINT. In the main thread only."""
+    stop = threading.Event()
+
+    def ask(_: int, __: "FrameType | None") -> None:
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, ask)
+    run(home, stop)
+
+
+def run(home: SiteHome, stop: threading.Event) -> None:
+    """Take part in the federation until ``stop`` is set.
+
+    Raises:
+        InvalidInput: another process runs this home, or its certificate cannot be used.
+        StorageFailed: the account cannot be opened, or is in doubt.
+    """
+    identity = read_identity(home)
+    identity.check()
+    with presence.hold(home.folder):
+        outbox = Outbox(home.account_path)
+        observer = Observer(home.folder)
+        _warn(home, identity)
+        log.info("site starts", site=home.site, server=home.config.server, home=str(home.folder))
+        threading.Thread(target=_warm_up, name="warm-up", daemon=True).start()
+        context = new_context(
+            node_id(home.site), node_config={"site": home.site, "home": str(home.folder)}
+        )
+
+        def handle(message: Message) -> Message:
+            from client.app import app
+
+            return app(message, context)
+
+        session.run(
+            link_config(home, identity),
+            handle,
+            lambda job_sha256: outbox.cap(job_sha256) or UNKNOWN_JOB_CAP_BYTES,
+            stop,
+            observer,
+        )
+    log.info("site stopped", site=home.site)
+
+
+def link_config(home: SiteHome, identity: Identity) -> LinkConfig:
+    """The home's server and identity, as the link takes them."""
+    return LinkConfig(
+        server=home.config.server,
+        root_pem=identity.root,
+        certificate_pem=identity.certificate,
+        key_pem=identity.key,
+        site=home.site,
+    )
+
+
+class Observer:
+    """Keeps the home's state file; one that cannot be written ends nothing."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._last = Presence(os.getpid(), connected=False, since=presence.now(), reason="starts")
+        self._write()
+
+    def __call__(self, state: State) -> None:
+        """Note a state; its time is that of the last change between up and down."""
+        changed = state.connected != self._last.connected
+        since = presence.now() if changed else self._last.since
+        self._last = Presence(self._last.pid, state.connected, since, state.reason)
+        self._write()
+
+    def _write(self) -> None:
+        try:
+            presence.write(self._home, self._last)
+        except StorageFailed as error:
+            log.warning("state file not written", reason=str(error))
+
+
+def _warn(home: SiteHome, identity: Identity) -> None:
+    """Say what will be trouble later."""
+    if identity.days_left < EXPIRES_SOON_DAYS:
+        log.warning(
+            "certificate expires soon",
+            days_left=identity.days_left,
+            remedy="the operator enrolls the site's request (pki/site.csr) anew",
+        )
+    for name, data_set in home.config.data.items():
+        if not home.path(data_set.path).is_file():
+            log.warning("data file missing", data=name, path=str(home.path(data_set.path)))
+    if not home.config.data:
+        log.warning("no data set mapped", file=str(home.folder / "site.toml"))
+
+
+def _warm_up() -> None:
+    # A broken installation is raised again, and reported, by the first message.
+    with contextlib.suppress(ImportError):
+        import client.app  # noqa: F401
