@@ -97,6 +97,19 @@ def run_job(
     return result
 
 
+def announce_end(signed: SignedJob, grid: Grid, state: str) -> None:
+    """Tell the sites that are connected that a job ended without an adapter."""
+    become_server()
+    nodes = sorted(grid.get_node_ids())
+    content = messages.close(signed.job.sha256, state, None, None)
+    orders = [
+        Message(content, dst_node_id=node, message_type=messages.CLOSE, group_id="close")
+        for node in nodes
+    ]
+    for reply in grid.send_and_receive(orders, timeout=_CLOSE_TIMEOUT_S):
+        log.info("job closed", site=site_of(signed.job, reply), state=state)
+
+
 @dataclass
 class _Run:
     """A job under way."""

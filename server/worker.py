@@ -18,6 +18,7 @@ from flwr.serverapp import Grid
 from common.errors import InvalidInput, JobStopped, StorageFailed, VeiltuneError
 from common.files import make_folder
 from common.job import Job, SignedJob
+from common.link.framing import UNKNOWN_JOB_CAP_BYTES
 from common.log import describe, frames
 from server.checkpoint import Checkpoints, JobRow, RoundRecord, State
 from server.grid import LinkGrid
@@ -56,6 +57,9 @@ class Trainer(Protocol):
 
     def message_cap(self, job: Job) -> int:
         """The most bytes that one of the job's messages may have."""
+
+    def announce_end(self, signed: SignedJob, grid: Grid, state: str) -> None:
+        """Tell the sites that a job ended without an adapter."""
 
 
 @dataclass
@@ -235,3 +239,17 @@ class Worker:
             # Not run again in this process: the disk that refused this would refuse its rounds.
             self._parked.add(row.sha256)
             log.error("job state lost", job=row.name, state=state, error=error)
+        if state != "finished":
+            self._announce_end(row, state)
+
+    def _announce_end(self, row: JobRow, state: State) -> None:
+        """Let the sites that took part close the job too; those that are away keep it open."""
+        with self._news:
+            current = self._current
+        if current is None or current.grid is None:
+            return  # no site has heard of it
+        try:
+            grid = self._make_grid(row.signed.job, UNKNOWN_JOB_CAP_BYTES)
+            self._trainer().announce_end(row.signed, grid, state)
+        except VeiltuneError as error:
+            log.warning("end untold", job=row.name, error=error)

@@ -157,6 +157,8 @@ class Rounds:
     def message_cap(self, job: Job) -> int:
         return len(job.sites) * 1000
 
+    def announce_end(self, signed: SignedJob, grid: Grid, state: str) -> None: ...
+
     def run_job(
         self,
         signed: SignedJob,

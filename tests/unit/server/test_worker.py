@@ -26,6 +26,11 @@ class Rounds:
     def __init__(self, at: Callable[[int, Grid], None]) -> None:
         self.at = at
         self.log: list[str] = []
+        self.told: list[tuple[str, str]] = []
+
+    def announce_end(self, signed: SignedJob, grid: Grid, state: str) -> None:
+        grid.get_node_ids()  # a grid that lives, unlike the stopped job's
+        self.told.append((signed.job.job.name, state))
 
     def message_cap(self, job: Job) -> int:
         assert job.sites
@@ -123,14 +128,18 @@ def test_a_job_left_running_is_resumed_from_its_last_closed_round(
 def test_a_running_job_is_stopped_on_request_and_the_next_one_runs(
     store: Checkpoints, tmp_path: Path, signed: Signed
 ) -> None:
-    work = worker(store, tmp_path, Rounds(wait_for_sites))
+    trainer = Rounds(wait_for_sites)
+    work = worker(store, tmp_path, trainer)
     store.add_job(signed("first"))
     store.add_job(signed("second", rounds=1))
     work.start()
     until(store, work, "first", "running")
+    while not trainer.log:
+        time.sleep(0.01)
     assert work.stop(store.job("first")) == "running"
     assert until(store, work, "first", "stopped") == "by the operator"
     until(store, work, "second", "finished")
+    assert trainer.told == [("first", "stopped")], "sites learn of an end, and once"
     assert work.close(PATIENCE_S)
 
 
