@@ -1,0 +1,34 @@
+import socket
+import threading
+
+import pytest
+
+from simulations.benchmarks import sockets
+from simulations.benchmarks.__main__ import main
+
+
+@pytest.mark.parametrize("argv", [["nope", "--json"], ["../link"]])
+def test_an_unknown_benchmark_is_one_line_that_names_the_known_ones(
+    argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(argv) == 2
+    out, complaint = capsys.readouterr()
+    assert out == ""
+    assert complaint == f"error: benchmark must be one of link, got {argv[0]!r}\n"
+
+
+def test_the_relay_counts_what_passes_both_ways() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        relay = sockets.CountingRelay("127.0.0.1", listener.getsockname()[1])
+        with socket.create_connection(("127.0.0.1", relay.port), timeout=20) as near:
+            far, _ = listener.accept()
+            with far:
+                up = threading.Thread(target=sockets.send, args=(near, b"x" * 300_000))
+                up.start()
+                assert sockets.receive(far) == b"x" * 300_000
+                up.join()
+                sockets.send(far, b"yz")
+                assert sockets.receive(near) == b"yz"
+        relay.close()
+    # Eight bytes of length before each message.
+    assert (relay.bytes_up, relay.bytes_down) == (300_008, 10)
