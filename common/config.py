@@ -54,15 +54,17 @@ def read_toml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InvalidInput(f"config file must be a readable file, got {str(path)!r}")
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(MAX_CONFIG_BYTES + 1)
         if len(data) > MAX_CONFIG_BYTES:
-            raise InvalidInput(
-                f"{path.name} must be at most {MAX_CONFIG_BYTES} bytes, got {len(data)}"
-            )
+            raise InvalidInput(f"{path.name} must be at most {MAX_CONFIG_BYTES} bytes, got more")
         return tomllib.loads(data.decode("utf-8"))
     except OSError as error:
         raise InvalidInput(f"config file must be readable, got {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except InvalidInput:
+        raise
+    except (ValueError, RecursionError) as error:
+        # Not TOML, not UTF-8, or an integer too long for Python to read.
         raise InvalidInput(f"{path.name} must be TOML in UTF-8, got: {error}") from error
 
 

@@ -26,6 +26,7 @@ from common.errors import InvalidInput, JobRefused
 from common.privacy import accounting
 
 SIGNATURE_DOMAIN = b"veiltune job v1\n"
+MAX_INTEGER = 2**53  # RFC 8785 writes numbers as doubles
 
 Label = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 ModuleName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.]{1,200}\z")]
@@ -56,10 +57,10 @@ class AdapterSection(Section):
 
     method: Literal["ffa", "lora"] = "ffa"
     rank: int = Field(default=8, ge=1, le=512)
-    alpha: int = Field(default=16, ge=1)
+    alpha: int = Field(default=16, ge=1, le=2**20)
     targets: tuple[ModuleName, ...] = Field(min_length=1, max_length=64)
     head: tuple[ModuleName, ...] = Field(default=("classifier",), max_length=8)
-    seed: int = Field(default=0, ge=0, lt=2**63)
+    seed: int = Field(default=0, ge=0, lt=MAX_INTEGER)
     dropout: float = 0.0
     dora: bool = False
 
@@ -165,7 +166,7 @@ class EvaluationSection(Section):
     split: Literal["train", "dev", "test"] = "test"
     text: str = "text"
     label: str = "label"
-    records: int = Field(default=1000, ge=1)
+    records: int = Field(default=1000, ge=1, le=10**9)
 
 
 class Job(Section):
