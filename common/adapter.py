@@ -26,9 +26,12 @@ from common.errors import InvalidInput, UpdateRejected
 from common.job import Job
 from common.model import load_tokenizer, quiet_transformers
 from common.privacy.persample import trainable
+from common.privacy.stream import Stream, public_keys
 from common.tasks import task_of
 
 Vector = NDArray[np.float32]
+
+_HEAD_BOUND = 0.035  # uniform: the standard deviation of BERT's normal(0, 0.02)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,32 +115,29 @@ def _require_targets(base: nn.Module, job: Job) -> None:
 
 
 def _initialise(model: nn.Module, job: Job) -> None:
-    """B zero, A Kaiming-uniform, head normal(0, 0.02) with zero bias: from the job's public seed.
+    """B and biases zero, A and the head uniform: each tensor from its own public stream.
 
-    The numbers come from numpy's PCG64, whose stream is the same on every machine and version.
+    The numbers are AES words scaled by constants, so they are the same bits on every machine,
+    which no framework's own generator promises from one version to the next.
     """
-    rng = np.random.Generator(np.random.PCG64(job.adapter.seed))
+    keys = public_keys("initial adapter", str(job.adapter.seed))
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):
             if "lora_A" in name:
-                bound = 1 / math.sqrt(parameter.shape[1])
-                _fill(parameter, rng.uniform(-bound, bound, tuple(parameter.shape)))
+                _fill(parameter, 1 / math.sqrt(parameter.shape[1]), Stream(keys(name, 0, 0)))
                 parameter.requires_grad_(job.adapter.method == "lora")
-            elif "lora_B" in name:
-                parameter.zero_()
+            elif "lora_B" in name or ("modules_to_save" in name and parameter.dim() == 1):
+                _fill(parameter, 0.0, None)
             elif "modules_to_save" in name:
-                is_weight = parameter.dim() > 1
-                values = rng.normal(0.0, 0.02, tuple(parameter.shape)) if is_weight else None
-                _fill(parameter, values)
+                _fill(parameter, _HEAD_BOUND, Stream(keys(name, 0, 0)))
 
 
-def _fill(parameter: nn.Parameter, values: NDArray[np.float64] | None) -> None:
-    # Trainables are kept in fp32 whatever the base's dtype: DP noise needs the mantissa.
-    parameter.data = (
-        torch.zeros(parameter.shape)
-        if values is None
-        else torch.from_numpy(values.astype(np.float32))
-    )
+def _fill(parameter: nn.Parameter, bound: float, stream: Stream | None) -> None:
+    """Uniform in [-bound, bound), or zero; in fp32 whatever the base's dtype, as noise needs it."""
+    values = np.zeros(parameter.numel())
+    if stream is not None:
+        values = (2 * stream.uniforms(parameter.numel()) - 1) * bound
+    parameter.data = torch.from_numpy(values.astype(np.float32)).view(parameter.shape)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from flwr.serverapp import Grid
 from common.errors import InvalidInput, JobRefused, StorageFailed
 from common.job import Job, SignedJob
 from common.link.channel import Credentials
+from common.link.framing import UNKNOWN_JOB_CAP_BYTES
 from server.checkpoint import Checkpoints, RoundRecord
 from server.link import LinkServer
 from server.roster import Roster
@@ -76,7 +77,7 @@ def worker(store: Checkpoints, folder: Path, trainer: Rounds) -> Worker:
     link = LinkServer("127.0.0.1:0", Credentials(b"", b"", b""), Roster(folder / "roster.json"))
 
     def make_grid(job: Job, cap_bytes: int) -> JobGrid:
-        assert cap_bytes == CAP
+        assert cap_bytes in (CAP, UNKNOWN_JOB_CAP_BYTES)
         return JobGrid(link, job.sites, cap_bytes, job.sha256)
 
     return Worker(store, folder / "jobs", lambda: trainer, make_grid)
