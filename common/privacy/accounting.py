@@ -50,7 +50,7 @@ def epsilon(events: Iterable[GaussianSteps], delta: float) -> float:
         InvalidInput: a parameter outside its range.
 
     >>> round(epsilon([GaussianSteps(0.01, 1.0, 1000)], 1e-5), 3)
-    1.828
+    1.829
     """
     _check("delta", delta, 0, 1)
     merged: dict[tuple[float, float], int] = {}
