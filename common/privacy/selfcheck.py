@@ -15,7 +15,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import chi2
+from scipy.stats import binom, chi2
 from torch import Tensor
 
 from common.errors import SelfCheckFailed
@@ -24,7 +24,7 @@ from common.privacy.mechanism import Mechanism
 FALSE_ALARM = 1e-8
 ADVERSARY = 1e6  # gradient norm of the adversarial record, in clip norms
 _NOISE_DRAWS = 20_000
-_ROUND = -1  # no training round: seeded streams are not touched
+_ROUND = -1  # it and the one below: no training rounds, so seeded streams are not touched
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,27 +59,34 @@ def check_sensitivity(subject: Subject) -> None:
             f"sensitivity: the adversarial gradient must reach {ADVERSARY:g} C, got "
             f"{reached / clip_norm:g} C"
         )
-    moved = subject.mechanism.bounded_sum(rows) - subject.mechanism.bounded_sum(rows[:1])
-    distance = float(torch.linalg.vector_norm(moved))
-    if not distance <= clip_norm * (1 + 1e-9):
-        raise SelfCheckFailed(
-            f"sensitivity: one record must move the sum by at most C = {clip_norm:g}, "
-            f"got {distance:g}"
-        )
+    # Against a neighbour that points the other way, a sum clipped as a whole would move by 2 C.
+    opposed = torch.stack([-rows[1], 2 * rows[1]])
+    for pair in (rows, opposed):
+        moved = subject.mechanism.bounded_sum(pair) - subject.mechanism.bounded_sum(pair[:1])
+        distance = float(torch.linalg.vector_norm(moved))
+        if not distance <= clip_norm * (1 + 1e-9):
+            raise SelfCheckFailed(
+                f"sensitivity: one record must move the sum by at most C = {clip_norm:g}, "
+                f"got {distance:g}"
+            )
 
 
 def check_noise(subject: Subject) -> None:
-    """Noise has the standard deviation that was accounted for, and no two draws are alike."""
+    """Every coordinate gets noise of the deviation accounted for, and no two draws are alike."""
     mechanism = subject.mechanism
     if mechanism.clip_norm is None:
         return
     scale = mechanism.divisor / (mechanism.noise_multiplier * mechanism.clip_norm)
-    draws = -(-_NOISE_DRAWS // subject.size) + 1
+    draws = max(4, -(-_NOISE_DRAWS // subject.size) + 1)
     zero = torch.zeros(subject.size, dtype=torch.float64)
-    released = [
-        mechanism.release(zero, _ROUND, step).double().numpy() * scale for step in range(draws)
-    ]
+    released = [mechanism.release(zero, *_place(i)).double().numpy() * scale for i in range(draws)]
     noise = np.concatenate(released)
+    if not noise.all():
+        raise SelfCheckFailed(
+            f"noise: every coordinate must get some, got {np.count_nonzero(noise == 0)} without"
+        )
+    if len({draw.tobytes() for draw in released}) < draws:
+        raise SelfCheckFailed("noise: every draw must be fresh, got one twice")
     _require_chi_square("noise: variance over the accounted one", float(noise @ noise), noise.size)
     for earlier, later in pairwise(released):
         overlap = float(earlier @ later) / math.sqrt(subject.size)
@@ -101,30 +108,43 @@ def check_sampler(subject: Subject) -> None:
     units = steps = min(math.ceil(40 / rate), 4000)
     included = np.zeros((steps, units), dtype=bool)
     for step in range(steps):
-        included[step, subject.mechanism.sample(units, _ROUND, step)] = True
+        included[step, subject.mechanism.sample(units, *_place(step))] = True
     if rate == 1:
         if not included.all():
             raise SelfCheckFailed(
                 "sampler: every unit must be included at rate 1, got some left out"
             )
         return
-    _require_rate(included.mean(), rate, included.size)
+    _require_rate(int(included.sum()), rate, included.size)
     for what, counts in (("batch sizes", included.sum(1)), ("units", included.sum(0))):
-        spread = _dispersion(counts, included.size // counts.size, rate)
-        _require_chi_square(f"sampler: spread of {what} over that of coins", spread, counts.size)
+        trials = included.size // counts.size
+        spread = _dispersion(counts, trials, rate)
+        # Few expected inclusions spread wider than a chi-square of ``counts.size`` degrees: one of
+        # the same mean and variance has fewer (Satterthwaite 1946).
+        widening = 1 + (1 - 6 * rate * (1 - rate)) / (2 * trials * rate * (1 - rate))
+        _require_chi_square(
+            f"sampler: spread of {what} over that of coins",
+            spread / widening,
+            counts.size / widening,
+        )
 
 
-def _require_rate(found: float, rate: float, coins: int) -> None:
-    deviation = (found - rate) / math.sqrt(rate * (1 - rate) / coins)
-    if abs(deviation) > 6.5:
-        raise SelfCheckFailed(f"sampler: inclusion rate must be {rate:g}, got {found:g}")
+def _place(draw: int) -> tuple[int, int]:
+    """Round and step of a check's draw: two rounds in turn, so that neither alone makes it new."""
+    return _ROUND - draw % 2, draw // 2
+
+
+def _require_rate(found: int, rate: float, coins: int) -> None:
+    low, high = binom.ppf([FALSE_ALARM, 1 - FALSE_ALARM], coins, rate)
+    if not low <= found <= high:
+        raise SelfCheckFailed(f"sampler: inclusion rate must be {rate:g}, got {found / coins:g}")
 
 
 def _dispersion(counts: NDArray[np.int64], trials: int, rate: float) -> float:
     return float(((counts - trials * rate) ** 2).sum() / (trials * rate * (1 - rate)))
 
 
-def _require_chi_square(what: str, statistic: float, degrees: int) -> None:
+def _require_chi_square(what: str, statistic: float, degrees: float) -> None:
     low, high = chi2.ppf([FALSE_ALARM, 1 - FALSE_ALARM], degrees)
     if not low <= statistic <= high:
         raise SelfCheckFailed(

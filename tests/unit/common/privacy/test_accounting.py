@@ -140,7 +140,7 @@ def test_what_is_no_mechanism_has_no_cost(
 @pytest.mark.parametrize("change", [{"epsilon": 0.0}, {"delta": 1.0}, {"steps": 0}])
 def test_no_noise_is_calibrated_for_an_impossible_target(change: dict[str, float]) -> None:
     with pytest.raises(InvalidInput, match=f"{next(iter(change))} must be"):
-        calibrate(**{"epsilon": 2.0, "delta": 1e-5, "sampling_rate": 0.1, "steps": 5, **change})  # type: ignore[arg-type]
+        calibrate(**{"epsilon": 2.0, "delta": 1e-5, "sampling_rate": 0.1, "steps": 5, **change})
 
 
 def test_the_examples_in_the_docstrings_hold() -> None:

@@ -2,13 +2,16 @@ import os
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from scipy import stats
 
 from common.privacy.noise import gaussian_noise
 from common.privacy.stream import Stream
 
 
-def draw(size: int, noise_multiplier: float, clip_norm: float, key: bytes = b"") -> object:
+def draw(
+    size: int, noise_multiplier: float, clip_norm: float, key: bytes = b""
+) -> NDArray[np.float64]:
     return gaussian_noise(
         size,
         noise_multiplier=noise_multiplier,
@@ -29,11 +32,11 @@ def test_noise_is_normal_with_deviation_multiplier_times_c(
 
 
 def test_every_coordinate_gets_noise_of_its_own() -> None:
-    noise = np.asarray(draw(5001, 1.3, 0.7))
+    noise = draw(5001, 1.3, 0.7)
     assert np.unique(noise).size == noise.size
     assert np.all(noise != 0)
 
 
 def test_two_draws_share_nothing() -> None:
-    first, second = np.asarray(draw(50_000, 1.3, 0.7)), np.asarray(draw(50_000, 1.3, 0.7))
+    first, second = draw(50_000, 1.3, 0.7), draw(50_000, 1.3, 0.7)
     assert abs(stats.pearsonr(first, second).statistic) < 6 / np.sqrt(50_000)

@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from scipy import stats
 
 from common.privacy.sampling import poisson_sample
 from common.privacy.stream import Stream
 
 
-def draws(units: int, rate: float, steps: int) -> "np.ndarray[tuple[int, int], np.dtype[np.bool]]":
+def draws(units: int, rate: float, steps: int) -> NDArray[np.bool]:
     table = np.zeros((steps, units), dtype=bool)
     for step in range(steps):
         table[step, poisson_sample(units, rate, Stream(os.urandom(32)))] = True
