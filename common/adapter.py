@@ -31,6 +31,7 @@ from common.tasks import task_of
 
 Vector = NDArray[np.float32]
 
+_HEAD = ".modules_to_save.default."
 _HEAD_BOUND = 0.035  # uniform: the standard deviation of BERT's normal(0, 0.02)
 
 
@@ -91,10 +92,13 @@ def build_adapter(job: Job, folder: Path) -> PeftModel:
         modules_to_save=list(job.adapter.head),
         bias="none",
     )
-    base = task.load_base(folder, job)
+    base, new = task.load_base(folder, job)
     _require_targets(base, job)
+    _require_weights(new, job)
     model = get_peft_model(base, config)
-    _initialise(model, job)
+    _initialise(model, job, new)
+    if job.model.dtype != "float32":
+        _cast_head_inputs(model)
     return model.train()
 
 
@@ -114,8 +118,8 @@ def _require_targets(base: nn.Module, job: Job) -> None:
                 )
 
 
-def _initialise(model: nn.Module, job: Job) -> None:
-    """B and biases zero, A and the head uniform: each tensor from its own public stream.
+def _initialise(model: nn.Module, job: Job, new: frozenset[str]) -> None:
+    """B zero; A and what the base has no weights for uniform, each from its own public stream.
 
     The numbers are AES words scaled by constants, so they are the same bits on every machine,
     which no framework's own generator promises from one version to the next.
@@ -126,10 +130,40 @@ def _initialise(model: nn.Module, job: Job) -> None:
             if "lora_A" in name:
                 _fill(parameter, 1 / math.sqrt(parameter.shape[1]), Stream(keys(name, 0, 0)))
                 parameter.requires_grad_(job.adapter.method == "lora")
-            elif "lora_B" in name or ("modules_to_save" in name and parameter.dim() == 1):
+            elif "lora_B" in name:
                 _fill(parameter, 0.0, None)
-            elif "modules_to_save" in name:
-                _fill(parameter, _HEAD_BOUND, Stream(keys(name, 0, 0)))
+            elif _HEAD in name and base_name(name) in new:
+                bound = _HEAD_BOUND if parameter.dim() > 1 else 0.0
+                _fill(parameter, bound, Stream(keys(name, 0, 0)))
+            elif parameter.requires_grad:
+                parameter.data = parameter.data.float()
+
+
+def base_name(name: str) -> str:
+    """The base's own name for a parameter that peft has wrapped."""
+    return name.removeprefix("base_model.model.").replace(_HEAD, ".")
+
+
+def _require_weights(new: frozenset[str], job: Job) -> None:
+    """What the base has no weights for must be trained: frozen, it would be noise."""
+    heads = tuple(f".{head}." for head in job.adapter.head)
+    left = sorted(name for name in new if not any(head in f".{name}" for head in heads))
+    if left:
+        raise InvalidInput(
+            f"adapter.head must name every module that the base has no weights for, "
+            f"got none for {', '.join(left[:4])}"
+        )
+
+
+def _cast_head_inputs(model: nn.Module) -> None:
+    """Let a bf16 base feed fp32 heads; peft does so for its own layers."""
+
+    def cast(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(a.float() if isinstance(a, torch.Tensor) else a for a in arguments)
+
+    for name, module in model.named_modules():
+        if name.endswith(_HEAD.rstrip(".")):
+            module.register_forward_pre_hook(cast)
 
 
 def _fill(parameter: nn.Parameter, bound: float, stream: Stream | None) -> None:

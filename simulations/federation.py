@@ -177,7 +177,7 @@ class Federation:
         """
         answer: dict[str, Any] = {}
         for line in follow(self.server_home, Request(command="watch", job=self.job.sha256)):
-            if "round" in line:
+            if isinstance(line.get("round"), dict):  # the answer has a round too, a number
                 observe(line["round"])
             answer = line
         if answer.get("state") != "finished":

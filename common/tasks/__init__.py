@@ -26,7 +26,8 @@ class Task:
 
     Attributes:
         peft_type: the name peft has for it.
-        load_base: (folder, job) -> the base model with the task's head.
+        load_base: (folder, job) -> the base with the task's head, and the names of the parameters
+            that it has no weights for.
         encode: (tokenizer, records, job) -> one example a record.
         per_example_loss: (model, batch) -> (B,) losses that depend on their own example alone.
         predict: (model, batch) -> (B,) class indices.
@@ -35,7 +36,7 @@ class Task:
     """
 
     peft_type: str
-    load_base: Callable[[Path, Job], nn.Module]
+    load_base: Callable[[Path, Job], tuple[nn.Module, frozenset[str]]]
     encode: Callable[[Any, Sequence[Record], Job], list[Example]]
     per_example_loss: Callable[[nn.Module, Batch], Tensor]
     predict: Callable[[nn.Module, Batch], Tensor]

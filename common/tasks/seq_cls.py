@@ -19,13 +19,13 @@ from common.tasks.batches import Batch, Example, padded_length
 from common.tasks.metrics import ClassScore, Metrics
 
 
-def load_base(folder: Path, job: Job) -> nn.Module:
-    """The base with a classification head of the job's labels; the head's values are set later."""
+def load_base(folder: Path, job: Job) -> tuple[nn.Module, frozenset[str]]:
+    """The base with a head of the job's labels, and the parameters it has no weights for."""
     from transformers import AutoModelForSequenceClassification
 
     dtype = getattr(torch, job.model.dtype)
     config = load_config(folder, num_labels=len(job.data.labels))
-    model: nn.Module = AutoModelForSequenceClassification.from_pretrained(
+    model, info = AutoModelForSequenceClassification.from_pretrained(
         folder,
         config=config,
         local_files_only=True,
@@ -34,8 +34,9 @@ def load_base(folder: Path, job: Job) -> nn.Module:
         dtype=dtype,
         # bf16 on a CPU spends most of a step in SDPA's backward pass.
         attn_implementation="eager" if dtype is torch.bfloat16 else None,
+        output_loading_info=True,
     )
-    return model
+    return model, frozenset(info["missing_keys"])
 
 
 def encode(tokenizer: Any, records: Sequence[Record], job: Job) -> list[Example]:  # noqa: ANN401
