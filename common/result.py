@@ -45,13 +45,20 @@ class SiteResult(_Record):
     steps: Count
 
 
+class StartResult(_Record):
+    """The untrained adapter on the public hold-out."""
+
+    accuracy: Share
+    macro_f1: Share
+
+
 class RoundResult(_Record):
-    """The state after a round; round 0 is the untrained start.
+    """The state after a round, from 1 on.
 
     ``epsilon`` is that of the site that has spent most by then.
     """
 
-    round: Count
+    round: Annotated[int, Field(ge=1)]
     accuracy: Share | None
     macro_f1: Share | None
     epsilon: Epsilon | None
@@ -138,6 +145,7 @@ class Result(_Record):
     grid: Literal["inprocess", "link", "ray", "superlink"]
     private: bool
     sites: Annotated[tuple[SiteResult, ...], Field(strict=False, min_length=1)]
+    start: StartResult | None
     rounds: Annotated[tuple[RoundResult, ...], Field(strict=False, min_length=1)]
     final: FinalResult
     privacy: PrivacyStatement

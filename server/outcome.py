@@ -18,6 +18,7 @@ from common.result import (
     PrivacyStatement,
     Result,
     RoundResult,
+    StartResult,
     privacy_statement,
     site_result,
     write_result,
@@ -80,9 +81,11 @@ def _result(
             "grid": grid_name,
             "private": privacy.is_private,
             "sites": [site_result(site, final.get(site, 0), privacy) for site in job.sites],
+            "start": _start(rounds[0]),
             "rounds": [
                 _round(record, max(steps.values(), default=0), privacy)
                 for record, steps in zip(rounds, charges, strict=True)
+                if record.round > 0
             ],
             "final": _final(metrics),
             "privacy": privacy,
@@ -105,6 +108,12 @@ def _charges_by_round(
         )
         for round_ in rounds
     ]
+
+
+def _start(record: RoundRecord) -> StartResult | None:
+    if record.round != 0 or record.accuracy is None or record.macro_f1 is None:
+        return None
+    return StartResult(accuracy=record.accuracy, macro_f1=record.macro_f1)
 
 
 def _round(record: RoundRecord, steps: int, privacy: PrivacyStatement) -> RoundResult:

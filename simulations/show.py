@@ -65,6 +65,9 @@ def summary(result: Result, job: Job, out: Path, seconds: float) -> None:
 
 def _rounds(result: Result) -> Table:
     table = _table("round", "accuracy", "macro-F1", "epsilon", "bytes up", "seconds")
+    if result.start is not None:
+        start = result.start
+        table.add_row("start", _number(start.accuracy, 3), _number(start.macro_f1, 3))
     for row in result.rounds:
         table.add_row(
             str(row.round),
@@ -91,11 +94,8 @@ def _sites(result: Result, job: Job) -> Table:
 
 
 def _words(result: Result, out: Path, seconds: float) -> Text:
-    start = result.rounds[0].accuracy
     lines = [
-        f"accuracy {result.final.accuracy:.3f} on the public hold-out"
-        + ("" if start is None else f", from {start:.3f} untrained")
-        + f"; {seconds:.0f} s in all",
+        f"accuracy {result.final.accuracy:.3f} on the public hold-out; {seconds:.0f} s in all",
         f"report   {out / 'report.html'}",
         f"adapter  {out / 'adapter'}",
         f"result   {out / 'result.json'}",

@@ -134,7 +134,7 @@ def _learning(result: Result, job: Job) -> Markup:
     source = statement.public_name(job.evaluation.data)
     records = sum(row.support for row in result.final.classes) or job.evaluation.records
     measured = f" on the public hold-out {source} ({job.evaluation.split}), {records:,} records."
-    if result.rounds[0].round == 0:
+    if result.start is not None:
         measured += " Round 0 is the untrained start."
     figures = [_figure(_accuracy_chart(result), "Accuracy and macro-F1", measured)]
     if result.epsilon is not None:
@@ -157,6 +157,9 @@ def _figure(chart: Markup, subject: str, words: str) -> Markup:
 def _accuracy_chart(result: Result) -> Markup:
     accuracy = tuple((row.round, row.accuracy) for row in result.rounds)
     macro_f1 = tuple((row.round, row.macro_f1) for row in result.rounds)
+    if result.start is not None:
+        accuracy = ((0, result.start.accuracy), *accuracy)
+        macro_f1 = ((0, result.start.macro_f1), *macro_f1)
     return line_chart(
         [_series("accuracy", "first", accuracy), _series("macro-F1", "second", macro_f1)],
         summary=f"Accuracy by round, ending at {share(result.final.accuracy)}; "
@@ -171,9 +174,8 @@ def _series(name: str, style: str, points: tuple[tuple[int, float | None], ...])
 
 
 def _epsilon_chart(result: Result, job: Job) -> Markup:
-    points = tuple((row.round, row.epsilon) for row in result.rounds)
-    if points[0][0] > 0:
-        points = ((0, 0.0), *points)  # nothing is spent before the first round
+    # Nothing is spent before the first round.
+    points = ((0, 0.0), *((row.round, row.epsilon) for row in result.rounds))
     words = tuple(f"round {x}: epsilon {bound(y)}" for x, y in points)
     goal = job.privacy.epsilon
     highest = max([y for _, y in points if y is not None] + [goal or 0.0, 1e-3])

@@ -22,6 +22,7 @@ def example() -> dict[str, Any]:
         "grid": "link",
         "private": True,
         "sites": [{"name": "A", "epsilon": 2.5, "delta": 1e-5, "steps": 16}],
+        "start": {"accuracy": 0.125, "macro_f1": 0.0625},
         "rounds": [
             {
                 "round": number,
@@ -31,7 +32,7 @@ def example() -> dict[str, Any]:
                 "bytes_up": 4096 * number,
                 "seconds": 0.5,
             }
-            for number in (0, 1, 2)
+            for number in (1, 2)
         ],
         "final": {
             "accuracy": 0.5,
@@ -113,9 +114,10 @@ def test_the_published_schema_is_that_of_the_models() -> None:
         ("sites.0.name", "../x", "sites.0.name must be"),
         ("sites.0.steps", 1.5, "sites.0.steps must be an integer"),
         ("sites.0.epsilon", None, "sites.A.epsilon must be given"),
-        ("rounds.1.epsilon", None, "rounds.1.epsilon must be given"),
+        ("rounds.1.epsilon", None, "rounds.2.epsilon must be given"),
         ("rounds.1.accuracy", 1.01, "rounds.1.accuracy must be at most 1"),
-        ("rounds.1.round", 2, "rounds must be in ascending order"),
+        ("rounds.1.round", 0, "rounds.1.round must be at least 1"),
+        ("rounds.1.round", 1, "rounds must be in ascending order"),
         ("final.loss", 0.1, "final.loss must be a known key"),
         ("privacy.noise_multiplier", 0.0, "privacy.noise_multiplier must be given"),
         ("privacy.clip_norm", None, "privacy.clip_norm must be given"),

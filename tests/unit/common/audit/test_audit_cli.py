@@ -34,7 +34,7 @@ def outcome(folder: Path, *, steps: dict[str, int] | None = None) -> dict[str, A
             "bytes_up": 4096,
             "seconds": 0.75,
         }
-        for number in range(ROUNDS + 1)
+        for number in range(1, ROUNDS + 1)
     ]
     data = {
         "job_sha256": "ab" * 32,
@@ -46,6 +46,7 @@ def outcome(folder: Path, *, steps: dict[str, int] | None = None) -> dict[str, A
             {"name": name, "epsilon": spent(n), "delta": DELTA, "steps": n}
             for name, n in steps.items()
         ],
+        "start": None,
         "rounds": rounds,
         "final": {"accuracy": 0.5, "macro_f1": 0.25, "classes": []},
         "privacy": {
@@ -99,7 +100,7 @@ def test_a_charge_that_a_later_reply_took_back_passes(
 ) -> None:
     data = outcome(tmp_path / "out", steps={"A": 3 * LOCAL_STEPS})
     for at, charged in enumerate((0, 1, 2, 3, 4, 3)):
-        data["rounds"][at]["epsilon"] = spent(charged * LOCAL_STEPS)
+        data["rounds"][at - 1]["epsilon"] = spent(charged * LOCAL_STEPS)
     put(tmp_path / "out", data)
     assert audit(tmp_path / "out", capsys) == (0, [])
 
@@ -118,7 +119,7 @@ def test_a_tampered_epsilon_of_a_round_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = outcome(tmp_path / "out")
-    data["rounds"][3]["epsilon"] = data["rounds"][2]["epsilon"]
+    data["rounds"][2]["epsilon"] = data["rounds"][1]["epsilon"]
     put(tmp_path / "out", data)
     assert audit(tmp_path / "out", capsys) == (1, ["round 3 epsilon"])
 
