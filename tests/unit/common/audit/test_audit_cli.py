@@ -99,8 +99,8 @@ def test_a_charge_that_a_later_reply_took_back_passes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = outcome(tmp_path / "out", steps={"A": 3 * LOCAL_STEPS})
-    for at, charged in enumerate((0, 1, 2, 3, 4, 3)):
-        data["rounds"][at - 1]["epsilon"] = spent(charged * LOCAL_STEPS)
+    for at, charged in enumerate((1, 2, 3, 4, 3)):
+        data["rounds"][at]["epsilon"] = spent(charged * LOCAL_STEPS)
     put(tmp_path / "out", data)
     assert audit(tmp_path / "out", capsys) == (0, [])
 
