@@ -147,7 +147,7 @@ def folder_hash(folder: Path) -> str:
     """The sha256 over the RFC 8785 JSON of {file name: sha256} for every file that is loaded.
 
     Raises:
-        InvalidInput: the folder has pickled weights only, or a model that brings code.
+        InvalidInput: the folder has pickled weights only, a model that brings code, or an adapter.
     """
     names = sorted(
         path.name
@@ -156,6 +156,9 @@ def folder_hash(folder: Path) -> str:
     )
     if not any(name.endswith(".safetensors") for name in names):
         raise InvalidInput(f"model.base must hold safetensors weights, got none in {folder}")
+    if (folder / "adapter_config.json").exists():
+        # The loader would put the adapter that this file describes into the base, and say nothing.
+        raise InvalidInput(f"model.base must have no adapter_config.json, got one in {folder}")
     for name in ("config.json", "tokenizer_config.json"):
         if name in names and "auto_map" in _json(folder / name):
             raise InvalidInput(f"{name} must not bring code (auto_map), got one that does")

@@ -54,7 +54,7 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> TinyBase:
 def write_tiny_base(folder: Path, *, seed: int = 3) -> None:
     import torch
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-    from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
     from common.model import quiet_transformers
 
@@ -90,7 +90,7 @@ def write_tiny_base(folder: Path, *, seed: int = 3) -> None:
         torch.manual_seed(seed)
         # Larger than BERT's own start, so that attention is not uniform and labels are learnable.
         config.initializer_range = 0.2
-        BertForSequenceClassification(config).save_pretrained(folder)
+        BertModel(config).save_pretrained(folder)
 
 
 def records(count: int, *, offset: int = 0) -> list[tuple[str, str]]:

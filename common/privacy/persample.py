@@ -41,7 +41,7 @@ def per_sample_gradients(
         losses = compute_losses()
         if losses.dim() != 1:
             raise SelfCheckFailed(
-                f"loss must be a vector of one value a sample, got shape {tuple(losses.shape)}"
+                f"loss must be a vector of one value a sample, got {losses.dim()} dimensions"
             )
         torch.autograd.backward(losses.sum())
         return {name: _take(name, p, len(losses)) for name, p in trainable(model).items()}
@@ -54,10 +54,11 @@ def per_sample_gradients(
 def _take(name: str, parameter: nn.Parameter, samples: int) -> Tensor:
     gradient = getattr(parameter, "grad_sample", None)
     if not isinstance(gradient, Tensor) or gradient.shape != (samples, *parameter.shape):
-        shape = None if gradient is None else tuple(getattr(gradient, "shape", ()))
+        # A site sends its refusals to the server: how many samples there are stays out of them.
+        found = "other rows" if isinstance(gradient, Tensor) else "none"
         raise SelfCheckFailed(
-            f"per-sample gradient of {name} must have shape {(samples, *parameter.shape)}, "
-            f"got {shape}"
+            f"per-sample gradient of {name} must have one row of shape {tuple(parameter.shape)} "
+            f"a sample, got {found}"
         )
     return gradient
 

@@ -34,9 +34,12 @@ def load_base(folder: Path, job: Job) -> tuple[nn.Module, frozenset[str]]:
         dtype=dtype,
         # bf16 on a CPU spends most of a step in SDPA's backward pass.
         attn_implementation="eager" if dtype is torch.bfloat16 else None,
+        # A head of other labels than the job's counts as one that is not there.
+        ignore_mismatched_sizes=True,
         output_loading_info=True,
     )
-    return model, frozenset(info["missing_keys"])
+    mismatched = {name for name, *_ in info["mismatched_keys"]}
+    return model, frozenset(mismatched | set(info["missing_keys"]))
 
 
 def encode(tokenizer: Any, records: Sequence[Record], job: Job) -> list[Example]:  # noqa: ANN401
