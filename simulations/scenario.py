@@ -1,7 +1,8 @@
 """A scenario: a job file, and how public data is dealt out to the sites that it names.
 
-A scenario is a job (what ``fl-server submit`` takes) with an optional ``[simulation]`` table. Where the table or an option changes the sites or their data, labels and populations are
-counted from that data, which nobody's privacy hangs on.
+A scenario is a job (what ``fl-server submit`` takes) with an optional ``[simulation]`` table. Data
+that has no groups of its own for the job's sites is dealt out anew; labels and populations are then
+counted from it, which nobody's privacy hangs on.
 """
 
 import tomllib
@@ -21,6 +22,7 @@ from common.model import content_hash
 from simulations.partitions import partition, site_names
 
 WARDS = "builtin:wards"
+NATURAL = "natural"
 FOLDER = Path(__file__).resolve().parent / "scenarios"
 DEFAULT = FOLDER / "hospital.toml"
 
@@ -65,8 +67,8 @@ def load_scenario(path: Path, options: Options) -> Scenario:
     section = parse(SimulationSection, _simulation(raw, options), path.name)
     table = _table(raw, "data")
     names = _names(table, options)
-    records = _deal(section, names)
-    if options.sites or options.data or "population" not in table:
+    records, is_natural = _deal(section, names)
+    if options.sites or options.data or not is_natural or "population" not in table:
         table["population"] = {name: len(rows) for name, rows in records.items()}
     if options.data or "labels" not in table:
         table["labels"] = _labels(section.data, records)
@@ -104,10 +106,11 @@ def _names(table: Mapping[str, Any], options: Options) -> tuple[str, ...]:
     return tuple(population) if isinstance(population, dict) and population else site_names(3)
 
 
-def _deal(section: SimulationSection, names: Sequence[str]) -> dict[str, list[Record]]:
-    records, natural = _records(section, names)
-    how = section.partition or ("natural" if natural else "dirichlet:0.5")
-    return partition(records, how, names, section.seed)
+def _deal(section: SimulationSection, names: Sequence[str]) -> tuple[dict[str, list[Record]], bool]:
+    """Records by site, and whether they are the sites' own by nature."""
+    records, has_groups = _records(section, names)
+    how = section.partition or (NATURAL if has_groups else "dirichlet:0.5")
+    return partition(records, how, names, section.seed), how == NATURAL
 
 
 def _records(section: SimulationSection, names: Sequence[str]) -> tuple[list[Record], bool]:
