@@ -45,6 +45,12 @@ class Chosen:
     site: str
     folder: Path
 
+    @property
+    def command(self) -> str:
+        """How to call this program for the same site again."""
+        is_default = self.folder == default_home(self.site).absolute()
+        return f"fl-client --site {self.site}" + ("" if is_default else f" --home {self.folder}")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``fl-client``; 0 done, 2 misuse."""
@@ -102,10 +108,10 @@ def init(context: typer.Context) -> None:
         f"  request      {made.csr}\n"
         f"  its key      sha256 {made.key_sha256}\n"
         "next:\n"
-        "  1. send the request to the operator, who runs:  "
-        f"fl-server enroll {made.csr.name}\n"
-        "  2. compare the key's sha256 with the operator's, by telephone\n"
-        f"  3. install what comes back:  fl-client --site {made.site} install {made.site}.bundle"
+        f"  1. send the request to the operator as {made.site}.csr, for:  "
+        f"fl-server enroll {made.site}.csr\n"
+        "  2. compare the key's sha256 with the one the operator sees, by telephone\n"
+        f"  3. install what comes back:  {chosen.command} install {made.site}.bundle"
     )
 
 
@@ -136,8 +142,8 @@ def install(
         f"  settings     {config}{kept}\n"
         "next:\n"
         "  1. compare root and operator key with what the operator sees, by telephone\n"
-        f"  2. map your data in {config.name}, then:  fl-client --site {made.site} data check\n"
-        f"  3. take part:  fl-client --site {made.site}"
+        f"  2. map your data in {config.name}, then:  {chosen.command} data check\n"
+        f"  3. take part:  {chosen.command}"
     )
 
 

@@ -8,6 +8,7 @@ Not covered: what a message does (client/app.py), how the link stays up (client/
 
 import contextlib
 import os
+import queue
 import signal
 import threading
 from pathlib import Path
@@ -38,12 +39,20 @@ log = structlog.get_logger(__name__)
 def serve(home: SiteHome) -> None:
     """``run`` until SIGTERM or SIGINT. In the main thread only."""
     stop = threading.Event()
+    # A handler that set the event itself would wait for a lock that the code it interrupts holds,
+    # such as itself at a second signal; a simple queue has none.
+    asked: queue.SimpleQueue[int] = queue.SimpleQueue()
 
-    def ask(_: int, __: "FrameType | None") -> None:
+    def ask(number: int, _: "FrameType | None") -> None:
+        asked.put(number)
+
+    def obey() -> None:
+        asked.get()
         stop.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, ask)
+    threading.Thread(target=obey, name="signals", daemon=True).start()
     run(home, stop)
 
 

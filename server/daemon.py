@@ -6,9 +6,9 @@ Not covered: what a site is admitted by (server/roster.py), how a job runs (serv
 import contextlib
 import fcntl
 import os
+import queue
 import signal
 import stat
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -108,15 +108,16 @@ class Daemon:
 
     def serve(self) -> None:
         """``start``, run until SIGTERM or SIGINT, ``stop``. In the main thread only."""
-        asked = threading.Event()
+        # Not an event: its lock would be taken twice by two signals on each other's heels.
+        asked: queue.SimpleQueue[int] = queue.SimpleQueue()
 
-        def ask(_: int, __: "FrameType | None") -> None:
-            asked.set()
+        def ask(number: int, _: "FrameType | None") -> None:
+            asked.put(number)
 
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, ask)
         self.start()
-        asked.wait()
+        asked.get()
         self.stop()
 
     def _grid(self, job: Job, cap_bytes: int) -> JobGrid:
