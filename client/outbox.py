@@ -173,9 +173,11 @@ class Outbox:
             start: the input adapter's bytes, against which the next round's step is measured.
 
         Raises:
-            RoundRefused: another input was reserved for this round, or a later round exists.
+            RoundRefused: the job is not open, another input was reserved for this round, or a
+                later round exists.
         """
         with self._transaction() as db:
+            _require_open(db, key)
             found = db.execute(
                 "SELECT input_sha256 FROM release WHERE job_sha256 = ? AND round = ?",
                 (key.job_sha256, key.round),
@@ -319,6 +321,13 @@ class Outbox:
 def spent(charges: Iterable[Charge], delta: float) -> float:
     """Epsilon of all private charges together, whether or not their bytes were ever sent."""
     return epsilon((c.event for c in charges if c.is_private), delta)
+
+
+def _require_open(db: sqlite3.Connection, key: RoundKey) -> None:
+    found = db.execute("SELECT state FROM job WHERE sha256 = ?", (key.job_sha256,)).fetchone()
+    state = found[0] if found else "unknown"
+    if state != "running":
+        raise RoundRefused(f"round {key.round} must belong to an open job, got one that is {state}")
 
 
 def _require_same_input(recorded: str, key: RoundKey) -> None:

@@ -27,9 +27,11 @@ def admit(signed: SignedJob, home: SiteHome, charges: Iterable[Charge]) -> Job:
     job = verify_job(signed, policy.allowed_signers)
     try:
         require_site(job, home.site)
-        home.data_set(job.data.name)
     except InvalidInput as error:
         raise JobRefused(str(error)) from error
+    if job.data.name not in home.config.data:
+        # What else this site holds is not the operator's to know.
+        raise JobRefused(f"data.name must be a data set of this site, got {job.data.name!r}")
     if not job.is_private:
         if not policy.allow_no_privacy:
             raise JobRefused(

@@ -15,13 +15,14 @@ from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from common.adapter import AdapterTable, Vector, vector_sha256
 from common.errors import JobRefused, UpdateRejected
-from common.job import Job, SignedJob, parse_signed_job
+from common.job import MAX_INTEGER, Job, SignedJob, parse_signed_job
 from common.link.codecs import CODECS
 from common.link.payload import message_cap, pack, unpack
 
 OFFER, TRAIN, CLOSE = "query.offer", "train", "query.close"
 
 _UPDATE_KEYS = {"arrays", "manifest", "round"}
+_ROUND_KEYS = {"round", "input_sha256", "steps", "charged_steps"}
 GLOBAL_CODEC = CODECS["fp32"]
 
 
@@ -163,6 +164,10 @@ def read_update(content: RecordDict, job: Job, table: AdapterTable) -> Update:
             f"update must hold {', '.join(sorted(_UPDATE_KEYS))}, got {sorted(content)[:6]}"
         )
     body = content.config_records.get("round", ConfigRecord())
+    if set(body) != _ROUND_KEYS:
+        raise UpdateRejected(
+            f"update's round must hold {', '.join(sorted(_ROUND_KEYS))}, got {sorted(body)[:6]}"
+        )
     numbers = {}
     for key in ("round", "steps", "charged_steps"):
         value = body.get(key)
@@ -173,11 +178,22 @@ def read_update(content: RecordDict, job: Job, table: AdapterTable) -> Update:
         raise UpdateRejected(
             f"update's steps must be {job.training.local_steps}, got {numbers['steps']}"
         )
+    _require_possible_charge(numbers["charged_steps"], numbers["round"], job)
     return Update(
         vector=unpack(content, table, CODECS[job.training.codec]),
         input_sha256=str(body.get("input_sha256", "")),
         **numbers,
     )
+
+
+def _require_possible_charge(charged: int, round_: int, job: Job) -> None:
+    """This round is charged, and none more than once; another figure would be taken for epsilon."""
+    steps = job.training.local_steps
+    most = steps * min(round_, job.training.rounds)
+    if not steps <= charged <= most or charged % steps:
+        raise UpdateRejected(
+            f"update's charged_steps must be whole rounds of {steps}, at most {most}, got {charged}"
+        )
 
 
 def close(job_sha256: str, state: str, final: Vector | None, receipt: Receipt | None) -> RecordDict:
@@ -223,6 +239,13 @@ def _read_receipt(value: object) -> Receipt | None:
         return None
     try:
         round_, digest, is_accepted = json.loads(str(value)[:200])
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise UpdateRejected("receipt must be a round, a hash and a verdict, got other") from error
-    return Receipt(int(round_), str(digest), bool(is_accepted))
+    if (
+        type(round_) is not int
+        or not 0 < round_ < MAX_INTEGER
+        or not isinstance(digest, str)
+        or type(is_accepted) is not bool
+    ):
+        raise UpdateRejected("receipt must be a round, a hash and a verdict, got other")
+    return Receipt(round_, digest, is_accepted)

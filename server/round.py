@@ -123,7 +123,10 @@ def collect(grid: Grid, orders: Iterable[Message], book: RoundBook) -> Iterator[
         for reply in grid.send_and_receive(
             list(waiting.values()), timeout=book.job.training.deadline_s
         ):
-            waiting.pop(reply.metadata.src_node_id, None)
+            # A second reply would count twice.
+            if waiting.pop(reply.metadata.src_node_id, None) is None:
+                log.warning("reply dropped", round=book.round, reason="nobody waits for it")
+                continue
             yield reply
         if book.accepted >= quorum:
             break

@@ -162,6 +162,12 @@ def job(job_data: Callable[..., dict[str, Any]]) -> MakeJob:
     return make
 
 
+@pytest.fixture(scope="session")
+def operator() -> Ed25519PrivateKey:
+    """Whose jobs the sites of these fixtures accept."""
+    return OPERATOR
+
+
 def sign(job: Job) -> SignedJob:
     return sign_job(job, OPERATOR)
 

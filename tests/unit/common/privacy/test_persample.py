@@ -148,6 +148,6 @@ class Shared(nn.Module):
 
 def test_a_trainable_that_clipping_would_miss_is_refused_without_the_batch_size() -> None:
     model = Shared().train()
-    with pytest.raises(SelfCheckFailed, match="per-sample gradient of unused.bias") as caught:
+    with pytest.raises(SelfCheckFailed, match=r"per-sample gradient of unused\.bias") as caught:
         per_sample_gradients(model, lambda: model(torch.ones(37, 3)).sum(dim=1))
     assert "37" not in str(caught.value)
