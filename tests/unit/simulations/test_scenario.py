@@ -1,0 +1,115 @@
+"""Scenarios are jobs; what a simulation deals out is whole, its own and counted."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from client.config import load_home
+from common.data import catalogue, wards
+from common.errors import InvalidInput
+from common.job import load_job
+from common.privacy.accounting import GaussianSteps, epsilon
+from simulations.homes import write_home
+from simulations.scenario import DEFAULT, FOLDER, Options, load_scenario, parse_value
+
+EXAMPLES = sorted(FOLDER.glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_job_is_complete_and_keeps_its_promise(path: Path) -> None:
+    job = load_job(path)
+    steps = GaussianSteps(job.privacy.sampling_rate, job.noise_multiplier, job.steps)
+    assert job.privacy.epsilon is not None
+    assert job.privacy.delta is not None
+    assert 0 < epsilon([steps], job.privacy.delta) <= job.privacy.epsilon
+    assert set(job.sites) == set(job.data.population)
+
+
+def test_the_hospitals_of_the_default_bring_their_own_notes_and_the_declared_population() -> None:
+    scenario = load_scenario(DEFAULT, Options())
+    assert scenario.job == load_job(DEFAULT)
+    for site, rows in scenario.records.items():
+        assert {row.group for row in rows} == {site}
+    assert set(scenario.job.data.labels) == set(wards.LABELS)
+
+
+@pytest.mark.realdata
+def test_the_banks_questions_are_dealt_out_anew_and_counted() -> None:
+    if catalogue.local_path("banking77", "train") is None:
+        pytest.skip("banking77 is neither in VEILTUNE_DATA nor in ../shared/data")
+    scenario = load_scenario(FOLDER / "bank.toml", Options())
+    sizes = {site: len(rows) for site, rows in scenario.records.items()}
+    assert scenario.job.data.population == sizes
+    assert sum(sizes.values()) == 10003
+    assert {row.label for rows in scenario.records.values() for row in rows} == set(
+        scenario.job.data.labels
+    )
+
+
+def test_more_sites_than_hospitals_share_their_patients_out_whole() -> None:
+    scenario = load_scenario(DEFAULT, Options(sites=11, seed=3))
+    homes: dict[str, set[str]] = {}
+    for site, rows in scenario.records.items():
+        for row in rows:
+            homes.setdefault(row.unit, set()).add(site)
+    assert len(scenario.records) == 11
+    assert all(len(sites) == 1 for sites in homes.values())
+    assert scenario.job.data.population == {s: len(r) for s, r in scenario.records.items()}
+
+
+def test_a_seed_fixes_data_partition_and_initialisation() -> None:
+    same = [load_scenario(DEFAULT, Options(seed=5, partition="iid")) for _ in range(2)]
+    other = load_scenario(DEFAULT, Options(seed=6, partition="iid"))
+    assert same[0].records == same[1].records
+    assert same[0].job.sha256 == same[1].job.sha256
+    assert same[0].records != other.records
+    assert same[0].job.adapter.seed == 5
+
+
+def test_options_reach_the_job_and_no_privacy_takes_its_numbers_away() -> None:
+    values = dict([parse_value("training.learning_rate=0.125"), parse_value("job.name=other")])
+    job = load_scenario(DEFAULT, Options(no_privacy=True, values=values)).job
+    assert (job.training.learning_rate, job.job.name) == (0.125, "other")
+    assert not job.is_private
+    assert job.noise_multiplier == 0
+    assert job.privacy.sampling_rate == load_job(DEFAULT).privacy.sampling_rate
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (Options(sites=0), "sites must be 1 to 1000, got 0"),
+        (Options(values={"training.epochs": 3}), "training.epochs must be a known key"),
+        (Options(values={"rounds": 3}), "option must be SECTION.KEY=VALUE, got 'rounds'"),
+        (Options(data="wards"), "data must be a path to a file or one of"),
+        (Options(partition="dirichlet:x"), "dirichlet"),
+    ],
+)
+def test_a_bad_option_is_named(options: Options, words: str) -> None:
+    with pytest.raises(InvalidInput, match=words.replace("(", r"\(")):
+        load_scenario(DEFAULT, options)
+
+
+def test_an_unknown_key_of_the_simulation_table_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "job.toml"
+    path.write_text(DEFAULT.read_text() + "\n[simulation]\npartitions = 'iid'\n")
+    with pytest.raises(InvalidInput, match="partitions must be a known key"):
+        load_scenario(path, Options())
+
+
+def test_a_home_holds_its_own_rows_and_allows_just_its_job(tmp_path: Path) -> None:
+    scenario = load_scenario(DEFAULT, Options())
+    home = write_home(
+        tmp_path / "B", "B", scenario.records["B"], scenario.job, signer="ab" * 32, threads=1
+    )
+    assert load_home(home.folder, "B") == home
+    rows: list[dict[str, Any]] = [
+        json.loads(line) for line in (home.folder / "records.jsonl").read_text().splitlines()
+    ]
+    assert [row["text"] for row in rows] == [row.text for row in scenario.records["B"]]
+    policy = home.config.policy
+    assert (policy.max_epsilon, policy.max_delta) == (8.0, 1e-5)
+    assert policy.allowed_signers == ("ab" * 32,)
+    assert not policy.allow_no_privacy
