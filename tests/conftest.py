@@ -172,6 +172,18 @@ def sign(job: Job) -> SignedJob:
     return sign_job(job, OPERATOR)
 
 
+@pytest.fixture(scope="session")
+def rows() -> Callable[..., list[tuple[str, str]]]:
+    """``rows(count, offset=0)``: texts and labels."""
+    return records
+
+
+@pytest.fixture(scope="session")
+def no_privacy() -> dict[str, Any]:
+    """What turns a job's privacy off."""
+    return dict(NO_PRIVACY)
+
+
 MakeSite = Callable[..., "Site"]
 
 

@@ -1,0 +1,205 @@
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from scipy import stats
+from torch.nn import functional
+
+from client.train import Trainer
+from common.adapter import load_adapter, read_vector, write_vector
+from common.data.records import Record
+from common.job import Job
+from common.privacy import sampling
+from common.privacy.mechanism import Mechanism, mechanism_of
+from common.privacy.persample import trainable
+from common.privacy.selfcheck import run_checks
+from common.privacy.stream import KeySource, Stream, fresh_key, public_keys
+from common.tasks.batches import Example, physical_batches
+from common.tasks.seq_cls import encode
+
+MakeJob = Callable[..., Job]
+Rows = Callable[..., list[tuple[str, str]]]
+SEEDED = public_keys("test")
+
+
+def trainer(job: Job, rows: list[tuple[str, str]], keys: KeySource = fresh_key) -> Trainer:
+    adapter = load_adapter(job, Path(job.model.base), "cpu")
+    examples = encode(adapter.tokenizer, [Record(*row) for row in rows], job)
+    return Trainer(job, adapter, examples, mechanism_of(job, "A", keys), physical_batch=4)
+
+
+def noiseless(made: Trainer, **changes: Any) -> Trainer:  # noqa: ANN401
+    return replace(made, mechanism=replace(made.mechanism, noise_multiplier=0.0, **changes))
+
+
+def start_of(made: Trainer) -> NDArray[np.float32]:
+    rng = np.random.default_rng(7)
+    return rng.normal(0, 0.2, made.adapter.table.size).astype(np.float32)
+
+
+def reference_step(
+    made: Trainer, start: NDArray[np.float32], batch: list[Example], rate: float
+) -> NDArray[np.float64]:
+    """One step of Abadi et al. (2016) by plain autograd, one example after the other, in numpy."""
+    model, mechanism = made.adapter.model, made.mechanism
+    write_vector(model, start)
+    total = np.zeros(start.size)
+    for example in batch:
+        (one,) = physical_batches([example], 1, 0, torch.device("cpu"))
+        logits = model(input_ids=one.input_ids, attention_mask=one.attention_mask).logits
+        loss = functional.cross_entropy(logits, one.labels)
+        parts = torch.autograd.grad(loss, list(trainable(model).values()))
+        row = np.concatenate([part.numpy().astype(np.float64).ravel() for part in parts])
+        if mechanism.clip_norm is not None:
+            row *= min(1.0, mechanism.clip_norm / np.linalg.norm(row))
+        total += row
+    return -rate * total / mechanism.divisor
+
+
+@pytest.mark.parametrize("clip_norm", [0.02, 0.7, 1e3])
+def test_a_step_without_noise_is_the_textbooks(job: MakeJob, rows: Rows, clip_norm: float) -> None:
+    made = job(training={"local_steps": 1}, privacy={"clip_norm": clip_norm})
+    subject = noiseless(trainer(made, rows(30), SEEDED))
+    start = start_of(subject)
+    change = subject.train_round(start, 1)
+    chosen = subject.mechanism.sample(30, 1, 0)
+    assert 2 < len(chosen) < 25
+    expected = reference_step(subject, start, [subject.examples[i] for i in chosen], 0.3)
+    assert np.abs(change - expected).max() < 1e-6
+    assert np.abs(expected).max() > 1e-5
+
+
+def test_two_steps_follow_one_another(job: MakeJob, rows: Rows) -> None:
+    subject = noiseless(trainer(job(), rows(30), SEEDED))
+    start = at = start_of(subject)
+    for step in range(2):
+        chosen = subject.mechanism.sample(30, 5, step)
+        moved = reference_step(subject, at, [subject.examples[i] for i in chosen], 0.3)
+        at = (at + moved).astype(np.float32)
+    assert np.abs(subject.train_round(start, 5) - (at - start)).max() < 2e-6
+
+
+def test_adamw_and_momentum_start_afresh_each_round(job: MakeJob, rows: Rows) -> None:
+    for optimizer in ({"optimizer": "adamw"}, {"momentum": 0.9}):
+        subject = noiseless(trainer(job(training=optimizer), rows(30), SEEDED))
+        start = start_of(subject)
+        first = subject.train_round(start, 1)
+        subject.train_round(start, 2)
+        assert subject.train_round(start, 1).tobytes() == first.tobytes()
+
+
+def test_removing_a_record_moves_the_step_by_at_most_c_over_the_divisor(
+    job: MakeJob, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = job(training={"local_steps": 1, "learning_rate": 1.0}, privacy={"clip_norm": 0.05})
+    whole = noiseless(trainer(made, rows(12)))
+    monkeypatch.setattr(sampling, "poisson_sample", lambda units, rate, stream: np.arange(units))
+    start = start_of(whole)
+    change = whole.train_round(start, 1)
+    for left_out in (0, 5, 11):
+        rest = [e for i, e in enumerate(whole.examples) if i != left_out]
+        without = replace(whole, examples=rest).train_round(start, 1)
+        moved = float(np.linalg.norm((change - without).astype(np.float64)))
+        bound = 0.05 / whole.mechanism.divisor
+        # fp32 sums of other shapes differ by 2e-6 of C; parameters round to 2e-8 of their size.
+        assert 0.5 * bound < moved <= bound * (1 + 1e-5) + 1e-6
+
+
+def test_an_empty_batch_still_releases_noise_and_takes_its_steps(
+    job: MakeJob, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = job(training={"local_steps": 3, "learning_rate": 0.5})
+    subject = trainer(made, rows(9))
+    monkeypatch.setattr(sampling, "poisson_sample", lambda units, rate, stream: np.arange(0))
+    change = subject.train_round(subject.adapter.initial, 1)
+    mechanism = subject.mechanism
+    deviation = (
+        0.5 * mechanism.noise_multiplier * 0.7 * np.sqrt(3) / mechanism.divisor
+    )  # three independent draws add up
+    assert stats.kstest(change, "norm", (0, deviation)).pvalue > 1e-8
+    assert np.std(change) == pytest.approx(deviation, rel=0.25)
+
+
+def test_noise_is_fresh_in_each_round(job: MakeJob, rows: Rows) -> None:
+    subject = trainer(job(), rows(9))
+    first, again = (subject.train_round(subject.adapter.initial, 1) for _ in range(2))
+    assert first.tobytes() != again.tobytes()
+
+
+def test_frozen_a_and_the_base_never_move_and_b_and_the_head_do(job: MakeJob, rows: Rows) -> None:
+    subject = trainer(job(), rows(30))
+    model = subject.adapter.model
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    change = subject.train_round(subject.adapter.initial, 1)
+    write_vector(model, subject.adapter.initial + change)
+    for name, parameter in model.named_parameters():
+        is_moved = not torch.equal(parameter.detach(), before[name])
+        assert is_moved == (name in trainable(model)), name
+    assert any("lora_A" in name for name in before if name not in trainable(model))
+
+
+def test_the_model_is_left_at_the_rounds_start(job: MakeJob, rows: Rows) -> None:
+    subject = trainer(job(), rows(9))
+    start = start_of(subject)
+    subject.train_round(start, 1)
+    assert read_vector(subject.adapter.model).tobytes() == start.tobytes()
+
+
+def test_the_physical_batch_changes_nothing_that_is_computed(job: MakeJob, rows: Rows) -> None:
+    subject = noiseless(trainer(job(), rows(40), SEEDED))
+    start = start_of(subject)
+    changes = [replace(subject, physical_batch=n).train_round(start, 1) for n in (1, 3, 64)]
+    assert max(np.abs(changes[0] - other).max() for other in changes[1:]) < 1e-6
+
+
+def test_without_privacy_nothing_is_clipped_and_nothing_added(
+    job: MakeJob, rows: Rows, no_privacy: dict[str, Any]
+) -> None:
+    made = job(privacy=no_privacy, training={"local_steps": 1})
+    subject = trainer(made, rows(30), SEEDED)
+    start = start_of(subject)
+    change = subject.train_round(start, 1)
+    chosen = [subject.examples[i] for i in subject.mechanism.sample(30, 1, 0)]
+    assert np.abs(change - reference_step(subject, start, chosen, 0.3)).max() < 1e-6
+    assert change.tobytes() == subject.train_round(start, 1).tobytes()
+
+
+def test_the_loaded_model_passes_its_self_checks(job: MakeJob, rows: Rows) -> None:
+    for change in ({}, {"method": "lora"}, {"targets": ["query", "key", "value", "dense"]}):
+        run_checks(trainer(job(adapter=change), rows(3)).subject())
+
+
+def test_a_bf16_base_trains_fp32_trainables_and_passes_its_self_checks(
+    job: MakeJob, rows: Rows
+) -> None:
+    subject = trainer(job(model={"dtype": "bfloat16"}), rows(20))
+    run_checks(subject.subject())
+    assert {p.dtype for p in trainable(subject.adapter.model).values()} == {torch.float32}
+    assert np.abs(subject.train_round(subject.adapter.initial, 1)).min() > 0
+
+
+def test_the_divisor_is_public_and_never_the_realised_batch(job: MakeJob) -> None:
+    mechanism: Mechanism = mechanism_of(job(), "B", fresh_key)
+    assert mechanism.divisor == pytest.approx(0.25 * 52)
+    total = torch.full((6,), 2.6, dtype=torch.float64)
+    released = replace(mechanism, noise_multiplier=0.0).release(total, 1, 0)
+    assert released.tolist() == pytest.approx([0.2] * 6)
+
+
+def test_sampling_and_noise_take_keys_of_their_own(job: MakeJob) -> None:
+    asked: list[tuple[str, int, int]] = []
+
+    def keys(purpose: str, round_: int, step: int) -> bytes:
+        asked.append((purpose, round_, step))
+        return SEEDED(purpose, round_, step)
+
+    mechanism = mechanism_of(job(), "A", keys)
+    mechanism.sample(10, 4, 1)
+    mechanism.release(torch.zeros(3, dtype=torch.float64), 4, 1)
+    assert asked == [("sampling", 4, 1), ("noise", 4, 1)]
+    assert Stream(SEEDED("noise", 4, 1)).words(1) != Stream(SEEDED("sampling", 4, 1)).words(1)
