@@ -1,5 +1,6 @@
 """On CUDA the same job does the same: to be run where there is a GPU (``pytest -m gpu``)."""
 
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,14 +31,14 @@ def test_cuda_and_cpu_end_with_the_same_adapter(
 
     ends = {}
     for device in ("cpu", "cuda"):
-        manifest = job(job={"name": f"on-{device}"}, privacy=NO_PRIVACY)
         sites = federation(
-            manifest,
+            job(privacy=NO_PRIVACY),
             folder=device,
             policy={"allow_no_privacy": True},
             runtime={"device": device},
         )
         sites.run()
+        shutil.rmtree(tmp_path / "homes")  # the same job again, at sites that never saw it
         ends[device] = load_file(tmp_path / device / "out/adapter/adapter_model.safetensors")
     for name, value in ends["cpu"].items():
         assert abs(value - ends["cuda"][name]).max() < 1e-3, name
