@@ -1,0 +1,283 @@
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from flwr.app import RecordDict
+
+from common import messages
+from common.adapter import Vector, load_adapter, vector_sha256
+from common.errors import JobRefused, RoundRefused, SelfCheckFailed, StorageFailed
+from common.flower import content_to_bytes
+from common.job import Job, SignedJob, sign_job
+from common.messages import Closing, Order, Receipt, read_update
+from common.privacy import noise, sampling
+
+if TYPE_CHECKING:
+    from client.site import Site
+
+MakeJob = Callable[..., Job]
+MakeSite = Callable[..., "Site"]
+Sign = Callable[[Job], SignedJob]
+PUBLIC_WORDS = "not participating"
+
+
+@pytest.fixture
+def sign(operator: Any) -> Sign:  # noqa: ANN401 -- an Ed25519 key
+    return lambda made: sign_job(made, operator)
+
+
+def start(made: Job) -> Vector:
+    return load_adapter(made, Path(made.model.base), "cpu").initial.copy()
+
+
+def ask(one: "Site", signed: SignedJob, round_: int = 1, vector: Vector | None = None) -> bytes:
+    given = start(signed.job) if vector is None else vector
+    return content_to_bytes(one.answer(Order(signed, round_, None), given))
+
+
+def nudged(vector: Vector, norm: float) -> Vector:
+    return (vector + norm / np.sqrt(vector.size)).astype(np.float32)
+
+
+def test_a_round_is_answered_within_the_closed_schema(
+    job: MakeJob, site: MakeSite, sign: Sign
+) -> None:
+    one, signed = site(), sign(job())
+    content: RecordDict = one.answer(Order(signed, 1, None), start(job()))
+    read = read_update(content, job(), one.consider(signed).adapter.table)
+    assert (read.round, read.steps, read.charged_steps) == (1, 2, 2)
+    assert read.input_sha256 == vector_sha256(start(job()))
+    assert np.abs(read.vector).min() > 0
+
+
+def test_the_same_round_gives_the_same_bytes_and_one_charge_even_in_a_new_process(
+    job: MakeJob, site: MakeSite, sign: Sign
+) -> None:
+    one, signed = site(), sign(job())
+    first = ask(one, signed)
+    assert ask(one, signed) == first
+    restarted = site()
+    assert ask(restarted, signed) == first
+    (charge,) = restarted.outbox.charges()
+    assert charge.event.steps == 2
+    assert charge.event.noise_multiplier == job().noise_multiplier
+    assert charge.event.sampling_rate == 0.25
+    assert charge.payload_sha256 == hashlib.sha256(first).hexdigest()
+
+
+def test_a_second_input_for_a_round_is_refused_without_a_charge(
+    job: MakeJob, site: MakeSite, sign: Sign
+) -> None:
+    one, signed = site(), sign(job())
+    ask(one, signed)
+    with pytest.raises(RoundRefused, match="must start from the adapter it was reserved for"):
+        ask(one, signed, 1, nudged(start(job()), 0.1))
+    assert len(one.outbox.charges()) == 1
+
+
+def test_an_adapter_that_jumped_is_refused_before_any_charge(
+    job: MakeJob, site: MakeSite, sign: Sign
+) -> None:
+    made = job(training={"max_update_norm": 2.0})
+    one, signed, base = site(), sign(made), start(made)
+    with pytest.raises(RoundRefused, match="must be within 0 of the one this site knows"):
+        ask(one, signed, 1, nudged(base, 0.01))
+    with pytest.raises(RoundRefused, match="within 2 of the one this site knows"):
+        ask(one, signed, 2, nudged(base, 2.1))
+    assert one.outbox.charges() == []
+    ask(one, signed, 2, nudged(base, 1.9))
+    with pytest.raises(RoundRefused, match="within 2 of"):
+        ask(one, signed, 3, nudged(base, 4.1))
+    ask(one, signed, 3, nudged(base, 3.8))
+
+
+def test_rounds_past_the_jobs_last_or_before_the_latest_are_refused(
+    job: MakeJob, site: MakeSite, sign: Sign
+) -> None:
+    one, signed = site(), sign(job())
+    with pytest.raises(RoundRefused, match="round must be at most 3, got 4"):
+        ask(one, signed, 4)
+    ask(one, signed, 2)
+    with pytest.raises(RoundRefused, match=r"within 0 of|after 2"):
+        ask(one, signed, 1, nudged(start(job()), 0.1))
+    with pytest.raises(RoundRefused, match="round must be after 2"):
+        ask(one, signed, 1)
+    assert sum(c.event.steps for c in one.outbox.charges()) == 2
+
+
+def test_a_closed_job_trains_no_more(job: MakeJob, site: MakeSite, sign: Sign) -> None:
+    one, signed = site(), sign(job())
+    ask(one, signed)
+    one.end(Closing(job().sha256, "finished", "ab" * 32, None))
+    for round_ in (1, 2):
+        with pytest.raises(RoundRefused, match="must belong to an open job"):
+            ask(one, signed, round_)
+    assert len(one.outbox.charges()) == 1
+    assert one.outbox.jobs()[0].state == "finished"
+
+
+def test_a_receipt_is_noted_with_the_next_order(job: MakeJob, site: MakeSite, sign: Sign) -> None:
+    one, signed = site(), sign(job())
+    sent = hashlib.sha256(ask(one, signed)).hexdigest()
+    one.answer(Order(signed, 2, Receipt(1, sent, is_accepted=True)), start(job()))
+    assert [c.is_acknowledged for c in one.outbox.charges()] == [True, False]
+
+
+ROWS = [("w1 canary", "cardiology"), ("w150 w151", "surgery")]
+
+
+@pytest.mark.parametrize(
+    ("content", "logged"),
+    [
+        ("text,ward\nw1 canary,surgery\n", "label"),
+        ("text,label\n", "at least one record"),
+        ("text,label\nw1 canary,secretward\n", "notes.csv:2: label must be one of"),
+        ("text,label\nw1,surgery\n\0canary,surgery\n", "notes.csv:3"),
+        (None, "must be a readable file"),
+    ],
+)
+def test_trouble_with_the_data_is_told_to_the_site_and_not_to_the_server(
+    job: MakeJob,
+    site: MakeSite,
+    sign: Sign,
+    logs: Any,
+    content: str | None,
+    logged: str,  # noqa: ANN401
+) -> None:
+    one = site(rows=ROWS)
+    path = one.home.folder / "notes.csv"
+    path.unlink()
+    if content is not None:
+        path.write_text(content, encoding="utf-8")
+    with pytest.raises(JobRefused) as caught:
+        one.consider(sign(job()))
+    assert str(caught.value) == PUBLIC_WORDS
+    assert logged in logs.text
+    assert "canary" not in logs.text
+    assert "secretward" not in logs.text
+    assert one.outbox.jobs() == []
+
+
+def test_another_base_is_refused_before_data_is_opened(
+    job: MakeJob, site: MakeSite, sign: Sign, tmp_path: Path
+) -> None:
+    one = site()
+    (one.home.folder / "notes.csv").unlink()
+    with pytest.raises(JobRefused, match=r"model\.sha256 must be that of the base here"):
+        one.consider(sign(job(model={"sha256": "ab" * 32})))
+    with pytest.raises(JobRefused, match=r"model\.base must be a folder"):
+        one.consider(sign(job(model={"base": str(tmp_path / "none")})))
+
+
+def test_a_job_beyond_policy_is_refused_before_data_is_opened(
+    job: MakeJob, site: MakeSite, sign: Sign, no_privacy: dict[str, Any]
+) -> None:
+    one = site(policy={"max_epsilon": 5.0})
+    data = one.home.folder / "notes.csv"
+    data.unlink()
+    os.mkfifo(data)  # whoever opens it waits for ever
+    with pytest.raises(JobRefused, match="at most this site's 5"):
+        one.consider(sign(job()))
+    with pytest.raises(JobRefused, match="allow_no_privacy"):
+        one.consider(sign(job(privacy=no_privacy)))
+
+
+def test_jobs_add_up_over_the_life_of_a_sites_data(
+    job: MakeJob, site: MakeSite, sign: Sign
+) -> None:
+    one = site(policy={"max_epsilon": 6.5, "max_delta": 1e-5})
+    first, second = sign(job()), sign(job(job={"name": "again"}))
+    for round_ in (1, 2):
+        ask(one, first, round_)
+    with pytest.raises(JobRefused, match="epsilon over the life of this site's data"):
+        one.consider(second)
+    with pytest.raises(JobRefused, match="epsilon over the life"):
+        site(policy={"max_epsilon": 6.5, "max_delta": 1e-5}).consider(second)
+    ask(one, first, 3)  # what was accepted goes on
+
+
+def test_jobs_under_way_together_never_pass_the_cap(
+    job: MakeJob, site: MakeSite, sign: Sign
+) -> None:
+    from client.outbox import spent
+
+    one = site(policy={"max_epsilon": 7.0, "max_delta": 1e-5})
+    jobs = [sign(job()), sign(job(job={"name": "again"}))]
+    refused = 0
+    for signed in jobs:
+        one.consider(signed)  # neither has been charged
+    for round_ in (1, 2, 3):
+        for signed in jobs:
+            try:
+                ask(one, signed, round_)
+            except JobRefused:
+                refused += 1
+    assert refused
+    assert spent(one.outbox.charges(), 1e-5) <= 7.0
+
+
+def test_a_mechanism_that_fails_its_checks_trains_nothing(
+    job: MakeJob, site: MakeSite, sign: Sign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = noise.gaussian_noise
+    monkeypatch.setattr(noise, "gaussian_noise", lambda size, **known: sound(size, **known) / 2)
+    one = site()
+    with pytest.raises(SelfCheckFailed, match="noise: variance"):
+        ask(one, sign(job()))
+    assert one.outbox.charges() == []
+    assert one.outbox.jobs() == []
+
+
+def test_a_full_disk_hands_nothing_out(
+    job: MakeJob, site: MakeSite, sign: Sign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, signed = site(), sign(job())
+    one.consider(signed)
+    drawn: list[object] = []
+    sound = sampling.poisson_sample
+    monkeypatch.setattr(
+        sampling,
+        "poisson_sample",
+        lambda *known: drawn.append(1) or sound(*known),  # type: ignore[func-returns-value]
+    )
+    account = one.home.account_path
+    shutil.copy(account, account.with_suffix(".kept"))
+    account.unlink()
+    account.mkdir()  # nothing can be written there
+    with pytest.raises(StorageFailed, match="account must be written"):
+        ask(one, signed)
+    assert not drawn
+
+
+def test_a_crash_after_training_draws_fresh_noise_for_the_same_charge(
+    job: MakeJob, site: MakeSite, sign: Sign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, signed = site(), sign(job())
+    seen: list[bytes] = []
+
+    def crash(_: object, payload: bytes) -> bytes:
+        seen.append(payload)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(one.outbox, "store", crash)
+        with pytest.raises(KeyboardInterrupt):
+            ask(one, signed)
+    again = ask(site(), signed)
+    assert again != seen[0]  # which never left
+    assert sum(c.event.steps for c in one.outbox.charges()) == 2
+
+
+def test_a_batch_of_jobs_keeps_one_model_ready(job: MakeJob, site: MakeSite, sign: Sign) -> None:
+    one = site()
+    first, second = sign(job()), sign(job(job={"name": "again"}))
+    sent = ask(one, first)
+    ask(one, second)
+    assert ask(one, first) == sent
+    assert one.cap(job().sha256) == messages.job_cap(job(), one.consider(first).adapter.table)
+    assert one.cap("ab" * 32) is None
