@@ -27,6 +27,7 @@ from common.errors import StorageFailed
 from common.flower import new_context
 from common.link.framing import UNKNOWN_JOB_CAP_BYTES
 from common.link.identity import node_id
+from common.process import leave
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -37,7 +38,7 @@ log = structlog.get_logger(__name__)
 
 
 def serve(home: SiteHome) -> None:
-    """``run`` until SIGTERM or SIGINT. In the main thread only."""
+    """``run`` until SIGTERM or SIGINT, and leave the process. In the main thread only."""
     stop = threading.Event()
     # A handler that set the event itself would wait for a lock that the code it interrupts holds,
     # such as itself at a second signal; a simple queue has none.
@@ -54,6 +55,7 @@ def serve(home: SiteHome) -> None:
         signal.signal(number, ask)
     threading.Thread(target=obey, name="signals", daemon=True).start()
     run(home, stop)
+    leave()  # a model may be training in the worker's thread
 
 
 def run(home: SiteHome, stop: threading.Event) -> None:

@@ -211,7 +211,7 @@ class _Run:
         return self.grid.send_and_receive(orders, timeout=timeout or self.job.training.deadline_s)
 
     def _present(self) -> set[str]:
-        """Accepting sites, but for those that missed the last round and are still away."""
+        """Accepting sites, but for those that were away in a round and have not come back."""
         while True:
             self._offer()
             connected = self._connected()
@@ -235,7 +235,8 @@ class _Run:
             self.grid,
         )
         arrays, _ = strategy.aggregate_train(round_, collect(self.grid, orders, book))
-        self.missed = present - {r.site for r in book.receipts} - set(book.refused)
+        answered = {receipt.site for receipt in book.receipts} | set(book.refused)
+        self.missed = (self.missed | present) - answered
         after = vector if arrays is None else read_global(arrays)
         return self._close_round(
             round_, after, book.receipts, begun, book.input_sha256, book.bytes_up

@@ -21,6 +21,7 @@ from common.files import read_file
 from common.job import Job, parse_signed_job, verify_job
 from common.keys import read_key
 from common.link.channel import Credentials
+from common.process import leave
 from server import control, views
 from server.checkpoint import Checkpoints, JobRow
 from server.config import load_server_config
@@ -99,12 +100,18 @@ class Daemon:
         self._worker.start()
         log.info("server ready", home=str(self._home), port=self.link.port)
 
-    def stop(self) -> None:
-        """Let go of everything within seconds; a running job is resumed by the next start."""
-        if not self._worker.close(_STOP_S):
+    def stop(self) -> bool:
+        """Let go of everything within seconds; a running job is resumed by the next start.
+
+        Returns:
+            Whether the job's thread has let go too.
+        """
+        is_idle = self._worker.close(_STOP_S)
+        if not is_idle:
             log.warning("job left in the middle of a step", seconds=_STOP_S)
         self._open.close()
         log.info("server stopped")
+        return is_idle
 
     def serve(self) -> None:
         """``start``, run until SIGTERM or SIGINT, ``stop``. In the main thread only."""
@@ -118,7 +125,8 @@ class Daemon:
             signal.signal(number, ask)
         self.start()
         asked.get()
-        self.stop()
+        if not self.stop():
+            leave()
 
     def _grid(self, job: Job, cap_bytes: int) -> JobGrid:
         return JobGrid(self.link, job.sites, cap_bytes, job.sha256)
