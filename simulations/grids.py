@@ -9,10 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
 from common.errors import InvalidInput
-from common.flower import message_from_bytes, message_to_bytes, set_message_id
+from common.flower import Run, message_from_bytes, message_to_bytes, set_message_id
 
 
 class InProcessGrid(Grid):

@@ -151,11 +151,17 @@ def job_data(tiny_base: TinyBase, hold_out: Path) -> Callable[..., dict[str, Any
     return make
 
 
+@pytest.fixture(scope="session")
+def job(make_job: MakeJob) -> MakeJob:
+    """``make_job``, where no folder's own conftest takes the name."""
+    return make_job
+
+
 NO_PRIVACY: dict[str, Any] = {"mode": "none", "epsilon": None, "delta": None, "clip_norm": None}
 
 
 @pytest.fixture(scope="session")
-def job(job_data: Callable[..., dict[str, Any]]) -> MakeJob:
+def make_job(job_data: Callable[..., dict[str, Any]]) -> MakeJob:
     def make(**sections: Mapping[str, Any]) -> Job:
         return parse(Job, job_data(**sections), "test")
 

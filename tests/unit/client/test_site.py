@@ -41,7 +41,8 @@ def ask(one: "Site", signed: SignedJob, round_: int = 1, vector: Vector | None =
 
 
 def nudged(vector: Vector, norm: float) -> Vector:
-    return (vector + norm / np.sqrt(vector.size)).astype(np.float32)
+    moved: Vector = (vector + norm / np.sqrt(vector.size)).astype(np.float32)
+    return moved
 
 
 def test_a_round_is_answered_within_the_closed_schema(
@@ -147,7 +148,7 @@ def test_trouble_with_the_data_is_told_to_the_site_and_not_to_the_server(
     sign: Sign,
     logs: Any,
     content: str | None,
-    logged: str,  # noqa: ANN401
+    logged: str,
 ) -> None:
     one = site(rows=ROWS)
     path = one.home.folder / "notes.csv"

@@ -1,0 +1,60 @@
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from common.adapter import Vector
+from server.aggregate import StreamingMean
+
+vectors = hnp.arrays(np.float32, 5, elements=st.floats(-1e6, 1e6, width=32))
+weights = st.floats(1e-6, 1, exclude_min=True)
+
+
+def fold(pairs: list[tuple[Vector, float]]) -> Vector:
+    mean = StreamingMean(5)
+    for vector, weight in pairs:
+        mean.add(vector, weight)
+    return mean.mean()
+
+
+@given(st.lists(st.tuples(vectors, weights), min_size=1, max_size=6))
+def test_the_mean_is_the_closed_form(pairs: list[tuple[Vector, float]]) -> None:
+    expected = np.average(
+        np.array([v for v, _ in pairs], dtype=np.longdouble), axis=0, weights=[w for _, w in pairs]
+    ).astype(np.float64)
+    assert np.allclose(fold(pairs), expected, rtol=2e-7, atol=1e-7 * 1e6)
+
+
+@given(st.lists(st.tuples(vectors, weights), min_size=2, max_size=4))
+def test_the_order_of_arrival_reaches_no_more_than_the_last_bit(
+    pairs: list[tuple[Vector, float]],
+) -> None:
+    orders = [fold(list(order)) for order in itertools.permutations(pairs)]
+    largest = max(np.abs(v).max() for v, _ in pairs)
+    assert all(np.abs(o - orders[0]).max() <= 1.2e-7 * largest for o in orders)
+
+
+@given(vectors, weights)
+def test_one_vector_is_its_own_mean(vector: Vector, weight: float) -> None:
+    assert np.allclose(fold([(vector, weight)]), vector, rtol=1.2e-7, atol=0)
+
+
+def test_sites_that_are_absent_leave_the_weights_of_the_others_whole() -> None:
+    pair = [(np.full(5, 3.0, np.float32), 0.2), (np.full(5, 7.0, np.float32), 0.3)]
+    assert fold(pair).tolist() == pytest.approx([5.4] * 5)
+
+
+def test_nothing_folded_in_is_zero_and_has_no_weight() -> None:
+    mean = StreamingMean(5)
+    assert mean.weight == 0
+    assert mean.mean().tolist() == [0.0] * 5
+
+
+def test_what_was_folded_in_may_change_afterwards() -> None:
+    mean, vector = StreamingMean(5), np.full(5, 3.0, np.float32)
+    mean.add(vector, 0.4)
+    vector[:] = 99
+    assert mean.mean().tolist() == pytest.approx([3.0] * 5)

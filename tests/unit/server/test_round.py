@@ -1,0 +1,154 @@
+"""Replies against a round's book: over a grid that answers as it is told."""
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Error, Message, RecordDict
+from flwr.serverapp import Grid
+
+from common import messages
+from common.adapter import LoadedAdapter, load_adapter, vector_sha256
+from common.errors import Refusal
+from common.flower import become_server, set_message_id
+from common.job import Job
+from common.link.identity import node_id
+from common.messages import Update
+from server.round import RoundBook, collect, open_book
+
+MakeJob = Callable[..., Job]
+
+
+class Told(Grid):
+    """Yields, for each batch of messages sent, the replies that the next rule makes of it."""
+
+    def __init__(self, *rules: Callable[[list[Message]], list[Message]]) -> None:
+        self.rules = list(rules)
+        self.sent: list[list[int]] = []
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterator[Message]:
+        batch = list(messages)
+        self.sent.append([m.metadata.dst_node_id for m in batch])
+        yield from self.rules.pop(0)(batch)
+
+    def set_run(self, run: Any) -> None: ...  # noqa: ANN401
+
+    @property
+    def run(self) -> Any: ...  # noqa: ANN401
+
+    def create_message(self, *_: Any, **__: Any) -> Message: ...  # type: ignore[empty-body]  # noqa: ANN401
+
+    def get_node_ids(self) -> Iterable[int]: ...  # type: ignore[empty-body]
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]: ...  # type: ignore[empty-body]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]: ...  # type: ignore[empty-body]
+
+
+@pytest.fixture
+def made(make_job: MakeJob) -> Job:
+    return make_job(training={"quorum": 2}, data={"population": {"A": 30, "B": 50, "C": 40}})
+
+
+@pytest.fixture
+def adapter(made: Job) -> LoadedAdapter:
+    return load_adapter(made, Path(made.model.base), "cpu")
+
+
+@pytest.fixture
+def book(made: Job, adapter: LoadedAdapter) -> RoundBook:
+    become_server()
+    return open_book(made, adapter, 1, adapter.initial)
+
+
+def orders(made: Job) -> list[Message]:
+    asked = []
+    for n, site in enumerate(made.sites):
+        message = Message(RecordDict(), node_id(site), messages.TRAIN, group_id="1")
+        set_message_id(message, f"{n:064x}")
+        asked.append(message)
+    return asked
+
+
+def reply(book: RoundBook, to: Message, value: float = 0.5) -> Message:
+    vector = np.full(book.adapter.table.size, value, dtype=np.float32)
+    made = Update(vector, 1, vector_sha256(book.adapter.initial), 2, 2)
+    return Message(messages.update(book.job, book.adapter.table, made), reply_to=to)
+
+
+def read_all(grid: Grid, made: Job, book: RoundBook) -> list[tuple[str, float]]:
+    used = []
+    for message in collect(grid, orders(made), book):
+        if (found := book.read(message)) is not None:
+            used.append((book.receipts[-1].site, float(found[0][0])))
+    return used
+
+
+def test_every_reply_is_used_once_with_its_public_weight(made: Job, book: RoundBook) -> None:
+    (first, *_) = orders(made)
+    change = book.read(reply(book, first))
+    assert change is not None
+    assert change[1] == pytest.approx(30 / 120)
+
+
+def test_a_second_reply_of_a_site_counts_for_nothing(made: Job, book: RoundBook) -> None:
+    def twice(batch: list[Message]) -> list[Message]:
+        return [
+            reply(book, batch[0], 0.1),
+            reply(book, batch[0], 0.9),
+            reply(book, batch[1], 0.2),
+            reply(book, batch[2], 0.3),
+            reply(book, batch[1], 0.8),
+        ]
+
+    used = read_all(Told(twice), made, book)
+    assert used == [("A", pytest.approx(0.1)), ("B", pytest.approx(0.2)), ("C", pytest.approx(0.3))]
+    assert [r.site for r in book.receipts] == ["A", "B", "C"]
+
+
+def test_a_round_closes_on_its_quorum_at_the_deadline(made: Job, book: RoundBook) -> None:
+    grid = Told(lambda batch: [reply(book, m) for m in batch[:2]])
+    assert len(read_all(grid, made, book)) == 2
+    assert len(grid.sent) == 1
+
+
+def test_without_a_quorum_only_those_that_have_not_answered_are_asked_again(
+    made: Job, book: RoundBook
+) -> None:
+    grid = Told(
+        lambda batch: [reply(book, batch[0])],
+        lambda _: [],
+        lambda batch: [reply(book, batch[1])],
+    )
+    assert [site for site, _ in read_all(grid, made, book)] == ["A", "C"]
+    rest = [node_id("B"), node_id("C")]
+    assert grid.sent == [[node_id("A"), *rest], rest, rest]
+
+
+def test_a_round_that_can_have_no_quorum_says_who_refused_and_why(
+    made: Job, book: RoundBook
+) -> None:
+    def answers(batch: list[Message]) -> list[Message]:
+        refused = messages.verdict(accepted=False, reason="epsilon must be less")
+        return [
+            reply(book, batch[0]),
+            Message(refused, reply_to=batch[1]),
+            Message(Error(0, "a record's text"), reply_to=batch[2]),
+        ]
+
+    with pytest.raises(Refusal, match=r"2 usable updates, got 1 \(B: epsilon must be less; C: e"):
+        read_all(Told(answers), made, book)
+
+
+def test_bytes_are_counted_for_every_reply_used_or_not(made: Job, book: RoundBook) -> None:
+    first, second, _ = orders(made)
+    book.read(reply(book, first))
+    used = book.bytes_up
+    assert used > 4 * book.adapter.table.size
+    book.read(Message(messages.verdict(accepted=False, reason="no"), reply_to=second))
+    assert used < book.bytes_up < 2 * used
+    assert book.accepted == 1
