@@ -145,7 +145,7 @@ class Daemon:
         elif request.command == "jobs":
             yield control.answer({"jobs": [self._summary(row) for row in self.checkpoints.jobs()]})
         elif request.command == "show":
-            row = self.checkpoints.job(request.job)
+            row = self._worker.known(self.checkpoints.job(request.job))
             yield control.answer(views.detail(row, self.checkpoints, self._outcomes))
         elif request.command == "stop":
             row = self.checkpoints.job(request.job)
@@ -168,7 +168,7 @@ class Daemon:
         told, version = 0, self._worker.wait(-1, 0)
         while True:
             # The state first: what is read after it holds every round of a job that has ended.
-            row = self.checkpoints.job(job_sha256)
+            row = self._worker.known(self.checkpoints.job(job_sha256))
             closed = views.closed_rounds(row, self.checkpoints)
             for record in closed[told:]:
                 yield control.event({"round": record})
@@ -184,7 +184,7 @@ class Daemon:
             version = self._worker.wait(version, _HEARTBEAT_S)
 
     def _summary(self, row: JobRow) -> Line:
-        return views.summary(row, self.checkpoints, self._outcomes)
+        return views.summary(self._worker.known(row), self.checkpoints, self._outcomes)
 
 
 def _trainer() -> Trainer:

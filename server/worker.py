@@ -6,6 +6,7 @@ What is to run is in the durable state alone: a job that was running when its se
 Not covered: the rounds themselves (server/app.py), how sites are reached.
 """
 
+import dataclasses
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from common.link.framing import UNKNOWN_JOB_CAP_BYTES
 from common.log import describe, frames
 from server.checkpoint import Checkpoints, JobRow, RoundRecord, State
 from server.grid import LinkGrid
+
+_RETRY_S = 5.0
 
 log = structlog.get_logger(__name__)
 
@@ -95,7 +98,7 @@ class Worker:
         self._news = threading.Condition()
         self._version = 0
         self._current: _Current | None = None
-        self._parked: set[str] = set()  # could neither run nor be marked so: left to the next start
+        self._unsaved: dict[str, tuple[State, str]] = {}  # ended, but the disk did not take it
         self._is_closing = False
         self._thread = threading.Thread(target=self._work, name="worker", daemon=True)
 
@@ -132,6 +135,11 @@ class Worker:
             self._news.wait_for(lambda: self._version != seen, timeout_s)
             return self._version
 
+    def known(self, row: JobRow) -> JobRow:
+        """The row, with the end that its job came to where the disk has not taken that yet."""
+        state, reason = self._unsaved.get(row.sha256, (row.state, row.reason))
+        return dataclasses.replace(row, state=state, reason=reason)
+
     def stop(self, row: JobRow) -> State:
         """End a job before its last round; return the state that it was in.
 
@@ -145,7 +153,7 @@ class Worker:
                 if current.grid is not None:
                     current.grid.stop()
                 return "running"
-            state = self._checkpoints.job(row.sha256).state
+            state = self.known(self._checkpoints.job(row.sha256)).state
             if state not in ("queued", "running"):
                 raise InvalidInput(f"job must be queued or running to be stopped, got {state}")
             self._checkpoints.set_state(row.sha256, "stopped", "by the operator, before it ran")
@@ -162,10 +170,11 @@ class Worker:
     def _next(self) -> JobRow | None:
         with self._news:
             while not self._is_closing:
+                self._save_ends()
                 for row in self._waiting():
                     self._current = _Current(row.sha256)
                     return row
-                self._news.wait()
+                self._news.wait(_RETRY_S if self._unsaved else None)
         return None
 
     def _waiting(self) -> list[JobRow]:
@@ -177,8 +186,18 @@ class Worker:
         return [
             row
             for row in rows
-            if row.state in ("queued", "running") and row.sha256 not in self._parked
+            if row.state in ("queued", "running") and row.sha256 not in self._unsaved
         ]
+
+    def _save_ends(self) -> None:
+        """Write the ends that the disk did not take when they came."""
+        for sha256, (state, reason) in list(self._unsaved.items()):
+            try:
+                self._checkpoints.set_state(sha256, state, reason)
+            except StorageFailed:
+                return
+            del self._unsaved[sha256]
+            log.info("job state kept after all", sha256=sha256[:12], state=state)
 
     def _run(self, row: JobRow) -> None:
         log.info("job started", job=row.name, sha256=row.sha256[:12], was=row.state)
@@ -237,8 +256,8 @@ class Worker:
             self._checkpoints.set_state(row.sha256, state, reason)
         except StorageFailed as error:
             # Not run again in this process: the disk that refused this would refuse its rounds.
-            self._parked.add(row.sha256)
-            log.error("job state lost", job=row.name, state=state, error=error)
+            self._unsaved[row.sha256] = (state, reason)
+            log.error("job state not kept", job=row.name, state=state, error=error)
         if state != "finished":
             self._announce_end(row, state)
 
