@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -173,8 +174,8 @@ CANARY = "zxqjv"
 def test_no_text_of_a_record_leaves_a_site_or_reaches_a_log(
     job: MakeJob,
     federation: MakeFederation,
-    rows: Any,
-    logs: Any,
+    rows: Any,  # noqa: ANN401 -- the root conftest's own
+    logs: Any,  # noqa: ANN401 -- the root conftest's own
     capfd: Any,  # noqa: ANN401
 ) -> None:
     marked = [(f"{CANARY} {text}", label) for text, label in rows(30)]
@@ -289,8 +290,8 @@ HOSTILE: dict[str, tuple[Callable[[RecordDict], None], str]] = {
 def test_a_hostile_update_is_dropped_named_and_never_aggregated(
     job: MakeJob,
     federation: MakeFederation,
-    logs: Any,
-    attack: str,  # noqa: ANN401
+    logs: Any,  # noqa: ANN401 -- the root conftest's own
+    attack: str,
 ) -> None:
     change, says = HOSTILE[attack]
     made = job(training={"rounds": 1, "quorum": 1})
@@ -414,7 +415,7 @@ def test_the_untrained_start_is_round_0_and_every_round_starts_where_the_last_en
     rounds = fed.checkpoints.rounds(made.sha256)
     adapter = load_adapter(made, Path(made.model.base), "cpu")
     assert rounds[0].output_sha256 == vector_sha256(adapter.initial)
-    for earlier, later in zip(rounds, rounds[1:], strict=False):
+    for earlier, later in pairwise(rounds):
         assert later.input_sha256 == earlier.output_sha256
     write_vector(adapter.model, adapter.initial)
     assert vector_sha256(read_vector(adapter.model)) == rounds[0].output_sha256

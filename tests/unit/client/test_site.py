@@ -146,7 +146,7 @@ def test_trouble_with_the_data_is_told_to_the_site_and_not_to_the_server(
     job: MakeJob,
     site: MakeSite,
     sign: Sign,
-    logs: Any,
+    logs: Any,  # noqa: ANN401 -- the root conftest's own
     content: str | None,
     logged: str,
 ) -> None:

@@ -1,0 +1,115 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from flwr.app import ConfigRecord, Message, RecordDict
+
+from client.app import make_client_app
+from common import messages
+from common.adapter import load_adapter
+from common.flower import become_server, message_from_bytes, message_to_bytes, new_context
+from common.job import Job, SignedJob, sign_job
+
+if TYPE_CHECKING:
+    from client.site import Site
+
+MakeJob = Callable[..., Job]
+MakeSite = Callable[..., "Site"]
+
+
+@pytest.fixture
+def signed(job: MakeJob, operator: Any) -> SignedJob:  # noqa: ANN401 -- an Ed25519 key
+    return sign_job(job(), operator)
+
+
+def send(one: "Site", content: RecordDict, message_type: str) -> RecordDict:
+    become_server()
+    message = Message(content, dst_node_id=5, message_type=message_type)
+    app = make_client_app(lambda _: one)
+    reply = app(message_from_bytes(message_to_bytes(message)), new_context(5))
+    return message_from_bytes(message_to_bytes(reply)).content
+
+
+def said(content: RecordDict) -> messages.Verdict:
+    assert set(content) == {"verdict"}
+    verdict = messages.read_verdict(content)
+    assert verdict is not None
+    return verdict
+
+
+def test_an_offer_is_accepted_or_refused_with_a_public_reason(
+    site: MakeSite,
+    signed: SignedJob,
+    job: MakeJob,
+    operator: Any,  # noqa: ANN401
+) -> None:
+    one = site(policy={"max_epsilon": 6.0})
+    assert said(send(one, messages.offer(signed), messages.OFFER)).is_accepted
+    large = sign_job(job(privacy={"epsilon": 7.0}), operator)
+    refused = said(send(one, messages.offer(large), messages.OFFER))
+    assert not refused.is_accepted
+    assert refused.reason == "privacy.epsilon must be at most this site's 6, got 7"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        RecordDict(),
+        RecordDict({"job": ConfigRecord({"manifest": b"[" * 5000})}),
+        RecordDict({"job": ConfigRecord({"manifest": "text"})}),
+        RecordDict({"round": ConfigRecord({"round": "x"})}),
+        RecordDict({"close": ConfigRecord({"receipt": "[1, 2, 3]"})}),
+    ],
+)
+@pytest.mark.parametrize("kind", [messages.OFFER, messages.TRAIN, messages.CLOSE])
+def test_any_malformed_message_is_answered_with_a_refusal(
+    site: MakeSite, content: RecordDict, kind: str
+) -> None:
+    one = site()
+    assert not said(send(one, content, kind)).is_accepted
+    assert one.outbox.charges() == []
+
+
+def test_an_order_that_fails_a_check_trains_nothing(site: MakeSite, signed: SignedJob) -> None:
+    one = site()
+    adapter = load_adapter(signed.job, Path(signed.job.model.base), "cpu")
+    content = messages.order(signed, adapter.table, adapter.initial, 1, None)
+    content.config_records["manifest"]["sha256"] = "ab" * 32
+    assert "sha256 must be" in said(send(one, content, messages.TRAIN)).reason
+    assert one.outbox.charges() == []
+
+
+def test_an_edited_job_is_refused_at_every_message(site: MakeSite, signed: SignedJob) -> None:
+    one = site()
+    adapter = load_adapter(signed.job, Path(signed.job.model.base), "cpu")
+    edited = signed.model_copy(
+        update={"job": signed.job.model_copy(update={"description": "", "evaluation":
+            signed.job.evaluation.model_copy(update={"records": 5})})}
+    )  # fmt: skip
+    for content, kind in (
+        (messages.offer(edited), messages.OFFER),
+        (messages.order(edited, adapter.table, adapter.initial, 1, None), messages.TRAIN),
+    ):
+        assert "edited after signing" in said(send(one, content, kind)).reason
+
+
+def test_trouble_with_the_sites_disk_is_its_own_affair(
+    site: MakeSite,
+    signed: SignedJob,
+    logs: Any,  # noqa: ANN401
+) -> None:
+    one = site()
+    one.home.account_path.unlink()
+    one.home.account_path.mkdir()
+    assert said(send(one, messages.offer(signed), messages.OFFER)).reason == "site is in trouble"
+    assert "account must be written" in logs.text
+    assert str(one.home.folder) in logs.text
+
+
+def test_a_close_ends_the_job_at_the_site(site: MakeSite, signed: SignedJob) -> None:
+    one = site()
+    send(one, messages.offer(signed), messages.OFFER)
+    closing = messages.close(signed.job.sha256, "stopped", None, None)
+    assert said(send(one, closing, messages.CLOSE)).is_accepted
+    assert [row.state for row in one.outbox.jobs()] == ["stopped"]
