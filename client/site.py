@@ -12,7 +12,7 @@ import torch
 from flwr.app import RecordDict
 
 from client.config import SiteHome
-from client.outbox import Outbox, RoundKey
+from client.outbox import Outbox, RoundKey, spent
 from client.policy import admit
 from client.train import Trainer
 from common.adapter import LoadedAdapter, Vector, load_adapter, vector_sha256
@@ -140,6 +140,7 @@ class Site:
             job.privacy.sampling_rate, job.noise_multiplier, job.training.local_steps
         )
         self.outbox.reserve(key, event, vector.astype("<f4").tobytes())
+        log.info("round starts", job=job.job.name, round=key.round, steps=event.steps)
         change = trainer.train_round(vector, key.round)
         content = update(
             job,
@@ -152,7 +153,15 @@ class Site:
                 charged_steps=sum(c.event.steps for c in self.outbox.charges(job.sha256)),
             ),
         )
-        return self.outbox.store(key, content_to_bytes(content))
+        stored = self.outbox.store(key, content_to_bytes(content))
+        self._tell(job, key.round)
+        return stored
+
+    def _tell(self, job: Job, round_: int) -> None:
+        """Say in this site's own log what it has spent, once a round is durable."""
+        charges = self.outbox.charges(job.sha256)
+        cost = spent(charges, job.privacy.delta) if job.privacy.delta else None
+        log.info("round ready to send", job=job.job.name, round=round_, epsilon=cost)
 
     def end(self, closing: Closing) -> None:
         """Note the last receipt and a job's end."""

@@ -1,6 +1,5 @@
 """Homes of simulated sites: each holds its own rows and nothing of the others'."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import tomli_w
 from client.config import SiteConfig, SiteHome, load_home
 from common.config import parse
 from common.data.records import Record
+from common.data.writers import write_records
 from common.files import make_folder, write_file
 from common.job import Job
 
@@ -37,9 +37,8 @@ def write_home(
         threads: for torch; 0 leaves it to torch.
     """
     make_folder(folder)
-    rows = "".join(_row(record) for record in records)
-    write_file(folder / _ROWS, rows.encode())
-    mapping = {"path": _ROWS, "unit": "unit" if any(r.unit for r in records) else ""}
+    columns = write_records(folder / _ROWS, records)
+    mapping = {"path": _ROWS, "unit": columns.unit}
     policy: dict[str, object] = {
         "allowed_signers": [signer],
         "allow_no_privacy": not job.is_private,
@@ -56,10 +55,3 @@ def write_home(
     parse(SiteConfig, config, "site.toml")
     write_file(folder / "site.toml", tomli_w.dumps(config).encode())
     return load_home(folder, site)
-
-
-def _row(record: Record) -> str:
-    row = {"text": record.text, "label": record.label, "unit": record.unit}
-    if not record.unit:
-        del row["unit"]
-    return json.dumps(row, ensure_ascii=False) + "\n"

@@ -81,7 +81,7 @@ def _rounds(result: Result) -> Table:
 
 
 def _sites(result: Result, job: Job) -> Table:
-    table = _table("site", "population", "steps", "epsilon", "delta")
+    table = _table("site", "declared population", "steps", "epsilon", "delta")
     for site in result.sites:
         table.add_row(
             site.name,

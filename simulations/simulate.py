@@ -29,7 +29,7 @@ from simulations.scenario import DEFAULT, Options, Scenario, load_scenario, pars
 from simulations.show import Rounds, summary
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
-console = Console(stderr=True)
+console = Console(stderr=True, soft_wrap=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
