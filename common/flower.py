@@ -86,7 +86,7 @@ def message_from_bytes(data: bytes) -> Message:
     """
     try:
         return message_from_proto(ProtoMessage.FromString(data))
-    except (DecodeError, ValueError, TypeError, KeyError) as error:
+    except (DecodeError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UpdateRejected(
             f"message must be a Flower message, got {len(data)} bytes that are none"
         ) from error

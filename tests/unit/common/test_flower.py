@@ -2,6 +2,7 @@ import os
 
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given
 from hypothesis import strategies as st
@@ -51,15 +52,25 @@ def test_bytes_that_are_no_message_are_rejected_and_never_raised_on(data: bytes)
         assert said.startswith("message must be a Flower message, got")
 
 
-@given(st.integers(min_value=0), st.integers(0, 7))
-def test_a_flipped_bit_is_a_message_or_a_rejection(place: int, bit: int) -> None:
+@given(st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), min_size=1, max_size=3))
+def test_a_spoilt_message_is_a_message_or_a_rejection(changes: list[tuple[int, int]]) -> None:
     data = bytearray(flower.message_to_bytes(message()))
-    data[place % len(data)] ^= 1 << bit
+    for place, value in changes:
+        data[place % len(data)] = value
     try:
         flower.message_from_bytes(bytes(data))
     except UpdateRejected as error:
         said = str(error)
         assert "got" in said
+
+
+def test_a_record_value_of_no_kind_is_rejected() -> None:
+    proto = ProtoMessage.FromString(flower.message_to_bytes(message()))
+    for item in proto.content.items:
+        if item.HasField("config_record"):
+            item.config_record.items[0].value.Clear()
+    with pytest.raises(UpdateRejected, match="must be a Flower message"):
+        flower.message_from_bytes(proto.SerializeToString())
 
 
 def test_a_reply_goes_back_to_the_one_who_asked() -> None:
