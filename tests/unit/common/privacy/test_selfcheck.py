@@ -24,8 +24,8 @@ SOUND = Mechanism(
 
 
 def gradients(size: int) -> Callable[[Tensor], Tensor]:
-    """Two examples whose gradients form an acute angle."""
-    rows = np.random.Generator(np.random.PCG64(5)).normal(0.4, 1.0, (2, size))
+    """Two examples whose gradients are nearly parallel, as those of one label are."""
+    rows = np.random.Generator(np.random.PCG64(5)).normal(3.0, 1.0, (2, size))
 
     def weighted(weights: Tensor) -> Tensor:
         return torch.from_numpy(rows[: len(weights)]).float() * weights[:, None]

@@ -57,6 +57,8 @@ def test_normals_are_standard_and_independent() -> None:
     for x, y in ((normals[:half], normals[half + 1 :]), (normals[:-1], normals[1:])):
         assert abs(stats.pearsonr(x, y).statistic) < 6 / np.sqrt(half)
         assert abs(stats.pearsonr(x**2, y**2).statistic) < 6 / np.sqrt(half)
+    assert np.mean(normals) == pytest.approx(0, abs=6 / np.sqrt(normals.size))
+    assert np.var(normals) == pytest.approx(1, abs=6 * np.sqrt(2 / normals.size))
     assert stats.kurtosis(normals) == pytest.approx(0, abs=6 * np.sqrt(24 / normals.size))
 
 

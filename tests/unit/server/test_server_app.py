@@ -1,0 +1,171 @@
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from common.adapter import load_adapter
+from common.audit.recompute import check_outcome
+from common.errors import InvalidInput, JobRefused, StorageFailed
+from common.flower import new_context
+from common.job import Job
+from common.messages import OFFER, TRAIN, job_cap
+from server.app import app, final_vector, message_cap, run_job
+from simulations.grids import InProcessGrid
+
+MakeJob = Callable[..., Job]
+MakeFederation = Callable[..., Any]
+
+
+def grid(fed: Any) -> InProcessGrid:  # noqa: ANN401 -- the root conftest's own
+    return InProcessGrid(fed._apps())
+
+
+class Away(InProcessGrid):
+    """Sites that come and go: one is away for the first ``polls`` looks."""
+
+    def __init__(self, inner: InProcessGrid, late: int, polls: int) -> None:
+        super().__init__(inner._sites)
+        self.late, self.polls = late, polls
+        self.asked: list[tuple[str, int]] = []
+
+    def get_node_ids(self) -> Iterable[int]:
+        self.polls -= 1
+        return [node for node in self._sites if node != self.late or self.polls < 0]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterator[Message]:
+        batch = list(messages)
+        self.asked += [(m.metadata.message_type, m.metadata.dst_node_id) for m in batch]
+        yield from super().send_and_receive(batch, timeout=timeout)
+
+
+def run(fed: Any, over: Grid) -> None:  # noqa: ANN401
+    fed.checkpoints.add_job(fed.signed)
+    run_job(fed.signed, over, fed.checkpoints, fed.folder / "out", grid_name="inprocess")
+
+
+def test_a_site_that_comes_late_is_waited_for_and_offered_the_job_once(
+    make_job: MakeJob, federation: MakeFederation
+) -> None:
+    fed = federation(make_job(training={"rounds": 1}))
+    inner = grid(fed)
+    first, late = inner.get_node_ids()
+    over = Away(inner, late, polls=3)
+    run(fed, over)
+    assert [kind for kind, _ in over.asked].count(OFFER) == 2
+    assert {node for kind, node in over.asked if kind == TRAIN} == {first, late}
+
+
+def test_a_finished_job_is_run_again_without_asking_any_site_to_train(
+    make_job: MakeJob, federation: MakeFederation
+) -> None:
+    made = make_job(training={"rounds": 1})
+    fed = federation(made)
+    first = fed.run()
+    requests = len(fed.requests)
+    again = fed.run()
+    assert again.adapter_sha256 == first.adapter_sha256
+    assert TRAIN not in {m.metadata.message_type for _, m in fed.requests[requests:]}
+    assert {s.steps for s in again.sites} == {2}
+
+
+def test_the_final_vector_is_there_after_the_last_round_only(
+    make_job: MakeJob, federation: MakeFederation
+) -> None:
+    made = make_job(training={"rounds": 1})
+    fed = federation(made)
+    assert final_vector(made, fed.checkpoints) is None
+    fed.run()
+    final = final_vector(made, fed.checkpoints)
+    adapter = load_adapter(made, Path(made.model.base), "cpu")
+    assert final is not None
+    assert final.shape == adapter.initial.shape
+    assert np.abs(final - adapter.initial).max() > 0
+    assert message_cap(made) == job_cap(made, adapter.table)
+
+
+def test_flowers_own_entry_runs_the_same_job(make_job: MakeJob, federation: MakeFederation) -> None:
+    made = make_job(training={"rounds": 1})
+    fed = federation(made)
+    config = {
+        "job": fed.signed.to_bytes().decode(),
+        "database": f"sqlite:///{fed.folder / 'state.db'}",
+        "out": str(fed.folder / "out"),
+        "grid": "inprocess",
+    }
+    app(grid(fed), new_context(1, run_config=config))
+    result, claims = check_outcome(fed.folder / "out")
+    assert result.job_sha256 == made.sha256
+    assert all(claim.passed for claim in claims)
+
+
+def test_a_base_that_is_not_the_jobs_ends_it_before_any_offer(
+    make_job: MakeJob, federation: MakeFederation
+) -> None:
+    fed = federation(make_job(model={"sha256": "ab" * 32}))
+    with pytest.raises(JobRefused, match=r"model\.sha256 must be that of the base here"):
+        fed.run()
+    assert fed.requests == []
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("text,label\nw1,nowhere\n", "label must be one of"), ("text,label\n", "at least one record")],
+)
+def test_a_hold_out_that_does_not_fit_ends_the_job_before_any_offer(
+    make_job: MakeJob, federation: MakeFederation, tmp_path: Path, text: str, says: str
+) -> None:
+    (tmp_path / "dev.csv").write_text(text)
+    fed = federation(make_job(evaluation={"data": str(tmp_path / "dev.csv")}))
+    with pytest.raises(InvalidInput, match=says):
+        fed.run()
+    assert fed.requests == []
+
+
+def test_an_outcome_that_cannot_be_written_keeps_the_rounds(
+    make_job: MakeJob, federation: MakeFederation
+) -> None:
+    made = make_job(training={"rounds": 1})
+    fed = federation(made)
+    (fed.folder / "out").write_text("a file where the folder should be")
+    with pytest.raises(StorageFailed, match="outcome must be written"):
+        fed.run()
+    assert fed.checkpoints.latest(made.sha256)[0] == 1
+    (fed.folder / "out").unlink()
+    assert fed.run().rounds[-1].round == 1
+
+
+def test_who_is_asked_is_durable_before_they_are(
+    make_job: MakeJob, federation: MakeFederation
+) -> None:
+    fed = federation(make_job(training={"rounds": 1}))
+
+    def crash(name: str, reply: Message) -> Message:
+        if reply.metadata.message_type == TRAIN:
+            raise KeyboardInterrupt
+        return reply
+
+    fed.tap = crash
+    with pytest.raises(KeyboardInterrupt):
+        fed.run()
+    assert fed.checkpoints.dispatched(fed.signed.job.sha256) == [(1, "A"), (1, "B")]
+
+
+def test_the_outcome_folder_holds_what_it_says(
+    make_job: MakeJob, federation: MakeFederation
+) -> None:
+    fed = federation(make_job(training={"rounds": 1}))
+    fed.run()
+    out = fed.folder / "out"
+    stated = json.loads((out / "result.json").read_text())
+    assert stated["grid"] == "inprocess"
+    assert (out / "report.html").stat().st_size > 5000
+    assert {p.name for p in (out / "adapter").iterdir()} >= {
+        "README.md", "adapter_config.json", "adapter_model.safetensors", "tokenizer.json",
+    }  # fmt: skip
