@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from flwr.app import RecordDict
+from numpy.typing import NDArray
 
+from client.outbox import Outbox
 from common import messages
 from common.adapter import Vector, load_adapter, vector_sha256
 from common.errors import JobRefused, RoundRefused, SelfCheckFailed, StorageFailed
@@ -16,6 +18,7 @@ from common.flower import content_to_bytes
 from common.job import Job, SignedJob, sign_job
 from common.messages import Closing, Order, Receipt, read_update
 from common.privacy import noise, sampling
+from common.privacy.stream import Stream
 
 if TYPE_CHECKING:
     from client.site import Site
@@ -253,6 +256,24 @@ def test_a_full_disk_hands_nothing_out(
     with pytest.raises(StorageFailed, match="account must be written"):
         ask(one, signed)
     assert not drawn
+
+
+def test_the_charge_is_durable_before_a_record_is_touched(
+    job: MakeJob, site: MakeSite, sign: Sign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, signed = site(), sign(job())
+    one.consider(signed)
+    found: list[int] = []
+    sound = sampling.poisson_sample
+
+    def watched(units: int, rate: float, stream: Stream) -> NDArray[np.int64]:
+        # As another process would see it.
+        found.append(sum(c.event.steps for c in Outbox(one.home.account_path).charges()))
+        return sound(units, rate, stream)
+
+    monkeypatch.setattr(sampling, "poisson_sample", watched)
+    ask(one, signed)
+    assert found == [2, 2]
 
 
 def test_a_crash_after_training_draws_fresh_noise_for_the_same_charge(

@@ -14,6 +14,7 @@ from client.train import Trainer
 from common.adapter import load_adapter, read_vector, write_vector
 from common.data.records import Record
 from common.job import Job
+from common.model import content_hash, locate
 from common.privacy import sampling
 from common.privacy.mechanism import Mechanism, mechanism_of
 from common.privacy.persample import trainable
@@ -203,3 +204,14 @@ def test_sampling_and_noise_take_keys_of_their_own(job: MakeJob) -> None:
     mechanism.release(torch.zeros(3, dtype=torch.float64), 4, 1)
     assert asked == [("sampling", 4, 1), ("noise", 4, 1)]
     assert Stream(SEEDED("noise", 4, 1)).words(1) != Stream(SEEDED("sampling", 4, 1)).words(1)
+
+
+@pytest.mark.slow
+def test_the_embedded_base_trains_and_passes_its_self_checks(job: MakeJob, rows: Rows) -> None:
+    base = "builtin:minilm"
+    made = job(model={"base": base, "sha256": content_hash(base), "max_length": 64})
+    adapter = load_adapter(made, locate(base), "cpu")
+    examples = encode(adapter.tokenizer, [Record(*row) for row in rows(24)], made)
+    subject = Trainer(made, adapter, examples, mechanism_of(made, "A", fresh_key), 8)
+    run_checks(subject.subject())
+    assert np.abs(subject.train_round(adapter.initial, 1)).min() > 0
