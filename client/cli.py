@@ -5,6 +5,7 @@ the others answer at once.
 """
 
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ _SHOWN_LABELS = 5
 app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
-    help="A site of a federation: without a command, it takes part until it is stopped.",
+    help="A site of a federation: without a command, it takes part until stopped.",
 )
 data = typer.Typer(help="The site's own data.", rich_markup_mode=None)
 app.add_typer(data, name="data")
@@ -49,7 +50,8 @@ class Chosen:
     def command(self) -> str:
         """How to call this program for the same site again."""
         is_default = self.folder == default_home(self.site).absolute()
-        return f"fl-client --site {self.site}" + ("" if is_default else f" --home {self.folder}")
+        home = "" if is_default else f" --home {shlex.quote(str(self.folder))}"
+        return f"fl-client --site {self.site}{home}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,9 +62,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 @app.callback(invoke_without_command=True)
 def _site(
     context: typer.Context,
-    site: Annotated[str, typer.Option(help="The site's name; given before the command.")] = "",
+    site: Annotated[
+        str, typer.Option(metavar="SITE", help="The site's name; given before the command.")
+    ] = "",
     home: Annotated[
-        Path | None, typer.Option(help="The site's folder, by default ~/.veiltune/sites/SITE.")
+        Path | None,
+        typer.Option(metavar="DIR", help="The site's folder, by default ~/.veiltune/sites/SITE."),
     ] = None,
     json_log: Annotated[bool, typer.Option("--json-log", help="Log lines of JSON.")] = False,
 ) -> None:
@@ -98,7 +103,7 @@ def _home(context: typer.Context) -> "SiteHome":
 
 @app.command()
 def init(context: typer.Context) -> None:
-    """Make this site's key, and the signing request that the operator needs."""
+    """Make this site's key, and the request that the operator needs."""
     from client.enrolment import init_site
 
     chosen = _chosen(context)
@@ -124,7 +129,10 @@ def install(
     ] = 8.0,
     max_delta: Annotated[float, typer.Option(help="The largest delta of a job.")] = 1e-5,
 ) -> None:
-    """Put the operator's certificate in place, and write site.toml if there is none."""
+    """Put in place what the operator sent back.
+
+    Writes site.toml if there is none; one that is there is left as it is.
+    """
     from client.enrolment import install as install_bundle
 
     chosen = _chosen(context)
@@ -149,7 +157,7 @@ def install(
 
 @app.command()
 def status(context: typer.Context, as_json: AsJson = False) -> None:
-    """Show whether the site is connected or why not, its jobs, and what they have cost."""
+    """Show the link or why it is down, jobs, and what they have cost."""
     from client import status as standing
 
     found = standing.status(_home(context))
@@ -181,7 +189,10 @@ def check(
         Path | None, typer.Option(help="A job's file: count in its labels and tokens.")
     ] = None,
 ) -> None:
-    """Count records, labels, duplicates, empty and over-long texts, for this site's eyes."""
+    """Count records, labels, duplicates, empty and over-long texts.
+
+    For this site's eyes: nothing of it is sent.
+    """
     from client import datacheck
 
     home = _home(context)
@@ -205,7 +216,7 @@ def _check(home: "SiteHome", name: str, job: "Job | None") -> None:
 
 @app.command()
 def fetch(context: typer.Context, job: JobName) -> None:
-    """Fetch the final adapter of a finished job, verify it and keep it."""
+    """Fetch a finished job's final adapter, verify it and keep it."""
     home = _home(context)
     from client.export import fetch_adapter
 

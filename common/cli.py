@@ -1,17 +1,23 @@
 """Running a typer app so that whatever goes wrong on purpose is one plain line.
 
 ``run`` prints ``error: ...`` on stderr and answers 2 for a usage error and for any error of ours;
-what nobody expected keeps its traceback. Not covered: what a command does; logging (common/log.py).
+what nobody expected keeps its traceback. Help is plain text for every program alike.
+
+Not covered: what a command does; logging (common/log.py).
 """
 
+import inspect
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
-from typing import TextIO
+from typing import TextIO, get_type_hints
 
 import click
 import typer
+from typer.core import TyperArgument, TyperCommand, TyperGroup
+from typer.models import ArgumentInfo
 
 from common.errors import VeiltuneError
 
@@ -26,6 +32,7 @@ def run(app: typer.Typer, argv: Sequence[str] | None, prog: str) -> int:
     """
     command = typer.main.get_command(app)
     command.params.append(_version_option(prog))
+    _make_plain(command)
     try:
         status = command.main(
             args=None if argv is None else list(argv), prog_name=prog, standalone_mode=False
@@ -69,8 +76,68 @@ def _sentence(error: Exception, prog: str) -> str:
     message = message[:1].lower() + message[1:]
     if not isinstance(error, click.UsageError):
         return message
-    path = error.ctx.command_path if error.ctx else prog
-    return f"{message} (see: {path} --help)"
+    if error.ctx is None:
+        return f"{message} (see: {prog} --help)"
+    message = _before_the_command(error, error.ctx) or message
+    return f"{message} ({_known_commands(message, error.ctx)}see: {error.ctx.command_path} --help)"
+
+
+def _known_commands(message: str, context: click.Context) -> str:
+    group = context.command
+    if not isinstance(group, click.Group) or not message.startswith(("no such c", "missing c")):
+        return ""
+    return f"known: {', '.join(group.list_commands(context))}; "
+
+
+def _before_the_command(error: click.UsageError, context: click.Context) -> str:
+    """What to say of an option that a group above this command takes; empty for any other."""
+    above = context.parent
+    while isinstance(error, click.NoSuchOption) and above is not None:
+        for option in above.command.params:
+            if error.option_name in option.opts:
+                value = option.metavar or (option.name or "").upper()
+                words = [above.command_path, error.option_name]
+                words += [] if getattr(option, "is_flag", False) else [value]
+                words.append(context.command_path.removeprefix(above.command_path).strip())
+                told = f"{error.option_name} must be given before the command, as in: "
+                return told + " ".join(words)
+        above = above.parent
+    return ""
+
+
+class _Formatter(click.HelpFormatter):
+    @contextmanager
+    def section(self, name: str) -> Iterator[None]:
+        begin = len(self.buffer)
+        with super().section(name):
+            yield
+        if name == "Positional arguments":  # click 8.5 writes them beside typer's "Arguments"
+            del self.buffer[begin:]
+
+    def getvalue(self) -> str:
+        # Typer escapes for rich whether or not rich prints it.
+        return super().getvalue().replace("\\[", "[")
+
+
+class _Context(click.Context):
+    formatter_class = _Formatter
+
+
+def _make_plain(command: click.Command) -> None:
+    """Give a command, and those below it, help without boxes in which arguments are described."""
+    command.context_class = _Context
+    if isinstance(command, TyperCommand | TyperGroup):
+        command.rich_markup_mode = None
+    if isinstance(command, TyperGroup):
+        command.suggest_commands = False  # click suggests them too
+    callback = command.callback
+    hints = get_type_hints(inspect.unwrap(callback), include_extras=True) if callback else {}
+    for param in command.params:
+        if isinstance(param, TyperArgument) and not param.help:  # click 8.5 forgets it
+            for said in getattr(hints.get(param.name or ""), "__metadata__", ()):
+                param.help = said.help if isinstance(said, ArgumentInfo) else param.help
+    for below in getattr(command, "commands", {}).values():
+        _make_plain(below)
 
 
 def _version_option(prog: str) -> click.Option:

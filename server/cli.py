@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from common import cli
+from common.words import counted
+from server.home import command_of, default_home
 
 if TYPE_CHECKING:
     from server.control import Line
@@ -20,7 +22,8 @@ FAILED = 1
 
 app = typer.Typer(
     add_completion=False,
-    help="The coordinator of a federation: who takes part, which jobs run, what came of them.",
+    rich_markup_mode=None,
+    help="The coordinator of a federation: who takes part, which jobs run, their outcome.",
 )
 
 JobName = Annotated[str, typer.Argument(help="A job's name, or the first characters of its id.")]
@@ -36,10 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _home(
     context: typer.Context,
     home: Annotated[
-        Path | None, typer.Option(help="The server's folder, by default ~/.veiltune/server.")
+        Path | None,
+        typer.Option(metavar="DIR", help="The server's folder, by default ~/.veiltune/server."),
     ] = None,
 ) -> None:
-    context.obj = home or Path.home() / ".veiltune" / "server"
+    context.obj = (home.expanduser() if home else default_home()).absolute()
 
 
 @app.command()
@@ -68,6 +72,7 @@ def init(
         name=name,
         listen=listen or None,
     )
+    command = command_of(made.home)
     print(
         f"server made in {made.home}\n"
         f"  address      {made.address}\n"
@@ -76,9 +81,9 @@ def init(
         f"  operator key {made.operator}\n"
         "next:\n"
         f"  1. move {made.root_key} to a medium that is kept elsewhere; nothing here needs it\n"
-        "  2. start the server:  fl-server start\n"
-        "  3. for each site:     fl-server enroll SITE.csr  (the site makes the file with\n"
-        "                        fl-client --site SITE init), and send back SITE.bundle"
+        f"  2. start the server:  {command} start\n"
+        f"  3. for each site:     {command} enroll SITE.csr\n"
+        "     (the site makes that file by: fl-client --site SITE init; send back SITE.bundle)"
     )
 
 
@@ -93,18 +98,22 @@ def enroll(
         bool, typer.Option("--replace", help="Revoke the site's certificate for another key.")
     ] = False,
 ) -> None:
-    """Admit a site: issue its certificate, and write the bundle that it installs."""
+    """Admit a site: issue its certificate, write its bundle."""
     from server.enrolment import enroll as enroll_site
 
     made = enroll_site(context.obj, csr, out, replace=replace)
     print(
         f"site {made.site} enrolled until {made.not_after:%Y-%m-%d}\n"
-        f"  bundle   {made.bundle}\n"
-        f"  serial   {made.serial}\n"
-        f"  its key  sha256 {made.key_sha256}\n"
-        f"  root     sha256 {made.root_sha256}\n"
-        "next: compare the key's sha256 with the one that the site saw, by another way;\n"
-        f"then send it the bundle:  fl-client --site {made.site} install {made.bundle.name}"
+        f"  bundle       {made.bundle}\n"
+        f"  serial       {made.serial}\n"
+        f"  its key      sha256 {made.key_sha256}\n"
+        f"  root         sha256 {made.root_sha256}\n"
+        f"  certificate  sha256 {made.sha256}\n"
+        f"  operator key {made.operator}\n"
+        "next:\n"
+        "  1. compare its key's sha256 with what init showed the site, by telephone\n"
+        f"  2. send it the bundle, for:  fl-client --site {made.site} install {made.bundle.name}\n"
+        "  3. compare root and operator key with what install shows the site"
     )
 
 
@@ -116,7 +125,7 @@ def revoke(
     from server.enrolment import revoke as revoke_site
 
     count = revoke_site(context.obj, site)
-    words = f"{count} certificate{'' if count == 1 else 's'} revoked" if count else "was before"
+    words = f"{counted(count, 'certificate')} revoked" if count else "was before"
     print(f"site {site} revoked: {words}")
 
 
@@ -128,7 +137,10 @@ def start(
     ] = "info",
     json_log: Annotated[bool, typer.Option("--json-log", help="Log lines of JSON.")] = False,
 ) -> None:
-    """Run the server until it is stopped by Ctrl-C or SIGTERM; jobs go on at the next start."""
+    """Run the server until it is stopped by Ctrl-C or SIGTERM.
+
+    Jobs that have not ended go on at the next start.
+    """
     from common import log
     from server.daemon import Daemon
 
@@ -188,7 +200,7 @@ def jobs(context: typer.Context, as_json: AsJson = False) -> None:
     elif answer["jobs"]:
         jobs_table(answer["jobs"])
     else:
-        print("no jobs yet (queue one with: fl-server submit job.toml)")
+        print(f"no jobs yet (queue one with: {command_of(context.obj)} submit job.toml)")
 
 
 @app.command()
@@ -206,7 +218,10 @@ def show(context: typer.Context, job: JobName, as_json: AsJson = False) -> None:
 
 @app.command()
 def stop(context: typer.Context, job: JobName) -> None:
-    """End a job before its last round; what its sites released stays charged."""
+    """End a job before its last round.
+
+    What its sites released stays charged to them.
+    """
     from server.control import Request, ask
 
     answer = ask(context.obj, Request(command="stop", job=job))
@@ -218,7 +233,7 @@ def hash_model(
     model: Annotated[str, typer.Argument(help="builtin:minilm, a folder, or a hub id.")],
     revision: Annotated[str, typer.Option(help="The commit of a hub id.")] = "",
 ) -> None:
-    """Print the content hash of a base model, for model.sha256 of a job."""
+    """Print a base model's content hash, for a job's model.sha256."""
     from common.model import content_hash
 
     print(content_hash(model, revision))

@@ -27,6 +27,7 @@ from pydantic import Field
 from common.config import MAX_CONFIG_BYTES, Section, parse
 from common.errors import InvalidInput, LinkDown, VeiltuneError
 from common.log import describe, frames
+from server.home import command_of
 
 SOCKET_NAME = "control.sock"
 MAX_REQUEST_BYTES = 2 * MAX_CONFIG_BYTES + 4096  # a signed job, its quotes escaped
@@ -201,7 +202,7 @@ def _answering(path: Path) -> Iterator[None]:
         if error.errno in (errno.ENOENT, errno.ECONNREFUSED, errno.ENOTDIR):
             raise LinkDown(
                 f"fl-server must be running for this home, got no answer at {path} "
-                "(start it with: fl-server start)"
+                f"(start it with: {command_of(path.parent)} start)"
             ) from error
         raise LinkDown(f"fl-server must answer at {path}, got: {_reason(error)}") from error
 

@@ -27,6 +27,7 @@ from server.checkpoint import Checkpoints, JobRow
 from server.config import load_server_config
 from server.control import ControlServer, Line, Request
 from server.enrolment import ROSTER_FILE
+from server.home import command_of
 from server.link import LinkServer
 from server.roster import Roster
 from server.worker import JobGrid, Trainer, Worker
@@ -98,7 +99,7 @@ class Daemon:
             self._open.close()
             raise
         self._worker.start()
-        log.info("server ready", home=str(self._home), port=self.link.port)
+        log.info("server ready", listens=self.link.address, home=str(self._home))
 
     def stop(self) -> bool:
         """Let go of everything within seconds; a running job is resumed by the next start.
@@ -208,7 +209,8 @@ def _alone(home: Path) -> Iterator[None]:
         StorageFailed: the lock file cannot be made.
     """
     if not home.is_dir():
-        raise InvalidInput(f"home must be a folder (make it with: fl-server init), got {home}")
+        words = f"home must be a folder (make it with: {command_of(home)} init), got {home}"
+        raise InvalidInput(words)
     mode = stat.S_IMODE(home.stat().st_mode)
     if mode & 0o077:
         raise InvalidInput(f"home must be for its owner alone (mode 0700), got {mode:04o}: {home}")

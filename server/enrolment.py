@@ -53,7 +53,12 @@ class ServerIdentity:
 
 @dataclass(frozen=True, slots=True)
 class EnrolledSite:
-    """What ``enroll`` issued. ``key_sha256`` is what the site printed when it made its request."""
+    """What ``enroll`` issued, for both sides to compare.
+
+    Attributes:
+        key_sha256: what the site was shown when it made its request.
+        sha256: of the certificate; the site is shown it, root and operator when it installs.
+    """
 
     site: str
     bundle: Path
@@ -61,6 +66,7 @@ class EnrolledSite:
     sha256: str
     key_sha256: str
     root_sha256: str
+    operator: str
     not_after: dt.datetime
 
 
@@ -165,6 +171,7 @@ def enroll(
         sha256=entry.sha256,
         key_sha256=public_key_sha256(pki.leaf_key(certificate)),
         root_sha256=pki.fingerprint(root),
+        operator=bundle.operator,
         not_after=entry.not_after,
     )
 

@@ -81,6 +81,11 @@ class LinkServer:
         """The port that ``start`` bound."""
         return self._port
 
+    @property
+    def address(self) -> str:
+        """What it listens on, with the port that ``start`` bound."""
+        return f"{self._address.rpartition(':')[0]}:{self._port}"
+
     def start(self) -> None:
         """Bind and serve, in threads of its own.
 
@@ -101,7 +106,7 @@ class LinkServer:
             raise InvalidInput(f"listen address must be free, got {self._address}") from error
         server.start()
         self._server = server
-        log.info("link open", address=self._address, port=self._port)
+        log.debug("link open", address=self.address)
 
     def stop(self) -> None:
         """Say goodbye to every site and release the port."""

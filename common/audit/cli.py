@@ -34,7 +34,6 @@ NOT_CHECKED = (
 app = typer.Typer(
     name="fl-audit",
     help="Check a privacy claim without trusting whoever made it.",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
 )
@@ -53,7 +52,10 @@ def epsilon_command(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compute the epsilon of DP-SGD: one record, add or remove, Poisson sampling."""
+    """Compute the epsilon of DP-SGD steps.
+
+    For one record, added or removed, under Poisson sampling.
+    """
     event = GaussianSteps(sampling_rate, noise_multiplier, steps)
     answer: dict[str, Any] = asdict(event) | {"delta": delta}
     alone = accounting.epsilon([event], delta)
@@ -71,7 +73,7 @@ def result_command(
     folder: Annotated[Path, typer.Argument(help="A run's outcome: result.json and adapter/.")],
     as_json: AsJson = False,
 ) -> None:
-    """Recompute every epsilon and the adapter's hash from an outcome folder."""
+    """Recompute an outcome's epsilons and its adapter's hash."""
     result, claims = check_outcome(folder)
     passed = all(claim.passed for claim in claims)
     if as_json:

@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import typer
 from typer.main import get_command
 
 from client.cli import app as fl_client
 from common.audit.cli import app as fl_audit
+from common.cli import run
 from server.cli import app as fl_server
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -118,6 +120,43 @@ def test_every_console_script_is_documented(name: str) -> None:
 def test_every_command_is_documented(name: str, command: str) -> None:
     found = [resolve(n, arguments)[0][:1] for n, *arguments in invocations(README) if n == name]
     assert [command] in found
+
+
+@pytest.mark.parametrize("name", sorted(APPS))
+def test_every_help_is_plain_whole_and_fits_80_columns(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for path, command in tree_of(get_command(APPS[name])):
+        assert run(APPS[name], [*path, "--help"], name) == 0
+        usage, *lines = capsys.readouterr().out.splitlines()
+        assert usage.startswith(" ".join(["Usage:", name, *path]))
+        assert lines
+        for line in lines:
+            assert len(line) <= 80
+            assert line.isascii()
+            assert "\\" not in line
+            assert not line.endswith("...")
+        rows = described("\n".join(lines))
+        assert len(rows) >= len(command.params) + 1  # and --help
+        assert not [row for row, words in rows.items() if not re.match("[A-Za-z]", words)]
+
+
+def described(text: str) -> dict[str, str]:
+    """Each argument and option of a help text, with what is said of it."""
+    _, *sections = re.split(r"^(?:Arguments|Options|Commands):\n", text, flags=re.MULTILINE)
+    rows = re.split(r"^  (?=\S)", "\n".join(sections), flags=re.MULTILINE)[1:]
+    named = (re.split(r"\s{2,}", row.strip(), maxsplit=1) for row in rows)
+    return {row[0]: row[1] if row[1:] else "" for row in named}
+
+
+def tree_of(
+    command: click.Command, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Every command of a program, with the words that lead to it."""
+    yield path, command
+    for name, below in getattr(command, "commands", {}).items():
+        yield from tree_of(below, (*path, name))
 
 
 @pytest.mark.parametrize(

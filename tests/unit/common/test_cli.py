@@ -63,6 +63,11 @@ def test_the_option_is_given_once_before_a_command(capsys: pytest.CaptureFixture
         ([], "missing option '--site' (see: fl-client --help)"),
         (["--sight", "A"], "no such option"),
         (["--site", "A", "statsu"], "no such command 'statsu'"),
+        (["--site", "A", "dance"], "no such command 'dance' (known: status, fail, count; see: "),
+        (
+            ["--site", "A", "status", "--site", "B"],
+            "--site must be given before the command, as in: fl-client --site SITE status (see: ",
+        ),
         (["--site", "A", "count", "x"], "invalid value for 'NUMBER': 'x' is not a valid integer"),
         (["--site", "A", "fail"], "missing argument 'HOW' (see: fl-client fail --help)"),
         (["--site", "A", "status", "B"], "got unexpected extra argument (B)"),

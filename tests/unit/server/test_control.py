@@ -137,7 +137,7 @@ def test_without_a_server_the_way_to_start_one_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         LinkDown,
         match=r"^fl-server must be running for this home, got no answer at .*/control\.sock "
-        r"\(start it with: fl-server start\)$",
+        r"\(start it with: fl-server --home .* start\)$",
     ):
         control.ask(tmp_path, Request(command="jobs"))
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from common.errors import InvalidInput, LinkDown, VeiltuneError
 from common.job import SignedJob
@@ -165,8 +166,19 @@ def test_a_home_that_others_can_enter_is_refused(home: Path) -> None:
 
 
 def test_a_home_without_a_server_is_refused_with_the_way_to_make_one(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match="make it with: fl-server init"):
+    with pytest.raises(InvalidInput, match=r"make it with: fl-server --home \S+ init"):
         Daemon(tmp_path / "none")
+
+
+def test_a_start_says_where_it_listens_and_for_which_home(home: Path, trainer: Trainer) -> None:
+    daemon = Daemon(home, trainer=trainer)
+    with capture_logs() as events:
+        daemon.start()
+    daemon.stop()
+    (said,) = [event for event in events if event["log_level"] == "info"]
+    assert said["event"] == "server ready"
+    assert said["listens"] == f"127.0.0.1:{daemon.link.port}"
+    assert said["home"] == str(home)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

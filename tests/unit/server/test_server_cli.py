@@ -42,11 +42,37 @@ def test_init_makes_a_server_and_names_the_next_steps(tmp_path: Path, capsys: Ca
     assert "address      127.0.0.1:8443" in out
     assert "names        127.0.0.1, fl.example.org" in out
     assert f"move {home}/pki/root.key" in out
-    assert "fl-server start" in out
-    assert "fl-server enroll SITE.csr" in out
+    assert f"fl-server --home {home} start" in out
+    assert f"fl-server --home {home} enroll SITE.csr" in out
     assert (home / "pki" / "root.key").exists()
     assert run(home, "init", "--host", "127.0.0.1") == 2
     assert capsys.readouterr().err.startswith("error: home must not hold a server yet")
+
+
+def test_the_default_home_is_not_spelt_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cli.main(["init", "--host", "127.0.0.1"]) == 0
+    assert (tmp_path / ".veiltune" / "server" / "pki" / "root.pem").exists()
+    assert "start the server:  fl-server start\n" in capsys.readouterr().out
+    assert cli.main(["jobs"]) == 2
+    assert capsys.readouterr().err.endswith("(start it with: fl-server start)\n")
+
+
+def test_starting_without_a_server_names_the_command_that_makes_one(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    home = tmp_path / "my server"
+    assert run(home, "start") == 2
+    assert f"(make it with: fl-server --home '{home}' init)" in capsys.readouterr().err
+
+
+def fingerprint(chain: str) -> str:
+    """The sha256 of a chain's first certificate, as OpenSSL prints it."""
+    words = ["openssl", "x509", "-noout", "-fingerprint", "-sha256"]
+    done = subprocess.run(words, input=chain, capture_output=True, text=True, check=True)
+    return done.stdout.strip().rpartition("=")[2].replace(":", "").lower()
 
 
 def test_a_site_is_enrolled_and_revoked(tmp_path: Path, home: Path, capsys: Capture) -> None:
@@ -55,8 +81,13 @@ def test_a_site_is_enrolled_and_revoked(tmp_path: Path, home: Path, capsys: Capt
     csr = tmp_path / "A.csr"
     csr.write_bytes(pki.new_site_key_and_csr("A")[1])
     assert run(home, "enroll", str(csr), "--out", str(tmp_path / "sent.bundle")) == 0
-    assert "site A enrolled until" in capsys.readouterr().out
-    assert json.loads((tmp_path / "sent.bundle").read_bytes())["site"] == "A"
+    out = capsys.readouterr().out
+    assert "site A enrolled until" in out
+    sent = json.loads((tmp_path / "sent.bundle").read_bytes())
+    assert sent["site"] == "A"
+    assert f"  operator key {sent['operator']}\n" in out
+    assert f"  root         sha256 {fingerprint(sent['root'])}\n" in out
+    assert f"  certificate  sha256 {fingerprint(sent['certificate'])}\n" in out
     assert run(home, "revoke", "A") == 0
     assert run(home, "revoke", "A") == 0
     assert capsys.readouterr().out == (
@@ -160,7 +191,7 @@ def test_without_a_server_the_error_is_one_line(
     assert out == ""
     assert err == (
         "error: fl-server must be running for this home, got no answer at "
-        f"{home}/control.sock (start it with: fl-server start)\n"
+        f"{home}/control.sock (start it with: fl-server --home {home} start)\n"
     )
 
 
