@@ -135,12 +135,12 @@ class Hospitals(Federation):
                 self.start_server() if name == "server" else self.start_site(name)
         for row in ask(self.server_home, Request(command="jobs"))["jobs"]:
             if row["state"] in ("queued", "running"):
-                with suppress(VeiltuneError):
-                    ask(self.server_home, Request(command="stop", job=row["sha256"]))
-                self.wait_for(
-                    "the last test's job to end",
-                    lambda sha256=row["sha256"]: self.state(sha256)[0] not in ("queued", "running"),
-                )
+                self._end(row["sha256"])
+
+    def _end(self, sha256: str) -> None:
+        with suppress(VeiltuneError):
+            ask(self.server_home, Request(command="stop", job=sha256))
+        self.wait_for("the last test's job to end", lambda: self.is_over(sha256))
 
     def wait_for(self, what: str, done: Callable[[], object]) -> None:
         end = time.monotonic() + PATIENCE_S
@@ -162,14 +162,14 @@ class Hospitals(Federation):
 
     def finish(self, sha256: str) -> Path:
         """Wait for the end; the outcome folder."""
-        self.wait_for("the job's end", lambda: self.state(sha256)[0] not in ("queued", "running"))
+        self.wait_for("the job's end", lambda: self.is_over(sha256))
         assert self.state(sha256) == ("finished", ""), self.state(sha256)
         return self.server_home / "jobs" / sha256
 
     def fails(self, job: Job) -> str:
         """Run a job that must fail; the reason that its operator reads."""
         sha256 = self.queue(job)
-        self.wait_for("the job's end", lambda: self.state(sha256)[0] not in ("queued", "running"))
+        self.wait_for("the job's end", lambda: self.is_over(sha256))
         shown = self.show(sha256)
         assert shown["state"] == "failed", shown
         return str(shown["reason"])
@@ -184,6 +184,9 @@ class Hospitals(Federation):
             "SELECT state, reason FROM jobs WHERE sha256 = ?", sha256
         )
         return state, reason
+
+    def is_over(self, sha256: str) -> bool:
+        return self.state(sha256)[0] not in ("queued", "running")
 
     def closed(self, sha256: str) -> int:
         """The last closed round; -1 before the start was evaluated."""
@@ -296,15 +299,18 @@ def ward_job(job: "MakeJob") -> Callable[..., Job]:
     """A job on sites' notes; without privacy when so asked."""
 
     def make(
-        name: str, sites: str, *, private: bool = True, data: str = "notes", **sections: Any
+        name: str,
+        sites: str,
+        *,
+        private: bool = True,
+        data: str = "notes",
+        **sections: Mapping[str, Any],
     ) -> Job:
         none = {"mode": "none", "epsilon": None, "delta": None, "clip_norm": None}
         table = {"name": data, "population": {site: POPULATIONS[site] for site in sites}}
-        training = {"quorum": len(sites), "deadline_s": 300.0} | sections.pop("training", {})
-        privacy = ({} if private else none) | sections.pop("privacy", {})
-        return job(
-            job={"name": name}, data=table, training=training, privacy=privacy, **sections
-        )
+        training = {"quorum": len(sites), "deadline_s": 300.0, **sections.pop("training", {})}
+        privacy = {**({} if private else none), **sections.pop("privacy", {})}
+        return job(job={"name": name}, data=table, training=training, privacy=privacy, **sections)
 
     return make
 

@@ -90,6 +90,7 @@ def test_a_round_waits_for_an_absent_site_until_its_deadline_and_the_site_rejoin
     hospitals.wait_for("the end at the sites", lambda: states()[sha256] == "stopped")
 
 
+@pytest.mark.slow
 def test_the_result_states_the_steps_that_the_sites_were_charged(
     hospitals: "Hospitals", ward_job: Callable[..., Job]
 ) -> None:
@@ -113,6 +114,7 @@ def test_the_result_states_the_steps_that_the_sites_were_charged(
     assert charged == 10 * (len(answered) + 1)
 
 
+@pytest.mark.slow
 def test_sigterm_of_a_site_at_work_is_clean(
     hospitals: "Hospitals", long_job: Callable[[str], Job]
 ) -> None:
@@ -124,6 +126,7 @@ def test_sigterm_of_a_site_at_work_is_clean(
     assert "site stopped" in log
 
 
+@pytest.mark.slow
 def test_sigterm_of_the_server_at_work_is_clean_and_the_job_goes_on_at_its_next_start(
     hospitals: "Hospitals", long_job: Callable[..., Job]
 ) -> None:
@@ -139,6 +142,7 @@ def test_sigterm_of_the_server_at_work_is_clean_and_the_job_goes_on_at_its_next_
     hospitals.wait_for("rounds after it", lambda: hospitals.closed(sha256) > closed + 1)
 
 
+@pytest.mark.slow
 def test_a_second_session_of_a_site_is_refused_and_the_first_lives_on(
     hospitals: "Hospitals", ward_job: Callable[..., Job], tmp_path: Path
 ) -> None:
@@ -163,6 +167,7 @@ def test_a_second_session_of_a_site_is_refused_and_the_first_lives_on(
     hospitals.finish(hospitals.queue(ward_job("twin", "B", training={"rounds": 1})))
 
 
+@pytest.mark.slow
 def test_a_site_revoked_in_a_job_is_cut_off_and_the_job_goes_on(
     hospitals: "Hospitals", long_job: Callable[[str], Job]
 ) -> None:

@@ -29,11 +29,9 @@ def full(folder: Path) -> Iterator[None]:
     handle = os.open(filler, os.O_CREAT | os.O_WRONLY, 0o600)
     try:
         for size in (65536, 512):
-            try:
+            with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
                 while True:
                     os.write(handle, bytes(size))
-            except OSError as error:
-                assert error.errno == errno.ENOSPC
         yield
     finally:
         os.close(handle)
@@ -65,6 +63,7 @@ def test_the_server_s_disk_is_full_while_it_checkpoints(
     assert (state, reason) == ("failed", shown["reason"])
 
 
+@pytest.mark.slow
 def test_a_site_s_disk_is_full_while_it_takes_part(
     small_disks: "Hospitals", ward_job: Callable[..., Job]
 ) -> None:

@@ -1,5 +1,7 @@
 """kill -9 of the server: it takes the job up again after its last closed round."""
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,7 +46,9 @@ def kill_with_one_update(hospitals: "Hospitals", sha256: str) -> "Release":
     return held
 
 
-@pytest.mark.parametrize("private", [True, False], ids=["private", "no-privacy"])
+@pytest.mark.parametrize(
+    "private", [pytest.param(True, marks=pytest.mark.slow), False], ids=["private", "no-privacy"]
+)
 def test_a_killed_server_resumes_with_the_receipts_and_the_bytes_it_had(
     hospitals: "Hospitals",
     ward_job: Callable[..., Job],
@@ -81,3 +85,21 @@ def test_a_killed_server_resumes_with_the_receipts_and_the_bytes_it_had(
         assert all(row.payload_sha256 == receipts[row.round, site] for row in account)
     if not private:
         assert distance(outcome, unkilled(job)) <= 1e-6
+
+
+@pytest.mark.slow
+def test_a_server_killed_after_the_last_round_leaves_a_whole_outcome(
+    hospitals: "Hospitals", ward_job: Callable[..., Job]
+) -> None:
+    job = ward_job("server-killed-at-the-end", "AB", training={"rounds": 1})
+    sha256 = hospitals.queue(job)
+    hospitals.wait_for("the last round", lambda: hospitals.closed(sha256) == 1)
+    hospitals.kill("server")
+    receipts = hospitals.receipts(sha256)
+    hospitals.start_server()
+    outcome = hospitals.finish(sha256)
+    result = json.loads((outcome / "result.json").read_text())
+    weights = (outcome / "adapter" / "adapter_model.safetensors").read_bytes()
+    assert result["adapter_sha256"] == hashlib.sha256(weights).hexdigest()
+    assert {site["name"]: site["steps"] for site in result["sites"]} == {"A": 2, "B": 2}
+    assert hospitals.receipts(sha256) == receipts

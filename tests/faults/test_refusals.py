@@ -156,7 +156,9 @@ def test_an_unknown_key_is_named_and_nothing_is_queued(
     assert "misspelt" not in hospitals.command("fl-server", "jobs")
 
 
-def run(hospitals: "Hospitals", *arguments: str, site: str = "") -> subprocess.CompletedProcess[str]:
+def run(
+    hospitals: "Hospitals", *arguments: str, site: str = ""
+) -> subprocess.CompletedProcess[str]:
     script = "fl-client" if site else "fl-server"
     return subprocess.run(
         [*hospitals._prefix(script, site), *arguments],

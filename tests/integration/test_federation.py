@@ -118,8 +118,10 @@ def linked(tmp_path_factory: pytest.TempPathFactory, scenario: Path) -> Ran:
     folder = tmp_path_factory.mktemp("l")  # short: it holds a Unix socket
     ran = Ran(folder / "out", folder / "w")
     done = subprocess.run(
-        [sys.executable, "simulate.py", str(scenario), "--no-privacy", "--grid", "link"]
-        + ["--out", str(ran.out), "--work", str(ran.work)],
+        [
+            *(sys.executable, "simulate.py", str(scenario), "--no-privacy", "--grid", "link"),
+            *("--out", str(ran.out), "--work", str(ran.work)),
+        ],
         cwd=ROOT / "simulations",
         env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
         capture_output=True,
@@ -190,8 +192,10 @@ def test_a_site_s_status_states_the_epsilon_of_the_result(private: Ran) -> None:
     for site in private.result["sites"]:
         home = private.work / "sites" / site["name"]
         done = subprocess.run(
-            [console_script("fl-client"), "--site", site["name"], "--home", str(home)]
-            + ["jobs", "--json"],
+            [
+                *(console_script("fl-client"), "--site", site["name"], "--home", str(home)),
+                *("jobs", "--json"),
+            ],
             capture_output=True,
             text=True,
             check=True,
@@ -270,6 +274,7 @@ def test_a_job_is_not_run_twice_and_a_finished_one_does_not_stop(again: Federati
     assert done.stderr == "error: job must be queued or running to be stopped, got finished\n"
 
 
+@pytest.mark.slow
 def test_a_site_fetches_the_adapter_and_predicts_with_it(again: Federation, linked: Ran) -> None:
     assert "the same as in the message that closed the job" in again.command(
         "fl-client", "fetch", "wards", site="A"
