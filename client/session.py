@@ -19,18 +19,20 @@ import structlog
 
 from client.probe import diagnose
 from client.worker import Handle, Worker
-from common.errors import LinkDown, Refusal, UpdateRejected
+from common.errors import InvalidInput, LinkDown, Refusal, UpdateRejected
 from common.link import federation_pb2 as wire
 from common.link import framing
 from common.link.channel import FETCH, SERVICE, SESSION, Credentials, open_channel
 from common.link.framing import Assembler, Received
 from common.link.identity import node_id
+from common.pki import days_left
 
-FIRST_RETRY_S, LONGEST_RETRY_S = 0.2, 30.0
+FIRST_RETRY_S, LONGEST_RETRY_S, FINAL_RETRY_S = 0.2, 30.0, 60.0
 _BUSY_RETRY_S = 5.0
 _WELCOME_TIMEOUT_S = 15.0
 _FETCH_TIMEOUT_S = 600.0
 _POLL_S = 0.1
+_REMEDY = "ask the operator for a new enrolment, then start this site again"
 
 log = structlog.get_logger(__name__)
 
@@ -83,15 +85,16 @@ def run(
         Exception: whatever ``handle`` raised that is not a VeiltuneError.
     """
     worker = Worker(handle, config.site)
-    failures = 0
+    failures, told = 0, ""
     while not stop.is_set():
         session = _Session(config, cap, worker, stop)
         try:
             session.serve(lambda: observe(State(connected=True)))
             words = "the server closed the session"
         except LinkDown as error:
-            words = _words(config, error, session, stop)
-            delay_s = _delay(error, failures)
+            is_final = _is_final(config, error)
+            words = _words(config, error, session, stop) + (f"; {_REMEDY}" if is_final else "")
+            delay_s = _delay(error, failures, is_final=is_final)
         else:
             delay_s = _delay(None, 0)
         worker.raise_failure()
@@ -99,7 +102,9 @@ def run(
             break
         failures = 1 if session.is_welcome else failures + 1
         observe(State(connected=False, reason=words))
-        log.info("link down", reason=words, retry_s=round(delay_s, 1))
+        if session.is_welcome or words != told:  # said once, however often it is tried again
+            log.warning("link down", reason=words, retry_s=round(delay_s, 1))
+        told = words
         stop.wait(delay_s)
     observe(State(connected=False, reason="stopped"))
 
@@ -244,8 +249,20 @@ def _software() -> str:
         return "unversioned"
 
 
-def _delay(error: LinkDown | None, failures: int) -> float:
+def _is_final(config: LinkConfig, error: LinkDown) -> bool:
+    """Whether nothing but another certificate can help."""
+    if isinstance(error, Turned):
+        return error.reason in (wire.Refusal.ROSTER, wire.Refusal.IDENTITY)
+    try:
+        return days_left(config.certificate_pem) < 0
+    except InvalidInput:
+        return False  # what is wrong with it is the probe's to say
+
+
+def _delay(error: LinkDown | None, failures: int, *, is_final: bool = False) -> float:
     """Seconds until the next attempt: full jitter, so that sites do not return all at once."""
+    if is_final:
+        return random.uniform(FINAL_RETRY_S, 2 * FINAL_RETRY_S)
     if isinstance(error, Turned):
         # Asking again cannot help soon. A killed site's old session ends by itself, though.
         longest = _BUSY_RETRY_S if error.reason == wire.Refusal.BUSY else LONGEST_RETRY_S

@@ -1,7 +1,8 @@
 """The server's end of the link: a gRPC port that only enrolled sites get past.
 
 TLS 1.3 with client certificates required; a session's identity is the one URI in its certificate
-and nothing it says. One live session a site: a second one is refused, the first lives on.
+and nothing it says. One live session a site: a second one is refused, the first lives on. The
+roster is asked again every second, so that a revoked site loses its session where no job runs too.
 
 Not covered: messages (server/mailbox.py, server/grid.py), the words for handshakes that fail below
 gRPC (server/handshakes.py).
@@ -35,6 +36,7 @@ Fetch = Callable[[str, str], bytes | None]
 
 _CALLS = 512  # two a site at most; more than that wait
 _STOP_GRACE_S = 1.0
+_SWEEP_S = 1.0
 
 log = structlog.get_logger(__name__)
 
@@ -45,7 +47,8 @@ class LinkServer:
     Args:
         address: host:port to listen on; port 0 picks a free one.
         credentials: the server's certificate and key, and the root that sites descend from.
-        roster: asked at each session's start, before each message out, at each reply in.
+        roster: asked at each session's start, before each message out, at each reply in, and for
+            every session once a second.
         fetch: the final adapter of a job for a site, or None if it may not or cannot have it.
         software: this server's version, told to sites.
         names_handshakes: take over file descriptor 2 to log why TLS handshakes fail (in the server
@@ -73,6 +76,7 @@ class LinkServer:
         self._fetching: set[str] = set()
         self._lock = threading.Lock()
         self._is_stopping = False
+        self._stopped = threading.Event()
         self._port = 0
         self._server: grpc.Server | None = None
 
@@ -106,6 +110,7 @@ class LinkServer:
             raise InvalidInput(f"listen address must be free, got {self._address}") from error
         server.start()
         self._server = server
+        threading.Thread(target=self._sweep, name="link-sweep", daemon=True).start()
         log.debug("link open", address=self.address)
 
     def stop(self) -> None:
@@ -113,6 +118,7 @@ class LinkServer:
         with self._lock:
             self._is_stopping = True
             sessions = list(self._sessions.values())
+        self._stopped.set()
         for session in sessions:
             session.close("the server stops", framing.goodbye("the server stops"))
         if self._server is not None:
@@ -127,6 +133,10 @@ class LinkServer:
         with self._lock:
             live = [session for session in self._sessions.values() if session.is_live]
         return {session.site for session in live if session.is_welcome()}
+
+    def _sweep(self) -> None:
+        while not self._stopped.wait(_SWEEP_S):
+            self.connected()
 
     def _handlers(self) -> grpc.GenericRpcHandler:
         # No (de)serialisers: frames that do not parse are for us to refuse, in our words.

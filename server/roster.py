@@ -5,7 +5,7 @@ JSON file, replaced atomically under a lock, so that ``fl-server revoke`` and a 
 it without talking: the server looks at the file's stamp at each check and reads it again when that
 has changed. A roster that cannot be read admits nobody.
 
-Not covered: telling a connected site that it was revoked (server/link.py asks here every round).
+Not covered: telling a connected site that it was revoked (server/link.py asks here every second).
 """
 
 import datetime as dt
@@ -211,5 +211,5 @@ def _check_key(content: _Sites, site: str, entry: Issued) -> None:
             if other.revoked is not None:
                 raise InvalidInput(
                     f"key of site {site} must be a new one, got one revoked on "
-                    f"{other.revoked:%Y-%m-%d}"
+                    f"{other.revoked:%Y-%m-%d} (the site moves its pki folder away and runs init)"
                 )

@@ -4,7 +4,7 @@ Two threads serve it. The one that gRPC gave us yields frames; it asks the mailb
 letter only when the last frame has left, so a slow site holds one serialised message and nothing
 more. The other reads. The roster is asked before each letter leaves and when each reply comes in.
 
-Not covered: TLS and identity, one session a site (server/link.py).
+Not covered: TLS and identity, one session a site, asking the roster of idle ones (server/link.py).
 """
 
 import threading
@@ -52,19 +52,24 @@ class Session:
         self._sent: set[str] = set()
         self._assembler = Assembler(self._admit)
 
-    def close(self, reason: str, last_frame: bytes | None = None) -> None:
-        """End the session; ``last_frame`` tells the site why. Only the first call counts."""
+    def close(self, reason: str, last_frame: bytes | None = None) -> bool:
+        """End the session; ``last_frame`` tells the site why. Only the first call counts.
+
+        Returns:
+            Whether this was the first call.
+        """
         with self._mailbox.changed:
             if self._is_closed:
-                return
+                return False
             self._is_closed, self._last_frame = True, last_frame
             self._mailbox.changed.notify_all()
         log.info("site disconnected", site=self.site, reason=reason)
+        return True
 
     def refuse(self, reason: wire.Refusal.Reason, words: str) -> None:
         """End the session because a rule said so."""
-        log.warning("session refused", site=self.site, reason=words)
-        self.close("refused", framing.refusal(reason, words))
+        if self.close("refused", framing.refusal(reason, words)):
+            log.warning("session refused", site=self.site, reason=words)
 
     @property
     def is_live(self) -> bool:

@@ -1,3 +1,4 @@
+import datetime as dt
 import queue
 import threading
 import time
@@ -8,10 +9,12 @@ from pathlib import Path
 import grpc
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
+from structlog.testing import capture_logs
 
 from client import session
 from client.session import LinkConfig, State, run
 from client.worker import Handle
+from common import pki
 from common.errors import JobRefused, LinkDown
 from common.flower import become_server
 from common.link import federation_pb2 as wire
@@ -25,6 +28,7 @@ from simulations.loopback import HOST, Loopback, make_loopback
 JOB = "ab" * 32
 CAP = 5_000_000
 PATIENCE_S = 20.0
+REMEDY = "; ask the operator for a new enrolment, then start this site again"
 
 
 @pytest.fixture
@@ -230,9 +234,69 @@ def test_a_refused_site_hears_why_and_asks_again_slowly(
     state = site.next_state()
     assert state.reason.startswith("server refused: ")
     assert "revoked" in state.reason
+    assert state.reason.endswith(
+        "; ask the operator for a new enrolment, then start this site again"
+    )
     site.end()
-    delays = [session._delay(session.Turned(wire.Refusal.ROSTER, "x"), 0) for _ in range(50)]
-    assert min(delays) >= session.LONGEST_RETRY_S / 2
+    refusal = session.Turned(wire.Refusal.ROSTER, "x")
+    assert session._is_final(config, refusal)
+    delays = [session._delay(refusal, 0, is_final=True) for _ in range(50)]
+    assert min(delays) >= 60
+
+
+@pytest.mark.parametrize("revoked", [True, False])
+def test_what_keeps_the_link_down_is_logged_once(
+    server: LinkServer, loopback: Loopback, monkeypatch: pytest.MonkeyPatch, revoked: bool
+) -> None:
+    monkeypatch.setattr(session, "FINAL_RETRY_S", 0.01)
+    monkeypatch.setattr(session, "LONGEST_RETRY_S", 0.01)
+    config = loopback.enroll("A", server.port)
+    loopback.roster.revoke("A")
+    if not revoked:
+        server.stop()
+    with capture_logs() as events:
+        site = Site(config, echo)
+        reasons = {site.next_state().reason for _ in range(3)}
+        site.end()
+    assert len(reasons) == 1
+    assert [e["reason"] for e in events if e["event"] == "link down"] == list(reasons)
+
+
+def test_a_busy_server_or_a_broken_line_is_not_final(loopback: Loopback) -> None:
+    config = loopback.enroll("A", 1)
+    assert not session._is_final(config, session.Turned(wire.Refusal.BUSY, "x"))
+    assert not session._is_final(config, LinkDown("x"))
+
+
+def test_an_expired_certificate_is_final(loopback: Loopback) -> None:
+    key, csr = pki.new_site_key_and_csr("A")
+    issued = dt.datetime.now(dt.UTC) - dt.timedelta(days=9)
+    chain = pki.issue_site(csr, loopback.intermediate, days=3, now=issued)
+    config = LinkConfig(f"{HOST}:1", loopback.root.certificate, chain, key, "A")
+    site = Site(config, echo)
+    reason = site.next_state().reason
+    site.end()
+    assert "expired" in reason
+    assert reason.endswith(REMEDY)
+
+
+def test_a_site_revoked_while_it_idles_is_cut_off_at_once(
+    server: LinkServer, loopback: Loopback
+) -> None:
+    with capture_logs() as events:
+        site = Site(loopback.enroll("A", server.port), echo)
+        assert site.next_state().connected
+        begin = time.monotonic()
+        loopback.roster.revoke("A")
+        state = site.next_state()
+        seconds = time.monotonic() - begin
+        site.end()
+    assert not state.connected
+    assert "revoked" in state.reason
+    assert seconds < 4  # the promise is two; the machine may be busy
+    refused = [e for e in events if e["event"] == "session refused"]
+    assert [(e["site"], e["log_level"]) for e in refused] == [("A", "warning")]
+    assert "revoked" in refused[0]["reason"]
 
 
 @pytest.mark.parametrize(("failures", "longest"), [(0, 0.2), (1, 0.4), (5, 6.4), (8, 30), (99, 30)])
