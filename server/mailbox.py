@@ -6,9 +6,10 @@ site sends is matched against its own letters only: nobody answers for somebody 
 Not covered: sessions (server/session.py), whether a reply's content is any good.
 """
 
+import itertools
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from flwr.app import Message
@@ -43,6 +44,8 @@ class Mailbox:
     def __init__(self) -> None:
         self.changed = threading.Condition()
         self._open: dict[str, dict[str, Letter]] = {}
+        self._numbers: dict[tuple[str, str], int] = {}  # of open letters, in order of posting
+        self._next_number = itertools.count(1)
         self._closed: OrderedDict[str, Closed] = OrderedDict()
 
     def post(self, letter: Letter) -> bool:
@@ -52,6 +55,7 @@ class Mailbox:
             if len(letters) >= _LETTERS_PER_SITE or letter.message_id in letters:
                 return False
             letters[letter.message_id] = letter
+            self._numbers[letter.site, letter.message_id] = next(self._next_number)
             self._closed.pop(letter.message_id, None)
             self.changed.notify_all()
             return True
@@ -61,11 +65,15 @@ class Mailbox:
         with self.changed:
             self._close(site, message_id)
 
-    def next_for(self, site: str, sent: Iterable[str]) -> Letter | None:
-        """The oldest letter for ``site`` that is not in ``sent``. Hold ``changed``."""
+    def next_for(self, site: str, after: int) -> tuple[int, Letter] | None:
+        """The oldest letter for ``site`` posted after number ``after``. Hold ``changed``.
+
+        Numbers count postings, from 1: a letter that was withdrawn and is posted again, since its
+        answer may have come in between and been dropped, goes out again in the same session.
+        """
         for message_id, letter in self._open.get(site, {}).items():
-            if message_id not in sent:
-                return letter
+            if (number := self._numbers[site, message_id]) > after:
+                return number, letter
         return None
 
     def find(self, site: str, message_id: str) -> Letter | None:
@@ -99,6 +107,7 @@ class Mailbox:
         letter = self._open.get(site, {}).pop(message_id, None)
         if letter is None:
             return
+        del self._numbers[site, message_id]
         self._closed[message_id] = Closed(site, letter.cap_bytes)
         while len(self._closed) > _REMEMBERED_LETTERS:
             self._closed.popitem(last=False)

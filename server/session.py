@@ -49,7 +49,7 @@ class Session:
         self._is_greeted = False
         self._is_closed = False
         self._last_frame: bytes | None = None
-        self._sent: set[str] = set()
+        self._last_sent = 0
         self._assembler = Assembler(self._admit)
 
     def close(self, reason: str, last_frame: bytes | None = None) -> bool:
@@ -102,19 +102,19 @@ class Session:
 
     def _next_letter(self) -> Letter | None:
         """Wait for a letter that this session has not carried; None once closed."""
-        found: Letter | None = None
+        found: tuple[int, Letter] | None = None
 
         def ready() -> bool:
             nonlocal found
-            found = self._mailbox.next_for(self.site, self._sent)
+            found = self._mailbox.next_for(self.site, self._last_sent)
             return self._is_closed or found is not None
 
         with self._mailbox.changed:
             self._mailbox.changed.wait_for(ready)
         if self._is_closed or found is None or not self.is_welcome():
             return None
-        self._sent.add(found.message_id)
-        return found
+        self._last_sent, letter = found
+        return letter
 
     def _frames_of(self, letter: Letter) -> Iterator[bytes]:
         body = message_to_bytes(letter.message)

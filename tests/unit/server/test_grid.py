@@ -119,6 +119,28 @@ def test_the_deadline_closes_with_who_replied_and_a_late_reply_is_dropped(
     assert [event["site"] for event in events if event["event"] == "reply dropped"] == ["A"]
 
 
+def test_a_message_whose_reply_was_dropped_is_answered_when_it_is_sent_again(
+    server: LinkServer, loopback: Loopback
+) -> None:
+    may_answer = threading.Event()
+
+    def late(message: Message) -> Message:
+        may_answer.wait(PATIENCE_S)
+        return echo(message)
+
+    grid = LinkGrid(server, ["A"], CAP, JOB)
+    with capture_logs() as events, live(loopback.enroll("A", server.port), late) as up:
+        assert up.wait(PATIENCE_S)
+        assert list(grid.send_and_receive([train("A", 4)], timeout=0.5)) == []
+        may_answer.set()
+        end = time.monotonic() + PATIENCE_S
+        while not any(event["event"] == "reply dropped" for event in events):
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        again = list(grid.send_and_receive([train("A", 4)], timeout=PATIENCE_S))
+    assert values(again) == ["4"]
+
+
 def test_a_message_to_a_site_that_is_away_waits_for_it(
     server: LinkServer, loopback: Loopback
 ) -> None:
