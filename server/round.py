@@ -98,7 +98,8 @@ class RoundBook:
                 f"update must answer round {self.round} from {self.input_sha256[:12]}, got round "
                 f"{update.round} from {update.input_sha256[:12]}"
             )
-        norm, bound = float(np.linalg.norm(update.vector)), self.job.training.max_update_norm
+        norm = float(np.linalg.norm(update.vector.astype(np.float64)))
+        bound = self.job.training.max_update_norm
         if norm > bound:
             raise UpdateRejected(f"update norm must be at most {bound:g}, got {norm:g}")
 
