@@ -113,8 +113,7 @@ def init(context: typer.Context) -> None:
         f"  request      {made.csr}\n"
         f"  its key      sha256 {made.key_sha256}\n"
         "next:\n"
-        f"  1. send the request to the operator as {made.site}.csr, for:  "
-        f"fl-server enroll {made.site}.csr\n"
+        f"  1. send the request to the operator, for:  fl-server enroll {made.csr.name}\n"
         "  2. compare the key's sha256 with the one the operator sees, by telephone\n"
         f"  3. install what comes back:  {chosen.command} install {made.site}.bundle"
     )

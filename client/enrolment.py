@@ -81,7 +81,7 @@ class InstalledSite:
 
 
 def init_site(home: Path, site: str) -> SiteRequest:
-    """Make the site's key (mode 0600) and its signing request in ``home/pki``.
+    """Make the site's key (mode 0600) in ``home/pki`` and its signing request, ``<SITE>.csr``.
 
     A key that is there is kept, and so is its request; a lost request is made anew from the key.
 
@@ -90,13 +90,15 @@ def init_site(home: Path, site: str) -> SiteRequest:
         StorageFailed: the disk is full, or the like.
     """
     check_name("site", site)
-    key_path, csr_path = home / "pki" / "site.key", home / "pki" / "site.csr"
+    key_path, csr_path = home / "pki" / "site.key", home / f"{site}.csr"
     is_new = not exists(key_path)
     if is_new:
         make_folder(home / "pki")
         key, csr = pki.new_site_key_and_csr(site)
         write_file(key_path, key, overwrite=False)
         write_file(csr_path, csr, mode=0o644)
+    else:
+        _refuse_another(home, site)
     key = pki.read_key(key_path)
     if not exists(csr_path):
         write_file(csr_path, pki.create_csr(site, key), mode=0o644)
@@ -105,7 +107,7 @@ def init_site(home: Path, site: str) -> SiteRequest:
         raise InvalidInput(f"home of site {site} must be its own, got that of {owner} in {home}")
     if public_key != pki.load_key(key).public_key():
         raise InvalidInput(
-            f"{csr_path} must be the request of the key beside it, got another's "
+            f"{csr_path} must be the request of the key in {key_path}, got another's "
             "(remove the request, and the next init makes it anew)"
         )
     return SiteRequest(site, csr_path, public_key_sha256(public_key), is_new)
@@ -151,6 +153,18 @@ def install(
         days_left=pki.days_left(certificate, now=now),
         is_new=is_new,
     )
+
+
+def _refuse_another(home: Path, site: str) -> None:
+    """A key is one site's: whose it is, its request and its certificate say."""
+    owners = {path.stem for path in home.glob("*.csr")}
+    certificate = home / "pki" / "site.pem"
+    if exists(certificate):
+        owners.add(pki.read_identity(read_certificate(certificate)))
+    if others := sorted(owners - {site}):
+        raise InvalidInput(
+            f"home of site {site} must be its own, got that of {others[0]} in {home}"
+        )
 
 
 def _checked(home: Path, site: str, bundle: Bundle, now: dt.datetime | None) -> tuple[bytes, bytes]:

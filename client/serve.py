@@ -131,7 +131,7 @@ def _warn(home: SiteHome, identity: Identity) -> None:
         log.warning(
             "certificate expires soon",
             days_left=identity.days_left,
-            remedy="the operator enrolls the site's request (pki/site.csr) anew",
+            remedy=f"the operator enrolls the site's request ({home.site}.csr) anew",
         )
     for name, data_set in home.config.data.items():
         if not home.path(data_set.path).is_file():

@@ -92,7 +92,7 @@ class Federation:
     def _enrol(self, site: str) -> None:
         home, bundle = self.site_home(site), self.work / f"{site}.bundle"
         self.command("fl-client", "init", site=site)
-        self.command("fl-server", "enroll", str(home / "pki/site.csr"), "--out", str(bundle))
+        self.command("fl-server", "enroll", str(home / f"{site}.csr"), "--out", str(bundle))
         self.command("fl-client", "install", str(bundle), site=site)
         write_home(
             home,

@@ -105,7 +105,7 @@ class Hospitals(Federation):
         """Certificates alone; again after a revocation."""
         home, bundle = self.site_home(site), self.work / f"{site}.bundle"
         init_site(home, site)
-        enroll(self.server_home, home / "pki/site.csr", bundle)
+        enroll(self.server_home, home / f"{site}.csr", bundle)
         install(home, site, bundle)
 
     def _prefix(self, script: str, site: str = "") -> list[str]:

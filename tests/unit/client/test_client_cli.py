@@ -63,11 +63,11 @@ def test_a_site_is_set_up_by_init_and_install(tmp_path: Path, capsys: Capture) -
 
     assert run(home, "init") == 0
     out = capsys.readouterr().out
-    assert f"request      {home}/pki/site.csr" in out
+    assert f"request      {home}/A.csr\n" in out
     assert "fl-server enroll A.csr" in out
     assert f"fl-client --site A --home {home} install A.bundle" in out
 
-    made = enroll(server, home / "pki" / "site.csr", tmp_path / "A.bundle")
+    made = enroll(server, home / "A.csr", tmp_path / "A.bundle")
     assert run(home, "install", str(made.bundle), "--max-epsilon", "3.5") == 0
     out = capsys.readouterr().out
     assert f"root         sha256 {made.root_sha256}" in out

@@ -97,14 +97,32 @@ def test_a_lost_request_is_made_anew_from_the_key(home: Path, csr: Path) -> None
     assert (home / "pki" / "site.key").read_bytes() == key
 
 
-def test_a_home_has_one_site(home: Path, csr: Path) -> None:
+def test_a_request_is_named_as_it_is_sent(home: Path, csr: Path) -> None:
+    assert csr == home / "A.csr"
+
+
+@pytest.mark.parametrize("kept", ["request", "certificate"])
+def test_a_home_has_one_site(home: Path, csr: Path, kept: str) -> None:
+    install(home, "A", Operator().answer(csr), now=NOW)
+    (home / "pki" / "site.pem" if kept == "request" else csr).unlink()
     with pytest.raises(InvalidInput, match="home of site B must be its own, got that of A"):
         init_site(home, "B")
+    assert not (home / "B.csr").exists()
+
+
+def test_a_new_key_takes_the_place_of_a_revoked_one_that_was_moved_away(
+    home: Path, csr: Path
+) -> None:
+    old = csr.read_bytes()
+    (home / "pki").rename(home / "pki.revoked")
+    made = init_site(home, "A")
+    assert made.is_new
+    assert made.csr.read_bytes() != old
 
 
 def test_anothers_request_beside_the_key_is_refused(home: Path, csr: Path) -> None:
     csr.write_bytes(pki.new_site_key_and_csr("A")[1])
-    with pytest.raises(InvalidInput, match="must be the request of the key beside it"):
+    with pytest.raises(InvalidInput, match="must be the request of the key in "):
         init_site(home, "A")
 
 
