@@ -217,16 +217,21 @@ def _check(home: "SiteHome", name: str, job: "Job | None") -> None:
 def fetch(context: typer.Context, job: JobName) -> None:
     """Fetch a finished job's final adapter, verify it and keep it."""
     home = _home(context)
-    from client.export import fetch_adapter
+    from client.export import WEIGHTS, fetch_adapter
+    from common.model import file_sha256
 
     folder, kept = fetch_adapter(home, job)
-    print(f"adapter kept in {folder}\n  sha256 {kept.adapter_sha256}")
+    print(
+        f"adapter kept in {folder}\n"
+        f"  vector sha256 {kept.adapter_sha256}\n"
+        f"  file sha256   {file_sha256(folder / WEIGHTS)}  ({WEIGHTS})"
+    )
     if kept.hash_from == "closing message":
-        print("  the same as in the message that closed the job")
+        print("  vector: the same as in the message that closed the job")
     else:
         print(
             "  this site was away when the job closed: that this is its final adapter\n"
-            "  is the server's word alone (compare the sha256 with another site's)"
+            "  is the server's word alone (compare the vector's sha256 with another site's)"
         )
 
 

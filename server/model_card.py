@@ -35,7 +35,7 @@ def model_card(result: Result, job: Job) -> str:
         _quality(result, job),
         _loading(result, job),
         _limits(result),
-        f"Job sha256: `{result.job_sha256}`  \nAdapter sha256: `{result.adapter_sha256}`",
+        f"Job sha256: `{result.job_sha256}`  \nAdapter file sha256: `{result.adapter_sha256}`",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 

@@ -14,15 +14,22 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from common.words import counted
 from server.control import Line
 
 _WIDTH = 160  # of a file or a pipe, which has none
+# What a job allows, apart from what was spent; what a site declares, apart from what it has.
+_LABELS = {
+    "epsilon": "agreed epsilon",
+    "delta": "agreed delta",
+    "population": "declared records",
+}
 
 
 def follow_rounds(lines: Iterator[Line], name: str, rounds: int) -> Line:
     """Show a watched job's rounds as they close; return the answer that ends the watch."""
-    show = _bar if sys.stderr.isatty() else _plain
-    *_, answer = show(lines, name, rounds)
+    shown = _bar(lines, name, rounds) if sys.stderr.isatty() else _plain(lines, rounds)
+    *_, answer = shown
     return answer
 
 
@@ -50,13 +57,14 @@ def job_tables(shown: Line) -> None:
         ("job", f"{shown['name']} ({shown['sha256']})"),
         ("state", shown["state"] + (f": {shown['reason']}" if shown["reason"] else "")),
         ("submitted", shown["submitted_at"]),
-        *((key, _fact(value)) for key, value in constants.items()),
     ]
+    agreed = [(_LABELS.get(key, key), _fact(value)) for key, value in constants.items()]
     _print(_table(["", ""], facts))
-    _print(rounds_table(shown["closed"]))
-    _print(sites_table(shown["spent"]))
+    _section("agreed in the job", _table(["", ""], agreed))
+    _section("rounds", rounds_table(shown["closed"]))
+    _section("sites, by what was recorded", sites_table(shown["spent"]))
     if shown["outcome"]:
-        _print(Text(f"outcome: {shown['outcome']}"))
+        _print(Text(f"\noutcome: {shown['outcome']}"))
 
 
 def outcome_tables(shown: Line) -> None:
@@ -67,20 +75,21 @@ def outcome_tables(shown: Line) -> None:
     _print(
         Text(
             f"accuracy {_number(last['accuracy'])}, macro F1 {_number(last['macro_f1'])} "
-            f"after {last['round']} rounds in {seconds:.1f} s\noutcome: {shown['outcome']}"
+            f"after {counted(last['round'], 'round')} in {seconds:.1f} s\n"
+            f"outcome: {shown['outcome']}"
         )
     )
 
 
 def rounds_table(closed: Sequence[Line]) -> Table:
-    """One line a closed round."""
+    """One line a closed round; the untrained start is none."""
     rows = [
         (
-            record["round"],
+            record["round"] or "untrained start",
             _number(record["accuracy"]),
             _number(record["macro_f1"]),
             f"{record['seconds']:.2f}",
-            _size(record["bytes_up"]),
+            _size(record["bytes_up"]) if record["round"] else "",
         )
         for record in closed
     ]
@@ -100,7 +109,7 @@ def sites_table(spent: Sequence[Line]) -> Table:
         )
         for site in spent
     ]
-    return _table(["site", "updates", "steps charged", "epsilon", "delta", "bytes up"], rows)
+    return _table(["site", "updates", "steps charged", "epsilon spent", "delta", "bytes up"], rows)
 
 
 def _bar(lines: Iterator[Line], name: str, rounds: int) -> Iterator[Line]:
@@ -120,19 +129,17 @@ def _bar(lines: Iterator[Line], name: str, rounds: int) -> Iterator[Line]:
             yield line
 
 
-def _plain(lines: Iterator[Line], name: str, rounds: int) -> Iterator[Line]:
+def _plain(lines: Iterator[Line], rounds: int) -> Iterator[Line]:
     for line in lines:
         if (record := line.get("round")) and isinstance(record, dict):
-            sys.stderr.write(f"{name} round {record['round']}/{rounds}  {_said(record)}\n")
+            sys.stderr.write(f"round {record['round']}/{rounds}  {_said(record)}\n")
             sys.stderr.flush()
         yield line
 
 
 def _said(record: Line) -> str:
-    return (
-        f"accuracy {_number(record['accuracy'])}  {record['seconds']:.2f} s  "
-        f"{_size(record['bytes_up'])} up"
-    )
+    last = f"{_size(record['bytes_up'])} up" if record["round"] else "(the untrained start)"
+    return f"accuracy {_number(record['accuracy'])}  {record['seconds']:.2f} s  {last}"
 
 
 def _table(names: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
@@ -149,7 +156,14 @@ def _print(content: Table | Text) -> None:
     console.print(content, soft_wrap=isinstance(content, Text))
 
 
+def _section(heading: str, table: Table) -> None:
+    _print(Text(f"\n{heading}", style="bold"))
+    _print(table)
+
+
 def _fact(value: object) -> str:
+    if value is None:
+        return "-"
     if isinstance(value, dict):
         return ", ".join(f"{key} {item}" for key, item in value.items())
     return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from common.errors import InvalidInput
 from common.result import PrivacyStatement, Result, RoundResult, SiteResult, read_result
+from common.words import counted
 
 # Fourier transforms of other library builds differ in the last digits; nobody's privacy does.
 TOLERANCE = 1e-6
@@ -52,7 +53,7 @@ def _site_claims(site: SiteResult, result: Result) -> Iterator[Claim]:
         subject=subject,
         claim="steps",
         stated=str(site.steps),
-        found=f"0 to {rounds} rounds of {per_round} steps",
+        found=_as_rounds(site.steps, per_round, rounds),
         passed=whole,
     )
     if site.epsilon is None:
@@ -70,10 +71,19 @@ def _site_claims(site: SiteResult, result: Result) -> Iterator[Claim]:
         subject=subject,
         claim="epsilon",
         stated=_figure(site.epsilon),
-        found=f"{_figure(epsilon)} for {site.steps} steps"
+        found=f"{_figure(epsilon)} for {counted(site.steps, 'step')}"
         + ("" if passed else _steps_of(site.epsilon, result)),
         passed=passed,
     )
+
+
+def _as_rounds(steps: int, per_round: int, last: int) -> str:
+    """Steps in the only way that they can come about: a number of whole rounds."""
+    rounds, rest = divmod(steps, per_round)
+    if rest:
+        return f"no whole number of rounds of {per_round}"
+    words = f"{counted(steps, 'step')} = {counted(rounds, 'round')} of {per_round}"
+    return words if rounds <= last else f"{words}, but {counted(last, 'round')} ran"
 
 
 def _round_claims(result: Result) -> Iterator[Claim]:
@@ -100,7 +110,7 @@ def _round_claim(row: RoundResult, privacy: PrivacyStatement, charged: int, pass
         subject=f"round {row.round}",
         claim="epsilon",
         stated=_figure(row.epsilon),
-        found=f"{_figure(privacy.epsilon(steps))} for {steps} steps",
+        found=f"{_figure(privacy.epsilon(steps))} for {counted(steps, 'step')}",
         passed=passed,
     )
 
@@ -120,14 +130,15 @@ def _steps_of(epsilon: float, result: Result) -> str:
     rounds = _charged_rounds(epsilon, result.privacy, range(result.last_round + 1))
     if rounds is None:
         return "; what is stated fits no number of rounds"
-    return f"; what is stated is that of {rounds * result.privacy.local_steps} steps"
+    steps = counted(rounds * result.privacy.local_steps, "step")
+    return f"; what is stated is that of {steps}"
 
 
 def _adapter_claim(result: Result, path: Path) -> Claim:
     found = _sha256(path)
     return Claim(
         subject="adapter",
-        claim="sha256",
+        claim="file sha256",
         stated=f"{result.adapter_sha256[:16]}…",
         found=f"{found[:16]}…" if found else f"no readable adapter/{path.name}",
         passed=found == result.adapter_sha256,

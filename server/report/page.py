@@ -333,7 +333,7 @@ def _terms(result: Result) -> Markup:
 def _footer(result: Result) -> Markup:
     terms = [
         part
-        for term, value in (("Job", result.job_sha256), ("Adapter", result.adapter_sha256))
+        for term, value in (("Job", result.job_sha256), ("Adapter file", result.adapter_sha256))
         for part in (element("dt", f"{term} (sha256)"), element("dd", element("code", value)))
     ]
     check = join(

@@ -1,5 +1,6 @@
 """The adapter that a site keeps; peft and transformers by themselves are the oracle."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -94,7 +95,10 @@ def test_an_adapter_is_fetched_kept_and_tried_beside_a_live_session(
     folder = finished.home.folder / "adapters" / "wards"
     out = capsys.readouterr().out
     assert f"adapter kept in {folder}" in out
-    assert "the same as in the message that closed the job" in out
+    assert "vector: the same as in the message that closed the job" in out
+    assert f"  vector sha256 {vector_sha256(finished.vector)}\n" in out
+    weights = (folder / "adapter_model.safetensors").read_bytes()
+    assert f"  file sha256   {hashlib.sha256(weights).hexdigest()}  (adapter_model" in out
     assert json.loads((folder / "veiltune.json").read_text()) == {
         "job_sha256": finished.job.sha256,
         "labels": ["cardiology", "surgery", "urology"],

@@ -3,6 +3,8 @@ import pty
 import subprocess
 import sys
 
+import pytest
+
 from server import progress
 
 SCRIPT = """
@@ -38,10 +40,29 @@ def test_a_file_gets_one_line_a_round() -> None:
     )
     assert done.stdout == "True\n"
     assert done.stderr.splitlines() == [
-        "wards[red] round 0/2  accuracy 0.000  1.50 s  2.5 MB up",
-        "wards[red] round 1/2  accuracy 0.125  1.50 s  2.5 MB up",
-        "wards[red] round 2/2  accuracy 0.250  1.50 s  2.5 MB up",
+        "round 0/2  accuracy 0.000  1.50 s  (the untrained start)",
+        "round 1/2  accuracy 0.125  1.50 s  2.5 MB up",
+        "round 2/2  accuracy 0.250  1.50 s  2.5 MB up",
     ]
+
+
+def test_the_untrained_start_is_named_and_sends_nothing() -> None:
+    start = {"round": 0, "accuracy": 0.125, "macro_f1": 0.5, "seconds": 2.0, "bytes_up": 0}
+    table = progress.rounds_table([start, {**start, "round": 1, "bytes_up": 7000}])
+    rows = zip(*(map(str, column.cells) for column in table.columns), strict=True)
+    assert list(rows) == [
+        ("untrained start", "0.125", "0.500", "2.00", ""),
+        ("1", "0.125", "0.500", "2.00", "7.0 kB"),
+    ]
+
+
+@pytest.mark.parametrize(("rounds", "said"), [(1, "after 1 round in 2.5 s"), (2, "after 2 rounds")])
+def test_an_outcome_counts_its_rounds(
+    rounds: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    last = {"round": rounds, "accuracy": 0.5, "macro_f1": None, "seconds": 2.5, "bytes_up": 9}
+    progress.outcome_tables({"closed": [last], "spent": [], "outcome": "/jobs/ab"})
+    assert f"accuracy 0.500, macro F1 - {said}" in capsys.readouterr().out
 
 
 def test_a_site_without_privacy_has_no_epsilon() -> None:

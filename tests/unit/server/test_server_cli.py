@@ -107,9 +107,9 @@ def test_a_job_is_submitted_and_waited_for(
     assert out.startswith("job wards queued as ")
     assert "noise multiplier " in out
     assert [line.split("  ")[0] for line in err.splitlines()] == [
-        "wards round 0/2",
-        "wards round 1/2",
-        "wards round 2/2",
+        "round 0/2",
+        "round 1/2",
+        "round 2/2",
     ]
     assert "accuracy 0.500" in err
     assert f"outcome: {home}/jobs/" in out
@@ -170,7 +170,12 @@ def test_jobs_and_show_print_tables_without_cutting_a_value(
     assert run(home, "show", "wards") == 0
     out = capsys.readouterr().out
     assert "sampling_rate     0.05" in out
-    assert "A 400, B 600" in out
+    assert "declared records  A 400, B 600" in out
+    lines = [line.rstrip() for line in out.splitlines()]
+    assert "agreed epsilon    6" in lines
+    assert "epsilon spent" in out
+    headings = ["agreed in the job", "rounds", "sites, by what was recorded"]
+    assert [line for line in lines if line in headings] == headings
 
 
 def test_a_reason_is_printed_as_text_and_never_as_markup(

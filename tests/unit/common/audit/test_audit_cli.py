@@ -136,14 +136,30 @@ def test_tampered_steps_are_named_with_the_steps_that_would_fit(
     assert f"that of {3 * LOCAL_STEPS} steps" in table
 
 
-@pytest.mark.parametrize("steps", [LOCAL_STEPS + 1, (ROUNDS + 1) * LOCAL_STEPS])
+@pytest.mark.parametrize(
+    ("steps", "words"),
+    [
+        (LOCAL_STEPS + 1, "9 no whole number of rounds of 8"),
+        ((ROUNDS + 1) * LOCAL_STEPS, "48 48 steps = 6 rounds of 8, but 5 rounds ran"),
+    ],
+)
 def test_steps_that_are_no_whole_rounds_of_the_run_are_named(
-    steps: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    steps: int, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = outcome(tmp_path / "out")
     data["sites"][1] |= {"steps": steps, "epsilon": spent(steps)}
     put(tmp_path / "out", data)
     assert audit(tmp_path / "out", capsys) == (1, ["site B steps"])
+    assert main(["result", str(tmp_path / "out")]) == 1
+    assert f"FAIL site B steps {words}" in " ".join(capsys.readouterr().out.split())
+
+
+def test_steps_are_read_as_rounds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    outcome(tmp_path / "out", steps={"A": 5 * LOCAL_STEPS, "B": LOCAL_STEPS})
+    assert main(["result", str(tmp_path / "out")]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "pass site A steps 40 40 steps = 5 rounds of 8" in out
+    assert "pass site B steps 8 8 steps = 1 round of 8" in out
 
 
 def test_a_busiest_site_that_hides_a_round_contradicts_the_rounds(
@@ -167,7 +183,7 @@ def test_another_delta_for_one_site_is_named(
 def test_a_swapped_adapter_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     outcome(tmp_path / "out")
     (tmp_path / "out" / "adapter" / "adapter_model.safetensors").write_bytes(WEIGHTS + b"!")
-    assert audit(tmp_path / "out", capsys) == (1, ["adapter sha256"])
+    assert audit(tmp_path / "out", capsys) == (1, ["adapter file sha256"])
 
 
 def test_a_missing_adapter_is_a_failed_claim(
@@ -175,7 +191,7 @@ def test_a_missing_adapter_is_a_failed_claim(
 ) -> None:
     outcome(tmp_path / "out")
     (tmp_path / "out" / "adapter" / "adapter_model.safetensors").unlink()
-    assert audit(tmp_path / "out", capsys) == (1, ["adapter sha256"])
+    assert audit(tmp_path / "out", capsys) == (1, ["adapter file sha256"])
 
 
 def test_a_run_without_privacy_says_that_it_promises_nothing(
