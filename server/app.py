@@ -224,19 +224,26 @@ class _Run:
     def round(self, round_: int, vector: Vector) -> tuple[Vector, Metrics]:
         """Ask, collect, aggregate, evaluate, and make it durable."""
         begun = time.monotonic()
-        present = self._present()
-        self.checkpoints.dispatch(self.job.sha256, round_, sorted(present))
+        asked: set[str] = set()
         book = open_book(self.job, self.adapter, round_, vector)
         strategy = STRATEGIES["fedavg"](self._ask, book.read)
-        orders = strategy.configure_train(
-            round_,
-            global_record(vector),
-            ConfigRecord({"sites": sorted(present)}),
-            self.grid,
-        )
-        arrays, _ = strategy.aggregate_train(round_, collect(self.grid, orders, book))
+
+        def orders(sites: set[str]) -> list[Message]:
+            if not sites:
+                return []
+            asked.update(sites)
+            self.checkpoints.dispatch(self.job.sha256, round_, sorted(sites))
+            config = ConfigRecord({"sites": sorted(sites)})
+            return list(strategy.configure_train(round_, global_record(vector), config, self.grid))
+
+        def latecomers() -> list[Message]:
+            self._offer()
+            return orders((self.accepted & self._connected()) - asked)
+
+        first = orders(self._present())
+        arrays, _ = strategy.aggregate_train(round_, collect(self.grid, first, book, latecomers))
         answered = {receipt.site for receipt in book.receipts} | set(book.refused)
-        self.missed = (self.missed | present) - answered
+        self.missed = (self.missed | asked) - answered
         after = vector if arrays is None else read_global(arrays)
         return self._close_round(
             round_, after, book.receipts, begun, book.input_sha256, book.bytes_up

@@ -4,7 +4,7 @@ A reply that fails a check is dropped and logged once with the site and the reas
 values, and never raised on.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -109,11 +109,22 @@ def open_book(job: Job, adapter: LoadedAdapter, round_: int, vector: Vector) -> 
     return RoundBook(job, adapter, round_, vector_sha256(vector))
 
 
-def collect(grid: Grid, orders: Iterable[Message], book: RoundBook) -> Iterator[Message]:
+def collect(
+    grid: Grid,
+    orders: Iterable[Message],
+    book: RoundBook,
+    latecomers: Callable[[], Iterable[Message]] = tuple,
+) -> Iterator[Message]:
     """Replies until all have come, or the quorum has and the deadline is over.
 
     Without a quorum at the deadline the sites that have not answered are asked again; they answer
-    with the same bytes.
+    with the same bytes. Those that have come meanwhile are asked too.
+
+    Args:
+        grid: how sites are reached.
+        orders: to the sites that are asked first.
+        book: what has come.
+        latecomers: orders to accepting sites that are there now and were not asked before.
 
     Raises:
         Refusal: every site has answered and too few updates can be used.
@@ -133,6 +144,7 @@ def collect(grid: Grid, orders: Iterable[Message], book: RoundBook) -> Iterator[
             break
         if waiting:
             log.warning("quorum missed", round=book.round, have=book.accepted, need=quorum)
+        waiting |= {order.metadata.dst_node_id: order for order in latecomers()}
     if book.accepted < quorum:
         raise Refusal(
             f"round {book.round} must have {quorum} usable updates, got {book.accepted}"

@@ -91,6 +91,24 @@ def test_a_round_waits_for_an_absent_site_until_its_deadline_and_the_site_rejoin
 
 
 @pytest.mark.slow
+def test_a_round_short_of_its_quorum_takes_in_a_site_that_comes_back(
+    hospitals: "Hospitals", long_job: Callable[[str], Job]
+) -> None:
+    sha256 = hospitals.queue(long_job("latecomer"))
+    hospitals.wait_for("rounds of all", lambda: 2 in rounds_of(hospitals, sha256, "A"))
+    hospitals.kill("A")
+    last = max(rounds_of(hospitals, sha256, "A"))
+    hospitals.wait_for("rounds without A", lambda: hospitals.closed(sha256) > last + 1)
+    begun = hospitals.log_size("server")
+    hospitals.freeze("C")  # B alone is no quorum
+    hospitals.wait_for("a miss", lambda: "quorum missed" in hospitals.log("server", begun))
+    stuck = hospitals.closed(sha256) + 1
+    hospitals.start_site("A")
+    hospitals.wait_for("A and B to go on", lambda: hospitals.closed(sha256) > stuck)
+    assert {name for round_, name in hospitals.receipts(sha256) if round_ == stuck} == {"A", "B"}
+
+
+@pytest.mark.slow
 def test_the_result_states_the_steps_that_the_sites_were_charged(
     hospitals: "Hospitals", ward_job: Callable[..., Job]
 ) -> None:

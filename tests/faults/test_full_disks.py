@@ -22,6 +22,11 @@ def small_disks(hospitals: "Hospitals") -> "Hospitals":
     return hospitals
 
 
+def _write_on(handle: int, block: bytes) -> None:
+    while True:
+        os.write(handle, block)
+
+
 @contextmanager
 def full(folder: Path) -> Iterator[None]:
     """Leave not a byte on the disk of ``folder``."""
@@ -30,8 +35,7 @@ def full(folder: Path) -> Iterator[None]:
     try:
         for size in (65536, 512):
             with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
-                while True:
-                    os.write(handle, bytes(size))
+                _write_on(handle, bytes(size))
         yield
     finally:
         os.close(handle)
