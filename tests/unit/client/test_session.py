@@ -168,7 +168,7 @@ def test_a_message_resent_while_it_is_handled_is_handled_once(
         live.close("a test breaks the connection")
     states = [site.next_state() for _ in range(3)]
     assert [state.connected for state in states] == [True, False, True]
-    while server.mailbox.next_for("A", server._sessions["A"]._sent) is not None:
+    while server.mailbox.next_for("A", server._sessions["A"]._last_sent) is not None:
         time.sleep(0.01)  # until the message has left again
     time.sleep(0.2)
     may_answer.set()
