@@ -194,10 +194,10 @@ def test_a_site_revoked_in_a_job_is_cut_off_and_the_job_goes_on(
     begun = hospitals.log_size("C")
     hospitals.command("fl-server", "revoke", "C")
     hospitals.wait_for("C to hear of it", lambda: "revoked" in hospitals.log("C", begun))
-    last = max(rounds_of(hospitals, sha256, "C"))
+    last = hospitals.closed(sha256) + 1  # C may have answered it before it was cut off
     try:
-        hospitals.wait_for("rounds without C", lambda: hospitals.closed(sha256) > last + 2)
-        assert max(rounds_of(hospitals, sha256, "C")) == last
+        hospitals.wait_for("rounds without C", lambda: hospitals.closed(sha256) > last + 1)
+        assert max(rounds_of(hospitals, sha256, "C")) <= last
     finally:
         hospitals.terminate("C")
         shutil.rmtree(hospitals.site_home("C") / "pki")  # a revoked key does not come back
