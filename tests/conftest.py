@@ -322,6 +322,12 @@ class Logs:
         return "\n".join(repr(event) for event in self.events)
 
 
+@pytest.fixture(autouse=True)
+def _logs_as_by_default() -> None:
+    """A command that an earlier test ran may have set a level that hides events."""
+    structlog.reset_defaults()
+
+
 @pytest.fixture
 def logs() -> Iterator[Logs]:
     with structlog.testing.capture_logs() as events:
