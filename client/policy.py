@@ -1,15 +1,21 @@
 """What a site refuses, before it opens any data.
 
-Reasons here follow from the job and the site's own file alone, so the operator may read them.
+Reasons here follow from the job and the site's own file, so the operator may read them. One alone
+follows from what was spent before: whether the limit over the life of the data is passed, not by
+how much.
 """
 
 from collections.abc import Iterable
+
+import structlog
 
 from client.config import SiteHome
 from client.outbox import Charge
 from common.errors import InvalidInput, JobRefused
 from common.job import Job, SignedJob, require_site, verify_job
 from common.privacy.accounting import GaussianSteps, epsilon
+
+log = structlog.get_logger(__name__)
 
 
 def admit(signed: SignedJob, home: SiteHome, charges: Iterable[Charge]) -> Job:
@@ -57,9 +63,16 @@ def _require_budget(job: Job, home: SiteHome, charges: Iterable[Charge]) -> None
     earlier = [c.event for c in charges if c.job_sha256 != job.sha256 and c.is_private]
     total = epsilon([*earlier, plan(job)], policy.max_delta)
     if total > policy.max_epsilon:
+        # The total tells of other operators' jobs, so it stays in this site's own log.
+        log.warning(
+            "job over the life's limit",
+            job=job.job.name,
+            epsilon=total,
+            max_epsilon=policy.max_epsilon,
+        )
         raise JobRefused(
-            f"epsilon over the life of this site's data must be at most {policy.max_epsilon:g}, "
-            f"got {total:.3f} with this job"
+            f"epsilon over the life of this site's data must stay within its limit of "
+            f"{policy.max_epsilon:g}, got more with this job"
         )
 
 

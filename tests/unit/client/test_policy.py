@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from structlog.testing import capture_logs
 
 from client.config import SiteConfig, SiteHome
 from client.outbox import Charge
@@ -112,6 +113,20 @@ def test_the_life_of_the_data_is_measured_by_the_accountant_over_all_events() ->
     admit(sign_job(job, KEY), home(max_epsilon=total + 1e-6), earlier)
     with pytest.raises(JobRefused, match="epsilon over the life"):
         admit(sign_job(job, KEY), home(max_epsilon=total - 1e-3), earlier)
+
+
+def test_what_the_site_spent_on_other_jobs_stays_in_its_own_log() -> None:
+    job = make()
+    earlier = [charge(job, 12), charge(make(sampling_rate=0.2), 7)]
+    with capture_logs() as events, pytest.raises(JobRefused) as caught:
+        admit(sign_job(job, KEY), home(), earlier)
+    assert str(caught.value) == (
+        "epsilon over the life of this site's data must stay within its limit of 4, "
+        "got more with this job"
+    )
+    (event,) = events
+    assert event["log_level"] == "warning"
+    assert event["epsilon"] == epsilon([c.event for c in earlier] + [plan(job)], 1e-5)
 
 
 def test_a_jobs_own_charges_are_part_of_its_plan() -> None:
