@@ -59,7 +59,7 @@ class Spending:
 
     @property
     def left(self) -> float:
-        """What the policy still allows; a job of that epsilon, alone, always fits."""
+        """About what the policy still allows: epsilons of jobs do not simply add up."""
         return max(0.0, self.max_epsilon - self.epsilon)
 
 
