@@ -170,7 +170,8 @@ def _job(row: JobRow) -> Job:
 
 
 def _load(home: SiteHome, job: Job) -> LoadedAdapter:
-    return load_adapter(job, require_base(job, home.models), home.config.runtime.device)
+    folder = require_base(job, home.models, download=False)
+    return load_adapter(job, folder, home.config.runtime.device)
 
 
 def _keep(home: SiteHome, job: Job, adapter: LoadedAdapter, vector: Vector, kept: Kept) -> Path:

@@ -18,10 +18,21 @@ from client.train import Trainer
 from common.adapter import LoadedAdapter, Vector, load_adapter, vector_sha256
 from common.data.readers import drop_duplicates, read_records
 from common.data.records import Record, require_labels
-from common.errors import InvalidInput, JobRefused, RoundRefused, SelfCheckFailed
+from common.errors import InvalidInput, JobRefused, Refusal, RoundRefused, SelfCheckFailed
 from common.flower import content_from_bytes, content_to_bytes
 from common.job import Job, SignedJob
-from common.messages import Closing, Order, Receipt, Update, job_cap, update
+from common.log import describe
+from common.messages import (
+    NO_UPDATE,
+    WRONG_BASE,
+    Closing,
+    Order,
+    Receipt,
+    Update,
+    job_cap,
+    update,
+    verdict,
+)
 from common.model import require_base
 from common.privacy.accounting import GaussianSteps
 from common.privacy.mechanism import mechanism_of
@@ -31,6 +42,10 @@ from common.tasks import task_of
 from common.tasks.batches import Example
 
 NOT_PARTICIPATING = "not participating"
+
+# Our own refusals, and what torch and numpy raise on numbers or memory. A full disk is not among
+# them: then nothing was handed out, and the round stays charged.
+_NO_UPDATE_ERRORS = (Refusal, RuntimeError, ValueError, ArithmeticError, MemoryError)
 
 log = structlog.get_logger(__name__)
 
@@ -71,7 +86,12 @@ class Site:
     def _prepare(self, job: Job) -> Trainer:
         """Base model first, then data, then the self-checks."""
         try:
-            folder = require_base(job, self.home.models)
+            folder = require_base(job, self.home.models, download=False)
+        except (InvalidInput, JobRefused) as error:
+            # The reason tells of folders on this machine: it stays here.
+            log.error("base model refused", job=job.job.name, reason=str(error))
+            raise JobRefused(WRONG_BASE) from error
+        try:
             adapter = load_adapter(job, folder, self.home.config.runtime.device)
         except InvalidInput as error:
             raise JobRefused(str(error)) from error
@@ -141,21 +161,29 @@ class Site:
         )
         self.outbox.reserve(key, event, vector.astype("<f4").tobytes())
         log.info("round starts", job=job.job.name, round=key.round, steps=event.steps)
-        change = trainer.train_round(vector, key.round)
-        content = update(
-            job,
-            trainer.adapter.table,
-            Update(
-                vector=change,
-                round=key.round,
-                input_sha256=key.input_sha256,
-                steps=event.steps,
-                charged_steps=sum(c.event.steps for c in self.outbox.charges(job.sha256)),
-            ),
-        )
-        stored = self.outbox.store(key, content_to_bytes(content))
+        stored = self.outbox.store(key, content_to_bytes(self._content(trainer, key, vector)))
         self._tell(job, key.round)
         return stored
+
+    def _content(self, trainer: Trainer, key: RoundKey, vector: Vector) -> RecordDict:
+        """A reserved round's one answer: its update or, in fixed words, that there is none.
+
+        Whatever goes wrong from the first sampled record on is stored like an update: asked again,
+        the site would train with fresh noise, and failures that tell of records could be counted.
+        """
+        job = trainer.job
+        try:
+            result = Update(
+                vector=trainer.train_round(vector, key.round),
+                round=key.round,
+                input_sha256=key.input_sha256,
+                steps=job.training.local_steps,
+                charged_steps=sum(c.event.steps for c in self.outbox.charges(job.sha256)),
+            )
+            return update(job, trainer.adapter.table, result)
+        except _NO_UPDATE_ERRORS as error:
+            log.error("no update", job=job.job.name, round=key.round, reason=describe(error))
+            return verdict(accepted=False, reason=NO_UPDATE)
 
     def _tell(self, job: Job, round_: int) -> None:
         """Say in this site's own log what it has spent, once a round is durable."""

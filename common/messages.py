@@ -21,6 +21,10 @@ from common.link.payload import message_cap, pack, unpack
 
 OFFER, TRAIN, CLOSE = "query.offer", "train", "query.close"
 
+# What a site says when its reasons are its own.
+NO_UPDATE = "update could not be made"
+WRONG_BASE = "model.base must be the job's at this site, got another or none"
+
 _UPDATE_KEYS = {"arrays", "manifest", "round"}
 _ROUND_KEYS = {"round", "input_sha256", "steps", "charged_steps"}
 GLOBAL_CODEC = CODECS["fp32"]
@@ -86,7 +90,11 @@ def read_offer(content: RecordDict) -> SignedJob:
 
 
 def verdict(*, accepted: bool, reason: str = "") -> RecordDict:
-    """A site's yes or no; ``reason`` follows from the job and the site's own file alone."""
+    """A site's yes or no.
+
+    ``reason`` follows from the job and the site's own file alone, or is fixed words: once records
+    have been sampled, a number in it would be a release.
+    """
     return RecordDict({"verdict": ConfigRecord({"accepted": accepted, "reason": reason[:500]})})
 
 

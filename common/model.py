@@ -10,7 +10,7 @@ Not covered: pickled weights and models that bring code (``auto_map``); both are
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -34,6 +34,7 @@ HASHED_FILES = (
     "vocab.txt",
 )
 HASHED_SUFFIXES = (".safetensors", ".model")
+_INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +55,20 @@ BUILTINS = {
 }
 
 
-def locate(base: str, revision: str = "", local: Mapping[str, Path] | None = None) -> Path:
+def locate(
+    base: str,
+    revision: str = "",
+    local: Mapping[str, Path] | None = None,
+    *,
+    download: bool = True,
+) -> Path:
     """The folder that holds ``base``.
 
     Args:
         base: ``builtin:...``, an absolute or ``./`` path, or a hub id ``owner/name``.
         revision: the 40-hex commit of a hub id.
         local: this machine's own places for some bases, which go first.
+        download: whether a hub id may be fetched; else it must be in the hub's cache already.
 
     Raises:
         InvalidInput: there is no such model here.
@@ -71,7 +79,7 @@ def locate(base: str, revision: str = "", local: Mapping[str, Path] | None = Non
         return _builtin(base)
     if base.startswith(("/", "./", "../")):
         return _folder(Path(base))
-    return _hub(base, revision)
+    return _hub(base, revision, download=download)
 
 
 def _folder(path: Path) -> Path:
@@ -101,7 +109,7 @@ def _builtin(base: str) -> Path:
     return folder
 
 
-def _hub(base: str, revision: str) -> Path:
+def _hub(base: str, revision: str, *, download: bool) -> Path:
     if base.count("/") != 1 or not revision:
         raise InvalidInput(
             "model.base must be builtin:NAME, a local folder, or a hub id owner/name with a "
@@ -112,7 +120,10 @@ def _hub(base: str, revision: str) -> Path:
 
     patterns = [*HASHED_FILES, *(f"*{suffix}" for suffix in HASHED_SUFFIXES)]
     try:
-        return Path(snapshot_download(base, revision=revision, allow_patterns=patterns))
+        found = snapshot_download(
+            base, revision=revision, allow_patterns=patterns, local_files_only=not download
+        )
+        return Path(found)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise InvalidInput(
@@ -162,8 +173,18 @@ def folder_hash(folder: Path) -> str:
     for name in ("config.json", "tokenizer_config.json"):
         if name in names and "auto_map" in _json(folder / name):
             raise InvalidInput(f"{name} must not bring code (auto_map), got one that does")
+    _require_own_shards(folder, names)
     table = {name: file_sha256(folder / name) for name in names}
     return hashlib.sha256(rfc8785.dumps(table)).hexdigest()
+
+
+def _require_own_shards(folder: Path, names: Sequence[str]) -> None:
+    """An index may name any path; only files that are hashed here may be loaded."""
+    if _INDEX not in names:
+        return
+    shards = _json(folder / _INDEX).get("weight_map")
+    if not isinstance(shards, dict) or not set(shards.values()) <= set(names):
+        raise InvalidInput(f"{_INDEX} must name weights in its own folder, got others")
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -176,13 +197,17 @@ def _json(path: Path) -> dict[str, Any]:
     return loaded
 
 
-def require_base(job: Job, local: Mapping[str, Path] | None = None) -> Path:
+def require_base(
+    job: Job, local: Mapping[str, Path] | None = None, *, download: bool = True
+) -> Path:
     """The job's base on this machine, once its content hash has been checked.
+
+    A site never downloads: a job that somebody else wrote would choose what and how much.
 
     Raises:
         JobRefused: another model under the same name.
     """
-    folder = locate(job.model.base, job.model.revision, local)
+    folder = locate(job.model.base, job.model.revision, local, download=download)
     found = folder_hash(folder)
     if found != job.model.sha256:
         raise JobRefused(

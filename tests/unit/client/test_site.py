@@ -14,9 +14,9 @@ from client.outbox import Outbox
 from common import messages
 from common.adapter import Vector, load_adapter, vector_sha256
 from common.errors import JobRefused, RoundRefused, SelfCheckFailed, StorageFailed
-from common.flower import content_to_bytes
+from common.flower import content_from_bytes, content_to_bytes
 from common.job import Job, SignedJob, sign_job
-from common.messages import Closing, Order, Receipt, read_update
+from common.messages import WRONG_BASE, Closing, Order, Receipt, read_update
 from common.privacy import noise, sampling
 from common.privacy.stream import Stream
 
@@ -114,6 +114,32 @@ def test_rounds_past_the_jobs_last_or_before_the_latest_are_refused(
     assert sum(c.event.steps for c in one.outbox.charges()) == 2
 
 
+def test_a_round_without_an_update_is_answered_once_in_words_without_a_number(
+    job: MakeJob, site: MakeSite, sign: Sign
+) -> None:
+    """A learning rate that overflows: how many numbers did would be a count of the records."""
+    draws: list[tuple[str, int, int]] = []
+
+    def keys(purpose: str, round_: int, step: int) -> bytes:
+        draws.append((purpose, round_, step))
+        return os.urandom(32)
+
+    one = site(keys=keys)
+    wild = {"learning_rate": 1e4, "weight_decay": 1, "local_steps": 10}
+    signed = sign(job(training=wild))
+    answers = [content_to_bytes(one.answer(Order(signed, 1, None), start(signed.job)))]
+    trained = [draw for draw in draws if draw[1] == 1]
+    answers += [
+        content_to_bytes(one.answer(Order(signed, 1, None), start(signed.job))) for _ in range(3)
+    ]
+    said = messages.read_verdict(content_from_bytes(answers[0]))
+    assert said == messages.Verdict(is_accepted=False, reason="update could not be made")
+    assert answers == answers[:1] * 4
+    assert [draw for draw in draws if draw[1] == 1] == trained
+    assert len(trained) == 2 * 10
+    assert [c.event.steps for c in one.outbox.charges()] == [10]
+
+
 def test_a_closed_job_trains_no_more(job: MakeJob, site: MakeSite, sign: Sign) -> None:
     one, signed = site(), sign(job())
     ask(one, signed)
@@ -172,10 +198,17 @@ def test_another_base_is_refused_before_data_is_opened(
 ) -> None:
     one = site()
     (one.home.folder / "notes.csv").unlink()
-    with pytest.raises(JobRefused, match=r"model\.sha256 must be that of the base here"):
-        one.consider(sign(job(model={"sha256": "ab" * 32})))
-    with pytest.raises(JobRefused, match=r"model\.base must be a folder"):
-        one.consider(sign(job(model={"base": str(tmp_path / "none")})))
+    words = []
+    for model in (
+        {"sha256": "ab" * 32},
+        {"base": str(tmp_path / "none")},
+        {"base": str(one.home.folder)},
+        {"base": "owner/name", "revision": "ab" * 20},
+    ):
+        with pytest.raises(JobRefused) as refusal:
+            one.consider(sign(job(model=model)))
+        words.append(str(refusal.value))
+    assert words == [WRONG_BASE] * 4, "whatever is on this site's disk, the operator reads the same"
 
 
 def test_a_job_beyond_policy_is_refused_before_data_is_opened(

@@ -164,3 +164,16 @@ def test_the_tokenizer_is_the_bases(base: Path) -> None:
     tokenizer = load_tokenizer(base)
     assert tokenizer("w0 w299")["input_ids"] == [2, 57, 356, 3]
     assert tokenizer.pad_token_id == 0
+
+
+def test_an_index_that_names_weights_outside_its_folder_is_refused(
+    tiny_base: Any,  # noqa: ANN401
+    tmp_path: Path,
+) -> None:
+    folder = shutil.copytree(tiny_base.folder, tmp_path / "base")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "model.safetensors"}}))
+    assert len(folder_hash(folder)) == 64
+    index.write_text(json.dumps({"weight_map": {"a": "../elsewhere.safetensors"}}))
+    with pytest.raises(InvalidInput, match="must name weights in its own folder"):
+        folder_hash(folder)
