@@ -24,6 +24,7 @@ CONFIG_FILE = "site.toml"
 
 _SITE_TOML = """\
 # This file is yours: the site decides here what it takes part in. Nothing ever overwrites it.
+# It is read when the site starts: after a change, start the site again.
 
 site = "{site}"
 server = "{server}"

@@ -164,6 +164,12 @@ def test_a_bundle_becomes_certificate_root_and_settings(home: Path, csr: Path) -
     }  # fmt: skip
 
 
+def test_the_file_says_when_it_is_read(home: Path, csr: Path) -> None:
+    install(home, "A", Operator().answer(csr), now=NOW)
+    head, _, _ = (home / "site.toml").read_text().partition("\n\n")
+    assert "read when the site starts" in head
+
+
 def test_the_commented_example_is_a_data_section(home: Path, csr: Path) -> None:
     install(home, "A", Operator().answer(csr), now=NOW)
     lines = (home / "site.toml").read_text().splitlines()
