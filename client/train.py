@@ -32,7 +32,7 @@ class Trainer:
         adapter: the base with the adapter, and its tokenizer.
         examples: the site's encoded records. Sensitive.
         mechanism: what bounds and hides them.
-        physical_batch: examples that are in memory at once; never changes what is computed.
+        physical_batch: examples in memory at once; changes what is computed by rounding alone.
     """
 
     job: Job

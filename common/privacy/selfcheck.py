@@ -1,10 +1,12 @@
 """Refuse to train when the mechanism is not what the accountant thinks it is.
 
-The checks run on the loaded model and on the very functions that training calls, before a job's
-first release, with public inputs. Each is a name and a function in ``CHECKS``; a new one is a line
-there. Statistical ones refuse a sound mechanism less than once in ten million runs.
+The checks run on the loaded model, before a job's first release, with public inputs: on the
+mechanism that training will use and on its path from a loss to per-sample gradients. Each is a name
+and a function in ``CHECKS``; a new one is a line there. Statistical ones refuse a sound mechanism
+less than once in ten million runs.
 
-Not covered: a defect that shows only on certain records; a hostile operating system.
+Not covered: the loop around the two (client/train.py); a defect that shows only on certain records;
+a hostile operating system.
 """
 
 import math
