@@ -9,7 +9,6 @@ sites own theirs; what they state is kept in the receipts).
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any, Literal, get_args
@@ -66,7 +65,6 @@ class JobRow:
     reason: str
     submitted_at: str
     changed_at: str
-    outcome: dict[str, Any] | None
     signed_bytes: bytes = dataclasses.field(repr=False)
 
     @property
@@ -138,10 +136,6 @@ class Checkpoints:
         if state not in STATES:
             raise InvalidInput(f"state must be one of {', '.join(STATES)}, got {state!r}")
         self._update(job_sha256, state=state, reason=reason)
-
-    def set_outcome(self, job_sha256: str, outcome: dict[str, Any]) -> None:
-        """Keep whatever else the job's result needs, as JSON."""
-        self._update(job_sha256, outcome=json.dumps(outcome, allow_nan=False))
 
     def dispatch(self, job_sha256: str, round_: int, sites: Iterable[str]) -> None:
         """Record, before any message of the round goes out, who may be charged for it."""
@@ -283,7 +277,6 @@ def _keys(job_sha256: str) -> sa.Select[tuple[int, str]]:
 
 def _job_row(row: RowMapping) -> JobRow:
     values = {name: row[name] for name in _names(JobRow) if name in row}
-    values["outcome"] = None if row["outcome"] is None else json.loads(row["outcome"])
     return JobRow(**values, signed_bytes=bytes(row["signed"]))
 
 

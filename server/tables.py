@@ -14,7 +14,6 @@ jobs = sa.Table(
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("submitted_at", sa.String(20), nullable=False),
     sa.Column("changed_at", sa.String(20), nullable=False),
-    sa.Column("outcome", sa.Text),
     sqlite_autoincrement=True,
 )
 

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from common.errors import InvalidInput
-
 Vector = NDArray[np.float32]
 
 
@@ -26,26 +24,6 @@ class Codec:
     itemsize: int
     encode: Callable[[Vector], bytes]
     decode: Callable[[bytes], Vector]
-
-
-def round_to_bfloat16(vector: Vector) -> Vector:
-    """The nearest bfloat16 values, as float32.
-
-    >>> round_to_bfloat16(np.float32([1.00390625, 1.01171875])).tolist()
-    [1.0, 1.015625]
-    """
-    return _decode_bf16(_encode_bf16(vector))
-
-
-def codec_of(name: str) -> Codec:
-    """The codec called ``name``.
-
-    Raises:
-        InvalidInput: there is none.
-    """
-    if name not in CODECS:
-        raise InvalidInput(f"codec must be one of {', '.join(CODECS)}, got {name!r}")
-    return CODECS[name]
 
 
 def _encode_fp32(vector: Vector) -> bytes:

@@ -100,18 +100,6 @@ def unpack(content: RecordDict, table: Table, codec: Codec) -> Vector:
     return vector
 
 
-def payload_sha256(content: RecordDict) -> str:
-    """The sha256 that a packed content claims for its buffer (``unpack`` verifies it).
-
-    Raises:
-        UpdateRejected: the content carries no payload.
-    """
-    value = _manifest(content).get("sha256")
-    if not isinstance(value, str):
-        raise UpdateRejected("manifest must hold a sha256, got none")
-    return value
-
-
 def _manifest(content: RecordDict) -> ConfigRecord:
     record = content.config_records.get(MANIFEST)
     if record is None:
