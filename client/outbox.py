@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import InvalidInput, RoundRefused, StorageFailed
+from common.files import make_private
 from common.privacy.accounting import GaussianSteps, epsilon
 
 _SCHEMA = """
@@ -93,6 +94,7 @@ class Outbox:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()
+        make_private(path)  # SQLite gives its journal the same mode
         with self._open() as db:
             db.executescript(_SCHEMA)
 

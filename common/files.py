@@ -58,6 +58,19 @@ def write_file(path: Path, data: bytes, *, mode: int = 0o600, overwrite: bool = 
         sync_folder(path.parent)
 
 
+def make_private(path: Path) -> None:
+    """Make an empty file for its owner alone, before a library makes it under the umask.
+
+    A file that is there keeps its mode: it is its owner's choice.
+
+    Raises:
+        StorageFailed: it cannot be made.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    with _in_words(path), contextlib.suppress(FileExistsError):
+        os.close(os.open(path, flags, 0o600))
+
+
 def exists(path: Path) -> bool:
     """Whether anything has the name ``path``.
 

@@ -8,10 +8,10 @@ Not covered: network file systems whose locks or syncs lie.
 """
 
 import contextlib
-import os
 import sqlite3
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -20,6 +20,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
 from common.errors import InvalidInput, StorageFailed
+from common.files import make_private
 
 _BUSY_S = 30.0
 
@@ -99,7 +100,7 @@ def _engine(url: URL) -> Engine:
         if url.database in (None, "", ":memory:"):
             options["poolclass"] = StaticPool  # a second connection would be a second database
         else:
-            _keep_private(str(url.database))
+            make_private(Path(url.database))
     try:
         engine = sa.create_engine(url, **options)
     except (SQLAlchemyError, ImportError) as error:
@@ -110,16 +111,6 @@ def _engine(url: URL) -> Engine:
         sa.event.listen(engine, "connect", _set_up_sqlite)
         sa.event.listen(engine, "begin", _begin)
     return engine
-
-
-def _keep_private(path: str) -> None:
-    """Make the file before SQLite does, for its owner alone."""
-    try:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-    except OSError as error:
-        raise StorageFailed(
-            f"checkpoint must be opened at {path}, got: {error.strerror}"
-        ) from error
 
 
 def _set_up_sqlite(connection: sqlite3.Connection, _: object) -> None:

@@ -56,6 +56,17 @@ def test_a_round_is_charged_before_it_is_trained(outbox: Outbox, path: Path) -> 
     assert outbox.stored(key()) is None
 
 
+def test_the_account_and_its_journal_are_their_owners_alone(path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        with Outbox(path)._transaction() as db:
+            db.execute("INSERT INTO job VALUES ('ab', 'first', x'', 'running', '', 0)")
+            modes = {file.name: file.stat().st_mode & 0o777 for file in path.parent.iterdir()}
+    finally:
+        os.umask(before)
+    assert modes == {"account.db": 0o600, "account.db-journal": 0o600}
+
+
 def test_bytes_stored_first_are_the_ones_sent_ever_after(outbox: Outbox, path: Path) -> None:
     outbox.reserve(key(), EVENT, b"start")
     assert outbox.store(key(), b"first") == b"first"
@@ -243,7 +254,7 @@ def test_an_account_that_is_no_database_is_refused(path: Path) -> None:
 
 
 def test_a_read_only_account_is_refused_before_anything_is_charged(tmp_path: Path) -> None:
-    with pytest.raises(StorageFailed, match=r"account must be written to"):
+    with pytest.raises(StorageFailed, match=r"account.db.*the folder is missing"):
         Outbox(tmp_path / "missing" / "account.db")
 
 

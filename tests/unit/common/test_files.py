@@ -14,7 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import InvalidInput, StorageFailed
-from common.files import exists, locked, make_folder, read_file, read_private, write_file
+from common.files import (
+    exists,
+    locked,
+    make_folder,
+    make_private,
+    read_file,
+    read_private,
+    write_file,
+)
 
 
 def mode_of(path: Path) -> int:
@@ -119,6 +127,28 @@ def test_what_is_no_plain_file_is_refused_without_waiting(tmp_path: Path) -> Non
     for path in (tmp_path / "none", tmp_path / "a\x00b", tmp_path / ("x" * 300)):
         with pytest.raises(InvalidInput, match="must be a readable file"):
             read_file(path, max_bytes=10)
+
+
+def test_a_file_made_private_is_empty_and_its_owners_alone(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        make_private(tmp_path / "account.db")
+    finally:
+        os.umask(before)
+    assert mode_of(tmp_path / "account.db") == 0o600
+    assert (tmp_path / "account.db").read_bytes() == b""
+
+
+def test_a_file_that_is_there_is_not_made_again(tmp_path: Path) -> None:
+    path = tmp_path / "account.db"
+    write_file(path, b"kept", mode=0o640)
+    make_private(path)
+    assert (path.read_bytes(), mode_of(path)) == (b"kept", 0o640)
+
+
+def test_a_file_that_cannot_be_made_private_is_told_in_words(tmp_path: Path) -> None:
+    with pytest.raises(StorageFailed, match="the folder is missing"):
+        make_private(tmp_path / "nowhere" / "account.db")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")

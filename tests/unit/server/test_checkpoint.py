@@ -192,7 +192,7 @@ def test_a_file_that_is_no_database_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_a_missing_folder_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(StorageFailed, match=r"got: No such file or directory$"):
+    with pytest.raises(StorageFailed, match=r"but the folder is missing$"):
         Checkpoints(url(tmp_path / "none" / "state.db"))
 
 
