@@ -75,14 +75,15 @@ def run(
 
     Args:
         config: the server and this site's certificate.
-        handle: answers one message; called from one other thread.
+        handle: answers one message; called from one other thread. What it raises is logged, and
+            the server is told no more than that this site does not take part.
         cap: the most bytes a message of a job (by sha256) may have; for a job it does not know,
             ``common.link.framing.UNKNOWN_JOB_CAP_BYTES``.
         stop: ends it. A message being handled then is abandoned.
         observe: told of every change of state.
 
     Raises:
-        Exception: whatever ``handle`` raised that is not a VeiltuneError.
+        Exception: a reply that ``handle`` gave could not be written.
     """
     worker = Worker(handle, config.site)
     failures, told = 0, ""

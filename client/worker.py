@@ -17,11 +17,12 @@ from flwr.app import Error, Message
 from common.errors import VeiltuneError
 from common.flower import message_to_bytes
 from common.link import framing
+from common.log import frames
 
 Handle = Callable[[Message], Message]
 Send = Callable[[Iterator[bytes]], None]
 
-_NOT_PARTICIPATING = 0  # Flower's code for an error without a kind
+_UNKNOWN_ERROR = 0  # Flower's code for an error without a kind
 
 log = structlog.get_logger(__name__)
 
@@ -62,11 +63,11 @@ class Worker:
 
     @property
     def has_failed(self) -> bool:
-        """Whether the handler raised what nobody expected; the thread is gone then."""
+        """Whether a reply could not be written; the thread is gone then."""
         return self._failure is not None
 
     def raise_failure(self) -> None:
-        """Raise in the caller's thread what the handler raised."""
+        """Raise in the caller's thread what ended this one."""
         if self._failure is not None:
             raise self._failure
 
@@ -84,7 +85,16 @@ class Worker:
         except VeiltuneError as error:
             # The reason may follow from records: it stays here.
             log.error("message refused", type=message.metadata.message_type, reason=str(error))
-            return Message(Error(_NOT_PARTICIPATING, "not participating"), reply_to=message)
+        # As broad as can be: whatever a message runs into, out of memory included, the site goes on
+        # for its other jobs. An exception's words may hold a record: no log or server gets them.
+        except Exception as error:  # noqa: BLE001
+            log.error(
+                "message broke",
+                type=message.metadata.message_type,
+                error=type(error).__name__,
+                where=frames(error),
+            )
+        return Message(Error(_UNKNOWN_ERROR, "not participating"), reply_to=message)
 
     def _reply(self, message: Message, reply: Message) -> None:
         message_id = message.metadata.message_id

@@ -64,7 +64,7 @@ class Site:
     def _run(self) -> None:
         try:
             run(*self._arguments)
-        except ZeroDivisionError as error:
+        except AttributeError as error:
             self.raised.append(error)
 
     def next_state(self) -> State:
@@ -192,21 +192,44 @@ def test_a_handler_s_refusal_reaches_the_server_without_its_reason(
     assert reply.error.reason == "not participating"
 
 
-def divide_by_zero(message: Message) -> Message:
-    raise ZeroDivisionError
+@pytest.mark.parametrize("bug", [ZeroDivisionError, MemoryError, RuntimeError])
+def test_a_bug_in_the_handler_stays_here_and_the_site_goes_on(
+    server: LinkServer, loopback: Loopback, bug: type[Exception]
+) -> None:
+    def break_once(message: Message) -> Message:
+        if message.content.config_records["r"]["round"] == 1:
+            raise bug("a patient's words")
+        return echo(message)
+
+    with capture_logs() as events:
+        site = Site(loopback.enroll("A", server.port), break_once)
+        grid = LinkGrid(server, ["A"], CAP, JOB)
+        (broken,) = grid.send_and_receive([train("A", 1)], timeout=PATIENCE_S)
+        (whole,) = grid.send_and_receive([train("A", 2)], timeout=PATIENCE_S)
+        site.end()
+    assert (broken.error.code, broken.error.reason) == (0, "not participating")
+    assert whole.has_content()
+    (event,) = [e for e in events if e["event"] == "message broke"]
+    assert (event["log_level"], event["error"]) == ("error", bug.__name__)
+    assert "break_once" in event["where"]
+    assert "patient" not in str(events)
 
 
-def test_a_bug_in_the_handler_ends_the_run_and_is_raised(
+def give_nothing(message: Message) -> Message:
+    return None  # type: ignore[return-value]
+
+
+def test_a_reply_that_cannot_be_written_ends_the_run_and_is_raised(
     server: LinkServer, loopback: Loopback
 ) -> None:
     hook, threading.excepthook = threading.excepthook, lambda details: None
     try:
-        site = Site(loopback.enroll("A", server.port), divide_by_zero)
+        site = Site(loopback.enroll("A", server.port), give_nothing)
         LinkGrid(server, ["A"], CAP, JOB).push_messages([train("A")])
         site.thread.join(PATIENCE_S)
     finally:
         threading.excepthook = hook
-    assert [type(error) for error in site.raised] == [ZeroDivisionError]
+    assert [type(error) for error in site.raised] == [AttributeError]
 
 
 def test_a_message_over_the_site_s_cap_is_not_taken(server: LinkServer, loopback: Loopback) -> None:
