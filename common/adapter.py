@@ -10,6 +10,8 @@ Opacus has no per-sample gradient.
 
 import hashlib
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -17,12 +19,14 @@ from typing import Any
 
 import numpy as np
 import rfc8785
+import structlog
 import torch
 from numpy.typing import NDArray
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
-from common.errors import InvalidInput, UpdateRejected
+from common.errors import InvalidInput, UpdateRejected, VeiltuneError
 from common.job import Job
 from common.model import load_tokenizer, quiet_transformers
 from common.privacy.persample import trainable
@@ -30,6 +34,8 @@ from common.privacy.stream import Stream, public_keys
 from common.tasks import task_of
 
 Vector = NDArray[np.float32]
+
+log = structlog.get_logger(__name__)
 
 _HEAD = ".modules_to_save.default."
 _HEAD_BOUND = 0.035  # uniform: the standard deviation of BERT's normal(0, 0.02)
@@ -78,8 +84,8 @@ def build_adapter(job: Job, folder: Path) -> PeftModel:
     """The job's base in ``folder``, its adapter at the public start, in training mode.
 
     Raises:
-        InvalidInput: a target or head that the base does not have, or one that breaks
-            per-sample gradients.
+        InvalidInput: a target or head that the base does not have, one that breaks per-sample
+            gradients, or a base that its library does not take.
     """
     quiet_transformers()
     task = task_of(job)
@@ -92,14 +98,33 @@ def build_adapter(job: Job, folder: Path) -> PeftModel:
         modules_to_save=list(job.adapter.head),
         bias="none",
     )
-    base, new = task.load_base(folder, job)
+    with _refused(f"model.base must load for the task {job.job.task}"):
+        base, new = task.load_base(folder, job)
     _require_targets(base, job)
     _require_weights(new, job)
-    model = get_peft_model(base, config)
+    with _refused("adapter must fit the base"):
+        model = get_peft_model(base, config)
     _initialise(model, job, new)
     if job.model.dtype != "float32":
         _cast_head_inputs(model)
     return model.train()
+
+
+@contextmanager
+def _refused(rule: str) -> Iterator[None]:
+    """What a library cannot take is the manifest's mistake, and ends no process.
+
+    A site sends its refusals to the server, and a library's words may tell of this machine's
+    folders: they stay in its own log.
+    """
+    try:
+        yield
+    except VeiltuneError:
+        raise
+    except (OSError, RuntimeError, ValueError) as error:
+        name = type(error).__name__
+        log.warning("refused by a library", error=name, words=str(error).partition("\n")[0][:200])
+        raise InvalidInput(f"{rule}, got a {name}") from error
 
 
 def _require_targets(base: nn.Module, job: Job) -> None:
@@ -115,6 +140,12 @@ def _require_targets(base: nn.Module, job: Job) -> None:
                 raise InvalidInput(
                     f"adapter.{key} must not be an embedding (Opacus has no per-sample gradient "
                     f"for LoRA on one), got {target!r}"
+                )
+            others = [module for module in found if not isinstance(module, nn.Linear | Conv1D)]
+            if key == "targets" and others:
+                raise InvalidInput(
+                    f"adapter.targets must name linear layers, got {target!r} "
+                    f"which is a {type(others[0]).__name__}"
                 )
 
 

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import PeftModel
+from structlog.testing import capture_logs
 from transformers import AutoModelForSequenceClassification
 
 from common.adapter import (
@@ -151,6 +152,11 @@ def test_a_saved_adapter_loads_with_peft_and_predicts_the_same(
     [
         ({"targets": ["quarry"]}, "adapter.targets must name modules of the base, got 'quarry'"),
         ({"targets": ["word_embeddings"]}, "adapter.targets must not be an embedding"),
+        (
+            {"targets": ["query", "attention"]},
+            "adapter.targets must name linear layers, got 'attention' which is a BertAttention",
+        ),
+        ({"targets": ["LayerNorm"]}, "got 'LayerNorm' which is a LayerNorm"),
         ({"head": ["position_embeddings"]}, "adapter.head must not be an embedding"),
         ({"head": ["scorer"]}, "adapter.head must name modules of the base"),
     ],
@@ -161,6 +167,30 @@ def test_what_breaks_per_sample_gradients_is_refused_with_a_reason(
     with pytest.raises(InvalidInput) as caught:
         load(job(adapter=change))
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        ('{"model_type": "clip"}', "ValueError"),  # has no form for this task
+        ('{"model_type": "bert"}', "OSError"),  # and no weights
+        ('{"model_type": "none such"}', "ValueError"),
+    ],
+)
+def test_a_base_that_does_not_load_is_the_manifests_mistake_without_this_machines_folders(
+    job: MakeJob, tmp_path: Path, content: str, error: str
+) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with capture_logs() as events, pytest.raises(InvalidInput) as caught:
+        load_adapter(job(), tmp_path, "cpu")
+    assert str(caught.value) == f"model.base must load for the task seq-cls, got a {error}"
+    assert [(e["log_level"], e["error"]) for e in events] == [("warning", error)]
+    assert events[0]["words"]
+
+
+def test_an_adapter_that_its_library_does_not_take_is_the_manifests_mistake(job: MakeJob) -> None:
+    with pytest.raises(InvalidInput, match="adapter must fit the base, got a "):
+        load(job(adapter={"targets": ["classifier"], "head": ["classifier"]}))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a machine without CUDA")
