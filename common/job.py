@@ -186,10 +186,10 @@ class Job(Section):
         sites, quorum = len(self.data.population), self.training.quorum
         if quorum > sites:
             faults.append(f"training.quorum must be at most the {sites} sites, got {quorum}")
-        smallest = min(self.data.population.values())
-        if self.privacy.delta is not None and self.privacy.delta >= 1 / smallest:
+        largest = max(self.data.population.values())
+        if self.privacy.delta is not None and self.privacy.delta >= 1 / largest:
             faults.append(
-                f"privacy.delta must be less than 1/{smallest} (one over the smallest "
+                f"privacy.delta must be less than 1/{largest} (one over the largest "
                 f"population), got {self.privacy.delta}"
             )
         if faults:

@@ -146,7 +146,11 @@ def test_every_fault_is_named_by_its_key_at_once() -> None:
     ("section", "change", "says"),
     [
         ("training", {"quorum": 3}, "training.quorum must be at most the 2 sites, got 3"),
-        ("privacy", {"delta": 1 / 300}, "privacy.delta must be less than 1/300"),
+        (
+            "privacy",
+            {"delta": 1 / 500},
+            "privacy.delta must be less than 1/500 (one over the largest population)",
+        ),
         ("privacy", {"unit": "patient_id"}, "privacy.unit must be 'record'"),
         ("training", {"optimizer": "adamw", "momentum": 0.9}, "training.momentum must be 0"),
         ("data", {"labels": ["x", "y", "x"]}, "data.labels must be distinct"),
