@@ -38,6 +38,21 @@ class Closed:
     cap_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What is known of a message id, as seen from one site; nothing at all is possible too.
+
+    Attributes:
+        letter: the site's own that waits for its answer.
+        closed: the site's own that was answered or withdrawn lately.
+        is_for_another: whether it went to another site.
+    """
+
+    letter: Letter | None = None
+    closed: Closed | None = None
+    is_for_another: bool = False
+
+
 class Mailbox:
     """Unanswered letters by site, oldest first. ``changed`` guards and announces every change."""
 
@@ -76,23 +91,17 @@ class Mailbox:
                 return number, letter
         return None
 
-    def find(self, site: str, message_id: str) -> Letter | None:
-        """The open letter of ``site`` with that id."""
+    def lookup(self, site: str, message_id: str) -> Found:
+        """What is known of that id, at one moment: a letter may be posted again at any other."""
         with self.changed:
-            return self._open.get(site, {}).get(message_id)
-
-    def closed(self, message_id: str) -> Closed | None:
-        """A letter that was answered or withdrawn lately."""
-        with self.changed:
-            return self._closed.get(message_id)
-
-    def is_for_another(self, site: str, message_id: str) -> bool:
-        """Whether a letter with that id went to a site other than ``site``."""
-        with self.changed:
+            letter = self._open.get(site, {}).get(message_id)
+            if letter is not None:
+                return Found(letter=letter)
             known = self._closed.get(message_id)
-            if known is not None:
-                return known.site != site
-            return any(message_id in letters for letters in self._open.values())
+            if known is not None and known.site == site:
+                return Found(closed=known)
+            is_open = any(message_id in letters for letters in self._open.values())
+            return Found(is_for_another=is_open or known is not None)
 
     def answer(self, letter: Letter, reply: Message) -> bool:
         """Deliver a reply; False if the letter was answered or withdrawn meanwhile."""

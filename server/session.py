@@ -176,13 +176,13 @@ class Session:
 
     def _admit(self, header: wire.MessageHeader) -> bool:
         """Decide from its header whether a message may come in, and whether anyone wants it."""
-        letter = self._mailbox.find(self.site, header.reply_to)
-        if letter is not None:
-            framing.require_size(header, letter.cap_bytes)
+        found = self._mailbox.lookup(self.site, header.reply_to)
+        if found.letter is not None:
+            framing.require_size(header, found.letter.cap_bytes)
             return self.is_welcome()
-        if self._mailbox.is_for_another(self.site, header.reply_to):
+        if found.is_for_another:
             raise UpdateRejected("reply must be to a message of this site, got one for another's")
-        late = self._mailbox.closed(header.reply_to)
+        late = found.closed
         framing.require_size(header, UNKNOWN_JOB_CAP_BYTES if late is None else late.cap_bytes)
         reason = "its message is not known" if late is None else "it came too late or twice"
         log.warning("reply dropped", site=self.site, reason=reason, bytes=header.total_bytes)
@@ -190,7 +190,7 @@ class Session:
 
     def _receive(self, received: Received) -> None:
         header, body = received.header, received.body
-        letter = self._mailbox.find(self.site, header.reply_to)
+        letter = self._mailbox.lookup(self.site, header.reply_to).letter
         if body is None or letter is None or self._is_closed:
             return
         message = framing.open_message(header, body)
