@@ -15,6 +15,7 @@ from typer.main import get_command
 from client.cli import app as fl_client
 from common.audit.cli import app as fl_audit
 from common.cli import run
+from common.job import load_job
 from server.cli import app as fl_server
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -178,3 +179,14 @@ def test_every_file_that_a_page_links_to_is_there(page: str) -> None:
     targets = re.findall(r"\]\(([^)#]+)[^)]*\)", source.read_text("utf-8"))
     local = [target for target in targets if not target.startswith("http")]
     assert not [target for target in local if not (source.parent / target).exists()]
+
+
+def test_the_run_that_the_readme_shows_is_the_default_job() -> None:
+    job = load_job(ROOT / "simulations/scenarios/hospital.toml")
+    assert f"noise multiplier {job.noise_multiplier:.3f}\n" in README
+    rounds = re.findall(r"^round (\d+)/(\d+)  accuracy", README, re.MULTILINE)
+    last = job.training.rounds
+    assert rounds == [(str(n), str(last)) for n in range(last + 1)]
+    assert f"{job.steps} steps, 600 notes a hospital and epsilon {job.privacy.epsilon:g}" in README
+    audited = f"--sampling-rate {job.privacy.sampling_rate} --noise-multiplier "
+    assert f"{audited}{job.noise_multiplier:.3f} --steps {job.steps}" in README
