@@ -236,7 +236,7 @@ def test_the_same_message_twice_is_refused_and_nothing_of_it_is_sent(server: Lin
     grid = LinkGrid(server, ["A"], CAP, JOB)
     with pytest.raises(InvalidInput, match="must be sent once"):
         grid.push_messages([train("A"), train("A")])
-    assert server.mailbox.next_for("A", []) is None
+    assert server.mailbox.next_for("A", 0) is None
 
 
 def test_an_id_follows_from_the_content_alone(server: LinkServer) -> None:
