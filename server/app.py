@@ -87,7 +87,8 @@ def run_job(
     adapter = _load(job)
     run = _Run(signed, adapter, load_hold_out(job, adapter), grid, checkpoints, observe)
     vector, metrics = run.resume()
-    run.gather()
+    if run.last_round < job.training.rounds:
+        run.gather()
     for round_ in range(run.last_round + 1, job.training.rounds + 1):
         vector, metrics = run.round(round_, vector)
     result = write_outcome(
@@ -291,12 +292,16 @@ class _Run:
         return vector, metrics
 
     def close(self, state: str, vector: Vector | None) -> None:
-        """Tell the sites that take part; those that are away learn it by ``fetch``."""
+        """Tell the sites that take part; those that are away learn it by ``fetch``.
+
+        A job that was resumed after its last round was offered to nobody: who has a receipt took
+        part.
+        """
 
         def content(site: str) -> RecordDict:
             return messages.close(self.job.sha256, state, vector, self._receipt_for(site))
 
-        sites = self.accepted & self._connected()
+        sites = (self.accepted | set(self.receipts)) & self._connected()
         for reply in self._send(sites, messages.CLOSE, content, "close", _CLOSE_TIMEOUT_S):
             log.info("job closed", site=site_of(self.job, reply))
 

@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from common.audit.recompute import check_outcome
 from common.errors import InvalidInput, JobRefused, StorageFailed
 from common.flower import new_context
 from common.job import Job
-from common.messages import OFFER, TRAIN, job_cap
+from common.messages import CLOSE, OFFER, TRAIN, job_cap
 from server.app import app, final_vector, message_cap, run_job
 from simulations.grids import InProcessGrid
 
@@ -73,6 +74,38 @@ def test_a_finished_job_is_run_again_without_asking_any_site_to_train(
     assert again.adapter_sha256 == first.adapter_sha256
     assert TRAIN not in {m.metadata.message_type for _, m in fed.requests[requests:]}
     assert {s.steps for s in again.sites} == {2}
+
+
+class Nobody(InProcessGrid):
+    """No site is connected."""
+
+    def get_node_ids(self) -> Iterable[int]:
+        return []
+
+
+def test_a_server_killed_after_the_last_round_writes_the_outcome_without_any_site(
+    make_job: MakeJob, federation: MakeFederation
+) -> None:
+    fed = federation(make_job(training={"rounds": 1}))
+    first = fed.run()
+    shutil.rmtree(fed.folder / "out")
+    run(fed, Nobody(grid(fed)._sites))
+    result, claims = check_outcome(fed.folder / "out")
+    assert result.adapter_sha256 == first.adapter_sha256
+    assert all(claim.passed for claim in claims)
+
+
+def test_sites_learn_the_end_of_a_job_that_was_resumed_after_its_last_round(
+    make_job: MakeJob, federation: MakeFederation
+) -> None:
+    fed = federation(make_job(training={"rounds": 1}))
+    fed.run()
+    fed.requests.clear()
+    fed.run()
+    assert [(name, m.metadata.message_type) for name, m in fed.requests] == [
+        ("A", CLOSE),
+        ("B", CLOSE),
+    ]
 
 
 def test_the_final_vector_is_there_after_the_last_round_only(
