@@ -58,7 +58,7 @@ def _answered(act: Callable[[], RecordDict]) -> RecordDict:
     except VeiltuneError as error:
         log.error("refused", reason=str(error))
         # A refusal follows from public facts; trouble with this site's disk is its own affair.
-        reason = str(error) if isinstance(error, Refusal) else "site is in trouble"
+        reason = str(error) if isinstance(error, Refusal) else messages.IN_TROUBLE
         return messages.verdict(accepted=False, reason=reason)
 
 

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
 from common.adapter import AdapterTable, Vector, vector_sha256
 from common.errors import JobRefused, UpdateRejected
@@ -24,6 +24,8 @@ OFFER, TRAIN, CLOSE = "query.offer", "train", "query.close"
 # What a site says when its reasons are its own.
 NO_UPDATE = "update could not be made"
 WRONG_BASE = "model.base must be the job's at this site, got another or none"
+# Its disk, not the job: the same message may be answered better later.
+IN_TROUBLE = "site is in trouble"
 
 _UPDATE_KEYS = {"arrays", "manifest", "round"}
 _ROUND_KEYS = {"round", "input_sha256", "steps", "charged_steps"}
@@ -104,6 +106,14 @@ def read_verdict(content: RecordDict) -> Verdict | None:
     if record is None:
         return None
     return Verdict(record.get("accepted") is True, str(record.get("reason", ""))[:500])
+
+
+def is_trouble(reply: Message) -> bool:
+    """Whether a site could not answer for now, which is as good as no answer."""
+    if not reply.has_content():
+        return True
+    said = read_verdict(reply.content)
+    return said is not None and not said.is_accepted and said.reason == IN_TROUBLE
 
 
 def order(

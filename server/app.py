@@ -28,12 +28,13 @@ from common.tasks.metrics import Metrics
 from server.checkpoint import Checkpoints, Receipt, RoundRecord
 from server.evaluate import HoldOut, load_hold_out
 from server.outcome import write_outcome
-from server.round import collect, in_words, open_book, site_of
+from server.round import ASK_AGAIN_S, collect, in_words, open_book, site_of
 from server.strategies import STRATEGIES
 from server.strategies.fedavg import global_record, read_global
 
 _POLL_S = 0.1
 _CLOSE_TIMEOUT_S = 30.0
+_OFFER_TIMEOUT_S = 60.0
 
 log = structlog.get_logger(__name__)
 
@@ -124,6 +125,7 @@ class _Run:
     accepted: set[str] = field(default_factory=set)
     refused: dict[str, str] = field(default_factory=dict)
     missed: set[str] = field(default_factory=set)
+    not_before: dict[str, float] = field(default_factory=dict)
     last_round: int = 0
     receipts: dict[str, Receipt] = field(default_factory=dict)
 
@@ -176,21 +178,39 @@ class _Run:
         nodes = set(self.grid.get_node_ids())
         return {site for site in self.job.sites if node_id(site) in nodes}
 
-    def _offer(self) -> None:
-        """Offer the job to connected sites that have not answered yet."""
-        new = self._connected() - self.accepted - set(self.refused)
+    def _offer(self, silence_s: float = ASK_AGAIN_S) -> None:
+        """Offer the job to connected sites that have not answered yet.
+
+        One that is in trouble is offered it again after a pause, one that says nothing after
+        ``silence_s``: it considers the same offer once, however often it comes.
+        """
+        now, connected = time.monotonic(), self._connected()
+        # Who went away has perhaps been mended: it is offered the job as soon as it is back.
+        late = {s: t for s, t in self.not_before.items() if now < t and s in connected}
+        self.not_before = late
+        new = connected - self.accepted - set(self.refused) - set(late)
         if not new:
             return
-        content = messages.offer(self.signed)
-        for reply in self._send(new, messages.OFFER, lambda _: content, "offer"):
+        content, silent = messages.offer(self.signed), set(new)
+        timeout = min(_OFFER_TIMEOUT_S, self.job.training.deadline_s)
+        for reply in self._send(new, messages.OFFER, lambda _: content, "offer", timeout):
             site = site_of(self.job, reply)
-            verdict = messages.read_verdict(reply.content) if reply.has_content() else None
-            if verdict is not None and verdict.is_accepted:
-                self.accepted.add(site)
-                log.info("job accepted", job=self.job.job.name, site=site)
-            else:
-                self.refused[site] = verdict.reason if verdict else "error"
-                log.warning("job refused", site=site, reason=self.refused[site])
+            silent.discard(site)
+            self._take_verdict(site, reply)
+        self.not_before |= dict.fromkeys(silent, time.monotonic() + silence_s)
+
+    def _take_verdict(self, site: str, reply: Message) -> None:
+        if messages.is_trouble(reply):
+            self.not_before[site] = time.monotonic() + ASK_AGAIN_S
+            log.warning("offer not answered", site=site, reason=messages.IN_TROUBLE)
+            return
+        verdict = messages.read_verdict(reply.content)
+        if verdict is not None and verdict.is_accepted:
+            self.accepted.add(site)
+            log.info("job accepted", job=self.job.job.name, site=site)
+        else:
+            self.refused[site] = verdict.reason if verdict else "error"
+            log.warning("job refused", site=site, reason=self.refused[site])
 
     def _send(
         self,
@@ -212,9 +232,12 @@ class _Run:
         return self.grid.send_and_receive(orders, timeout=timeout or self.job.training.deadline_s)
 
     def _present(self) -> set[str]:
-        """Accepting sites, but for those that were away in a round and have not come back."""
+        """Accepting sites, but for those that were away in a round and have not come back.
+
+        A site that hangs on its offer holds up one round in every deadline, no more.
+        """
         while True:
-            self._offer()
+            self._offer(self.job.training.deadline_s)
             connected = self._connected()
             present = self.accepted - (self.missed - connected)
             if len(present) >= self.job.training.quorum:

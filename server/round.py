@@ -4,6 +4,7 @@ A reply that fails a check is dropped and logged once with the site and the reas
 values, and never raised on.
 """
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -20,6 +21,9 @@ from common.job import Job
 from common.link.identity import node_id
 from common.model import bytes_sha256
 from server.checkpoint import Receipt
+
+# Between two askings of a site that could not answer; less than a server that stops waits for.
+ASK_AGAIN_S = 3.0
 
 log = structlog.get_logger(__name__)
 
@@ -54,18 +58,24 @@ class RoundBook:
     def read(self, reply: Message) -> tuple[Vector, float] | None:
         """The change and public weight in a reply, or ``None`` when it is not to be used."""
         site = site_of(self.job, reply)
-        size = len(message_to_bytes(reply))
-        self.bytes_up += size
-        if not reply.has_content():
-            self.refused[site] = "error"
-            log.warning("no update", site=site, round=self.round)
-            return None
+        size = self._count(reply)
         verdict = messages.read_verdict(reply.content)
         if verdict is not None:
             self.refused[site] = verdict.reason
             log.warning("no update", site=site, round=self.round, reason=verdict.reason)
             return None
         return self._judge(site, reply, size)
+
+    def pass_over(self, reply: Message) -> None:
+        """A reply that says no more than that the site is in trouble: it may do better later."""
+        self._count(reply)
+        site = site_of(self.job, reply)
+        log.warning("no update", site=site, round=self.round, reason=messages.IN_TROUBLE)
+
+    def _count(self, reply: Message) -> int:
+        size = len(message_to_bytes(reply))
+        self.bytes_up += size
+        return size
 
     def _judge(self, site: str, reply: Message, size: int) -> tuple[Vector, float] | None:
         steps, charged, vector = 0, 0, None
@@ -118,7 +128,8 @@ def collect(
     """Replies until all have come, or the quorum has and the deadline is over.
 
     Without a quorum at the deadline the sites that have not answered are asked again; they answer
-    with the same bytes. Those that have come meanwhile are asked too.
+    with the same bytes. Those that have come meanwhile are asked too. A site in trouble has not
+    answered: it is asked again after a pause, or not at all where the others make the quorum.
 
     Args:
         grid: how sites are reached.
@@ -132,18 +143,24 @@ def collect(
     waiting = {order.metadata.dst_node_id: order for order in orders}
     quorum = book.job.training.quorum
     while waiting:
+        asked_s = time.monotonic()
         for reply in grid.send_and_receive(
             list(waiting.values()), timeout=book.job.training.deadline_s
         ):
             # A second reply would count twice.
-            if waiting.pop(reply.metadata.src_node_id, None) is None:
+            if reply.metadata.src_node_id not in waiting:
                 log.warning("reply dropped", round=book.round, reason="nobody waits for it")
-                continue
-            yield reply
+            elif messages.is_trouble(reply):
+                book.pass_over(reply)
+            else:
+                del waiting[reply.metadata.src_node_id]
+                yield reply
         if book.accepted >= quorum:
             break
         if waiting:
             log.warning("quorum missed", round=book.round, have=book.accepted, need=quorum)
+            pause_s = min(ASK_AGAIN_S, book.job.training.deadline_s)
+            time.sleep(max(0.0, asked_s + pause_s - time.monotonic()))
         waiting |= {order.metadata.dst_node_id: order for order in latecomers()}
     if book.accepted < quorum:
         raise Refusal(

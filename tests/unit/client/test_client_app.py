@@ -102,7 +102,7 @@ def test_trouble_with_the_sites_disk_is_its_own_affair(
     one = site()
     one.home.account_path.unlink()
     one.home.account_path.mkdir()
-    assert said(send(one, messages.offer(signed), messages.OFFER)).reason == "site is in trouble"
+    assert said(send(one, messages.offer(signed), messages.OFFER)).reason == messages.IN_TROUBLE
     assert "account must be written" in logs.text
     assert str(one.home.folder) in logs.text
 

@@ -1,5 +1,6 @@
 """Replies against a round's book: over a grid that answers as it is told."""
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -137,11 +138,50 @@ def test_a_round_that_can_have_no_quorum_says_who_refused_and_why(
         return [
             reply(book, batch[0]),
             Message(refused, reply_to=batch[1]),
-            Message(Error(0, "a record's text"), reply_to=batch[2]),
+            Message(messages.verdict(accepted=False, reason="no charge"), reply_to=batch[2]),
         ]
 
-    with pytest.raises(Refusal, match=r"2 usable updates, got 1 \(B: epsilon must be less; C: e"):
+    with pytest.raises(Refusal, match=r"2 usable updates, got 1 \(B: epsilon must be less; C: no"):
         read_all(Told(answers), made, book)
+
+
+def broken(to: Message) -> Message:
+    return Message(Error(0, "a record's text"), reply_to=to)
+
+
+def troubled(to: Message) -> Message:
+    return Message(messages.verdict(accepted=False, reason=messages.IN_TROUBLE), reply_to=to)
+
+
+@pytest.mark.parametrize("fault", [broken, troubled])
+def test_a_site_in_trouble_is_asked_again_after_a_pause(
+    fault: Callable[[Message], Message],
+    made: Job,
+    book: RoundBook,
+    monkeypatch: pytest.MonkeyPatch,
+    logs: Any,  # noqa: ANN401
+) -> None:
+    monkeypatch.setattr("server.round.ASK_AGAIN_S", 0.2)
+    grid = Told(
+        lambda batch: [reply(book, batch[0]), fault(batch[1]), fault(batch[2])],
+        lambda batch: [fault(batch[0]), reply(book, batch[1])],
+    )
+    begun = time.monotonic()
+    assert [site for site, _ in read_all(grid, made, book)] == ["A", "C"]
+    assert time.monotonic() - begun >= 0.2
+    assert grid.sent[1:] == [[node_id("B"), node_id("C")]]
+    assert book.refused == {}
+    assert logs.text.count("site is in trouble") == 3
+    assert "a record's text" not in logs.text
+
+
+def test_a_site_in_trouble_holds_up_no_round_that_has_its_quorum(
+    made: Job, book: RoundBook
+) -> None:
+    grid = Told(lambda batch: [broken(batch[0]), reply(book, batch[1]), reply(book, batch[2])])
+    begun = time.monotonic()
+    assert [site for site, _ in read_all(grid, made, book)] == ["B", "C"]
+    assert time.monotonic() - begun < 2
 
 
 def test_bytes_are_counted_for_every_reply_used_or_not(made: Job, book: RoundBook) -> None:

@@ -6,16 +6,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Message
+from flwr.app import Error, Message
 from flwr.serverapp import Grid
 
+from common import messages
 from common.adapter import load_adapter
 from common.audit.recompute import check_outcome
 from common.errors import InvalidInput, JobRefused, StorageFailed
 from common.flower import new_context
 from common.job import Job
+from common.link.identity import node_id
 from common.messages import CLOSE, OFFER, TRAIN, job_cap
-from server.app import app, final_vector, message_cap, run_job
+from server.app import _Run, app, final_vector, message_cap, run_job
+from server.evaluate import load_hold_out
 from simulations.grids import InProcessGrid
 
 MakeJob = Callable[..., Job]
@@ -74,6 +77,69 @@ def test_a_finished_job_is_run_again_without_asking_any_site_to_train(
     assert again.adapter_sha256 == first.adapter_sha256
     assert TRAIN not in {m.metadata.message_type for _, m in fed.requests[requests:]}
     assert {s.steps for s in again.sites} == {2}
+
+
+@pytest.mark.parametrize("kind", [OFFER, TRAIN])
+def test_a_fault_that_passes_at_one_site_ends_no_job(
+    kind: str, make_job: MakeJob, federation: MakeFederation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.app.ASK_AGAIN_S", 0.2)
+    monkeypatch.setattr("server.round.ASK_AGAIN_S", 0.2)
+    fed = federation(make_job(training={"rounds": 1}))
+    said = [
+        lambda asked: Message(Error(0, "broke"), reply_to=asked),
+        lambda asked: Message(
+            messages.verdict(accepted=False, reason=messages.IN_TROUBLE), reply_to=asked
+        ),
+    ]
+
+    def trouble(name: str, reply: Message) -> Message:
+        if name == "B" and said and reply.metadata.message_type == kind:
+            return said.pop()(fed.requests[-1][1])
+        return reply
+
+    fed.tap = trouble
+    assert {site.name: site.steps for site in fed.run().sites} == {"A": 2, "B": 2}
+    asked = [name for name, m in fed.requests if m.metadata.message_type == kind]
+    assert asked == ["A", "B", "B", "B"]
+
+
+class Hung(Away):
+    """One site never answers an offer; how long each was waited for."""
+
+    def __init__(self, inner: InProcessGrid, hung: int) -> None:
+        super().__init__(inner, hung, polls=0)
+        self.waited: list[float | None] = []
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterator[Message]:
+        batch = list(messages)
+        if batch and batch[0].metadata.message_type == OFFER:
+            self.waited.append(timeout)
+            self.asked += [(OFFER, m.metadata.dst_node_id) for m in batch]
+            batch = [m for m in batch if m.metadata.dst_node_id != self.late]
+            yield from InProcessGrid.send_and_receive(self, batch)
+        else:
+            yield from super().send_and_receive(batch, timeout=timeout)
+
+
+@pytest.mark.parametrize(("deadline_s", "waited_s"), [(0.5, 0.5), (3600.0, 60.0)])
+def test_an_offer_is_waited_for_a_minute_at_most(
+    deadline_s: float, waited_s: float, make_job: MakeJob, federation: MakeFederation
+) -> None:
+    training = {"rounds": 3, "quorum": 1, "deadline_s": deadline_s}
+    fed = federation(make_job(training=training))
+    inner = grid(fed)
+    first, hung = inner.get_node_ids()
+    over = Hung(inner, hung)
+    made = fed.signed.job
+    adapter = load_adapter(made, Path(made.model.base), "cpu")
+    held_out = load_hold_out(made, adapter)
+    job_run = _Run(fed.signed, adapter, held_out, over, fed.checkpoints, lambda _: None)
+    for _ in range(3):  # rounds, each within the deadline of the one before
+        assert {node_id(site) for site in job_run._present()} == {first}
+    assert over.waited == [waited_s]
 
 
 class Nobody(InProcessGrid):
