@@ -18,7 +18,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from common import messages
 from common.adapter import LoadedAdapter, Vector, load_adapter, vector_sha256
-from common.errors import JobRefused
+from common.errors import JobRefused, JobStopped
 from common.flower import become_server
 from common.job import Job, SignedJob, parse_signed_job
 from common.link.identity import node_id
@@ -81,7 +81,7 @@ def run_job(
         Refusal: too few sites accept the job, or a round can have no quorum.
         InvalidInput: base model or hold-out are not what the job says.
         StorageFailed: a checkpoint is in doubt.
-        JobStopped: the grid was stopped.
+        JobStopped: the grid was stopped before the last round was closed.
     """
     become_server()
     job = signed.job
@@ -318,8 +318,14 @@ class _Run:
         """Tell the sites that take part; those that are away learn it by ``fetch``.
 
         A job that was resumed after its last round was offered to nobody: who has a receipt took
-        part.
+        part. A stop comes too late for a job whose outcome is written, and only cuts this short.
         """
+        try:
+            self._tell(state, vector)
+        except JobStopped as error:
+            log.warning("end untold", job=self.job.job.name, error=error)
+
+    def _tell(self, state: str, vector: Vector | None) -> None:
 
         def content(site: str) -> RecordDict:
             return messages.close(self.job.sha256, state, vector, self._receipt_for(site))

@@ -133,12 +133,20 @@ class Daemon:
         return JobGrid(self.link, job.sites, cap_bytes, job.sha256)
 
     def _final_adapter(self, site: str, job_sha256: str) -> bytes | None:
-        """The (P,) float32 buffer that a finished job ended with, for a site that it names."""
+        """The (P,) float32 buffer that a job ended with, for a site that it names.
+
+        The last round's is final before the job is ``finished``: sites are told of it in between,
+        and may fetch it at once.
+        """
         row = next((row for row in self.checkpoints.jobs() if row.sha256 == job_sha256), None)
-        if row is None or row.state != "finished" or site not in row.signed.job.sites:
+        if row is None or site not in row.signed.job.sites:
+            return None
+        if self._worker.known(row).state not in ("running", "finished"):
             return None
         latest = self.checkpoints.latest(job_sha256)
-        return None if latest is None else latest[1]
+        if latest is None or latest[0] < row.signed.job.training.rounds:
+            return None
+        return latest[1]
 
     def _answer(self, request: Request) -> Iterator[Line]:
         if request.command == "submit":

@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 from common.errors import InvalidInput, LinkDown, VeiltuneError
 from common.job import SignedJob
 from server import control
+from server.checkpoint import RoundRecord
 from server.control import Line, Request
 from server.daemon import Daemon
 from server.worker import Trainer
@@ -138,6 +139,23 @@ def test_only_a_site_of_a_finished_job_gets_its_adapter(
     assert daemon._final_adapter("A", job.job.sha256) == bytes([2]) * 8
     assert daemon._final_adapter("C", job.job.sha256) is None
     assert daemon._final_adapter("A", "00" * 32) is None
+
+
+def test_the_adapter_is_there_for_sites_that_are_told_before_the_job_is_finished(
+    home: Path, job: SignedJob, trainer: Trainer
+) -> None:
+    idle, sha256 = Daemon(home, trainer=trainer), job.job.sha256
+    idle.checkpoints.add_job(job)
+    idle.checkpoints.set_state(sha256, "running")
+    fetched = []
+    for round_ in range(3):
+        record = RoundRecord(round_, 0.5, 0.4, 0, 0.1, "", "")
+        idle.checkpoints.save_round(sha256, record, bytes([round_]) * 8, [])
+        fetched.append(idle._final_adapter("A", sha256))
+    assert fetched == [None, None, bytes([2]) * 8]
+    idle.checkpoints.set_state(sha256, "failed", "outcome must be written, got no room")
+    assert idle._final_adapter("A", sha256) is None
+    idle.stop()
 
 
 @pytest.mark.usefixtures("daemon")

@@ -12,12 +12,13 @@ from flwr.serverapp import Grid
 from common import messages
 from common.adapter import load_adapter
 from common.audit.recompute import check_outcome
-from common.errors import InvalidInput, JobRefused, StorageFailed
+from common.errors import InvalidInput, JobRefused, JobStopped, StorageFailed
 from common.flower import new_context
 from common.job import Job
 from common.link.identity import node_id
 from common.messages import CLOSE, OFFER, TRAIN, job_cap
 from server.app import _Run, app, final_vector, message_cap, run_job
+from server.checkpoint import RoundRecord
 from server.evaluate import load_hold_out
 from simulations.grids import InProcessGrid
 
@@ -140,6 +141,36 @@ def test_an_offer_is_waited_for_a_minute_at_most(
     for _ in range(3):  # rounds, each within the deadline of the one before
         assert {node_id(site) for site in job_run._present()} == {first}
     assert over.waited == [waited_s]
+
+
+class Stoppable(InProcessGrid):
+    """As a job's grid that an operator stops."""
+
+    is_stopped = False
+
+    def get_node_ids(self) -> Iterable[int]:
+        if self.is_stopped:
+            raise JobStopped("job must be running, got a stop")
+        return super().get_node_ids()
+
+
+def test_a_stop_after_the_last_round_leaves_a_finished_job(
+    make_job: MakeJob, federation: MakeFederation
+) -> None:
+    fed = federation(make_job(training={"rounds": 1}))
+    over = Stoppable(grid(fed)._sites)
+
+    def stop_at(record: RoundRecord) -> None:
+        over.is_stopped = record.round == last
+
+    fed.checkpoints.add_job(fed.signed)
+    last, out = 0, fed.folder / "out"
+    with pytest.raises(JobStopped):
+        run_job(fed.signed, over, fed.checkpoints, out, observe=stop_at)
+    last, over.is_stopped = 1, False
+    assert run_job(fed.signed, over, fed.checkpoints, out, observe=stop_at).rounds[-1].round == 1
+    assert over.is_stopped
+    assert (out / "result.json").exists()
 
 
 class Nobody(InProcessGrid):
