@@ -18,9 +18,9 @@ from flwr.serverapp import Grid, ServerApp
 
 from common import messages
 from common.adapter import LoadedAdapter, Vector, load_adapter, vector_sha256
-from common.errors import JobRefused, JobStopped
+from common.errors import InvalidInput, JobRefused, JobStopped
 from common.flower import become_server
-from common.job import Job, SignedJob, parse_signed_job
+from common.job import Job, SignedJob, parse_signed_job, verify_job
 from common.link.identity import node_id
 from common.model import require_base
 from common.result import Result
@@ -340,9 +340,20 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Flower's entry: signed job, database and folder come in the run's configuration."""
+    """Flower's entry, with all that it needs in the run's configuration.
+
+    ``job`` is the signed manifest as JSON, ``signer`` the operator's public key (hex) that must
+    have signed it, ``database`` a URL, ``out`` the outcome folder, ``grid`` its name in the result.
+
+    Raises:
+        InvalidInput: no ``signer``.
+        JobRefused: another signed the job, or it was edited after signing.
+    """
     config = context.run_config
+    if "signer" not in config:
+        raise InvalidInput("signer must be the operator's public key in run_config, got none")
     signed = parse_signed_job(str(config["job"]).encode())
+    verify_job(signed, (str(config["signer"]),))
     checkpoints = Checkpoints(str(config["database"]))
     checkpoints.add_job(signed)
     run_job(

@@ -220,16 +220,43 @@ def test_the_final_vector_is_there_after_the_last_round_only(
     assert message_cap(made) == job_cap(made, adapter.table)
 
 
-def test_flowers_own_entry_runs_the_same_job(make_job: MakeJob, federation: MakeFederation) -> None:
-    made = make_job(training={"rounds": 1})
-    fed = federation(made)
-    config = {
+def entry(fed: Any) -> dict[str, str]:  # noqa: ANN401
+    """The run's configuration under Flower's own runtime."""
+    return {
         "job": fed.signed.to_bytes().decode(),
+        "signer": fed.signed.signer,
         "database": f"sqlite:///{fed.folder / 'state.db'}",
         "out": str(fed.folder / "out"),
         "grid": "inprocess",
     }
-    app(grid(fed), new_context(1, run_config=config))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"signer": "00" * 32}, "job signer must be one of the 1 allowed"),
+        ({"job": ("0.3", "0.4")}, "edited after signing"),
+        ({"signer": None}, "signer must be the operator's public key in run_config, got none"),
+    ],
+)
+def test_flowers_own_entry_runs_the_operators_jobs_alone(
+    change: dict[str, Any], says: str, make_job: MakeJob, federation: MakeFederation
+) -> None:
+    fed = federation(make_job())
+    config = entry(fed)
+    for key, value in change.items():
+        changed = config[key].replace(*value) if isinstance(value, tuple) else value
+        config = {k: v for k, v in config.items() if k != key} | ({key: changed} if changed else {})
+    with pytest.raises((JobRefused, InvalidInput), match=says):
+        app(grid(fed), new_context(1, run_config=config))
+    assert fed.requests == []
+    assert not (fed.folder / "state.db").exists()
+
+
+def test_flowers_own_entry_runs_the_same_job(make_job: MakeJob, federation: MakeFederation) -> None:
+    made = make_job(training={"rounds": 1})
+    fed = federation(made)
+    app(grid(fed), new_context(1, run_config=entry(fed)))
     result, claims = check_outcome(fed.folder / "out")
     assert result.job_sha256 == made.sha256
     assert all(claim.passed for claim in claims)
