@@ -20,8 +20,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.errors import InvalidInput, RoundRefused, StorageFailed
+from common.errors import RoundRefused, StorageFailed
 from common.files import make_private
+from common.job import find_job
 from common.privacy.accounting import GaussianSteps, epsilon
 
 _SCHEMA = """
@@ -305,19 +306,7 @@ class Outbox:
         Raises:
             InvalidInput: there is none, or more than one.
         """
-        rows = self.jobs()
-        found = [row for row in rows if row.name == prefix_or_name]
-        if len(prefix_or_name) >= 4 and not found:
-            found = [row for row in rows if row.sha256.startswith(prefix_or_name)]
-        if len(found) == 1:
-            return found[0]
-        if not found:
-            known = ", ".join(sorted({row.name for row in rows})) or "none yet"
-            raise InvalidInput(
-                f"job must be one that this site takes part in ({known}), got {prefix_or_name!r}"
-            )
-        choices = ", ".join(f"{row.sha256[:12]} ({row.state})" for row in found)
-        raise InvalidInput(f"job must name one job, got {prefix_or_name!r} for {choices}")
+        return find_job(self.jobs(), prefix_or_name)
 
 
 def spent(charges: Iterable[Charge], delta: float) -> float:

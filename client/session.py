@@ -12,13 +12,13 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 
 import grpc
 import structlog
 
 from client.probe import diagnose
 from client.worker import Handle, Worker
+from common.cli import installed_version
 from common.errors import InvalidInput, LinkDown, Refusal, UpdateRejected
 from common.link import federation_pb2 as wire
 from common.link import framing
@@ -184,7 +184,7 @@ class _Session:
                 call.cancel()
 
     def _frames(self) -> Iterator[bytes]:
-        yield framing.hello(_software())
+        yield framing.hello(installed_version())
         while (frames := self._outgoing.get()) is not None:
             yield from frames
 
@@ -241,13 +241,6 @@ class _Session:
 
 def _credentials(config: LinkConfig) -> Credentials:
     return Credentials(config.root_pem, config.certificate_pem, config.key_pem)
-
-
-def _software() -> str:
-    try:
-        return version("veiltune")
-    except PackageNotFoundError:  # run from a bare clone
-        return "unversioned"
 
 
 def _is_final(config: LinkConfig, error: LinkDown) -> bool:

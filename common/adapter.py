@@ -290,9 +290,7 @@ def write_vector(model: nn.Module, vector: Vector) -> None:
     offset = 0
     with torch.no_grad():
         for parameter in parameters.values():
-            part = torch.from_numpy(
-                np.ascontiguousarray(vector[offset : offset + parameter.numel()])
-            )
+            part = torch.tensor(vector[offset : offset + parameter.numel()])
             parameter.copy_(part.view(parameter.shape))
             offset += parameter.numel()
 

@@ -9,9 +9,10 @@ Not covered: whether a site agrees (client/policy.py).
 
 import hashlib
 import json
+from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Protocol, Self, TypeVar
 
 import rfc8785
 from cryptography.exceptions import InvalidSignature
@@ -326,3 +327,35 @@ def require_site(job: Job, site: str) -> None:
     """
     if site not in job.data.population:
         raise InvalidInput(f"site must be one of {', '.join(job.sites)}, got {site!r}")
+
+
+class JobRecord(Protocol):
+    """A job as server and sites keep it."""
+
+    @property
+    def sha256(self) -> str: ...  # noqa: D102
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def state(self) -> str: ...  # noqa: D102
+
+
+Kept = TypeVar("Kept", bound=JobRecord)
+
+
+def find_job(kept: Sequence[Kept], wanted: str) -> Kept:
+    """The one job of that name, or whose sha256 starts so.
+
+    Raises:
+        InvalidInput: there is none, or more than one.
+    """
+    found = [row for row in kept if row.name == wanted]
+    if len(wanted) >= 4 and not found:
+        found = [row for row in kept if row.sha256.startswith(wanted)]
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        known = ", ".join(sorted({row.name for row in kept})) or "none yet"
+        raise InvalidInput(f"job must be one of those here ({known}), got {wanted!r}")
+    choices = ", ".join(f"{row.sha256[:12]} ({row.state})" for row in found)
+    raise InvalidInput(f"job must name one job, got {wanted!r} for {choices}")

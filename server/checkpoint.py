@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
 from common.errors import InvalidInput, StorageFailed
-from common.job import SignedJob, parse_signed_job
+from common.job import SignedJob, find_job, parse_signed_job
 from server import tables
 from server.database import Database
 
@@ -119,17 +119,7 @@ class Checkpoints:
         Raises:
             InvalidInput: there is none, or more than one.
         """
-        rows = self.jobs()
-        found = [row for row in rows if row.name == prefix_or_name]
-        if len(prefix_or_name) >= 4 and not found:
-            found = [row for row in rows if row.sha256.startswith(prefix_or_name)]
-        if len(found) == 1:
-            return found[0]
-        if not found:
-            known = ", ".join(sorted({row.name for row in rows})) or "none yet"
-            raise InvalidInput(f"job must be one of those here ({known}), got {prefix_or_name!r}")
-        choices = ", ".join(f"{row.sha256[:12]} ({row.state})" for row in found)
-        raise InvalidInput(f"job must name one job, got {prefix_or_name!r} for {choices}")
+        return find_job(self.jobs(), prefix_or_name)
 
     def set_state(self, job_sha256: str, state: State, reason: str = "") -> None:
         """Record how a job stands, with the reason in words."""

@@ -27,10 +27,11 @@ from server.checkpoint import Checkpoints, JobRow
 from server.config import load_server_config
 from server.control import ControlServer, Line, Request
 from server.enrolment import ROSTER_FILE
+from server.grid import LinkGrid
 from server.home import command_of
 from server.link import LinkServer
 from server.roster import Roster
-from server.worker import JobGrid, Trainer, Worker
+from server.worker import Trainer, Worker
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -129,8 +130,8 @@ class Daemon:
         if not self.stop():
             leave()
 
-    def _grid(self, job: Job, cap_bytes: int) -> JobGrid:
-        return JobGrid(self.link, job.sites, cap_bytes, job.sha256)
+    def _grid(self, job: Job, cap_bytes: int) -> LinkGrid:
+        return LinkGrid(self.link, job.sites, cap_bytes, job.sha256)
 
     def _final_adapter(self, site: str, job_sha256: str) -> bytes | None:
         """The (P,) float32 buffer that a job ended with, for a site that it names.

@@ -69,7 +69,13 @@ class LinkGrid(Grid):
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> list[int]:
-        """Node ids of the job's sites that are connected now."""
+        """Node ids of the job's sites that are connected now.
+
+        Raises:
+            JobStopped: the grid was stopped, so that a job that only waits for sites hears of it.
+        """
+        with self._arrival:
+            self._require_running()
         connected = self._link.connected()
         return [number for number, site in self._site_of.items() if site in connected]
 

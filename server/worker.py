@@ -29,20 +29,6 @@ _RETRY_S = 5.0
 log = structlog.get_logger(__name__)
 
 
-class JobGrid(LinkGrid):
-    """A link grid that tells a stopped job so even while it only looks who is there."""
-
-    def get_node_ids(self) -> list[int]:
-        """Node ids of the job's sites that are connected now.
-
-        Raises:
-            JobStopped: ``stop`` was called.
-        """
-        with self._arrival:
-            self._require_running()
-        return super().get_node_ids()
-
-
 class Trainer(Protocol):
     """What runs a job: the module server/app.py."""
 
@@ -70,7 +56,7 @@ class _Current:
     """The job under way; its grid is None while the model is being loaded."""
 
     sha256: str
-    grid: JobGrid | None = None
+    grid: LinkGrid | None = None
     is_stopped: bool = False
 
 
@@ -89,7 +75,7 @@ class Worker:
         checkpoints: Checkpoints,
         folder: Path,
         trainer: Callable[[], Trainer],
-        make_grid: Callable[[Job, int], JobGrid],
+        make_grid: Callable[[Job, int], LinkGrid],
     ) -> None:
         self._checkpoints = checkpoints
         self._folder = folder
@@ -231,7 +217,7 @@ class Worker:
             observe=lambda _: self.announce(),
         )
 
-    def _hold(self, grid: JobGrid) -> None:
+    def _hold(self, grid: LinkGrid) -> None:
         """Keep the grid where ``stop`` and ``close`` find it.
 
         Raises:

@@ -154,7 +154,7 @@ def test_a_job_that_the_server_has_not_finished_is_not_fetched(
     with pytest.raises(Refusal, match="with an adapter"):
         export.fetch_adapter(finished.home, "icu")
     assert finished.cli("fetch", "nobody") == 2
-    assert "takes part in (icu, wards), got 'nobody'" in capsys.readouterr().err
+    assert "one of those here (icu, wards), got 'nobody'" in capsys.readouterr().err
     assert {row.state for row in finished.outbox.jobs()} == {"running"}
 
 

@@ -11,9 +11,10 @@ from common.job import Job, SignedJob
 from common.link.channel import Credentials
 from common.link.framing import UNKNOWN_JOB_CAP_BYTES
 from server.checkpoint import Checkpoints, RoundRecord
+from server.grid import LinkGrid
 from server.link import LinkServer
 from server.roster import Roster
-from server.worker import JobGrid, Worker
+from server.worker import Worker
 
 Signed = Callable[..., SignedJob]
 
@@ -76,9 +77,9 @@ def store() -> Iterator[Checkpoints]:
 def worker(store: Checkpoints, folder: Path, trainer: Rounds) -> Worker:
     link = LinkServer("127.0.0.1:0", Credentials(b"", b"", b""), Roster(folder / "roster.json"))
 
-    def make_grid(job: Job, cap_bytes: int) -> JobGrid:
+    def make_grid(job: Job, cap_bytes: int) -> LinkGrid:
         assert cap_bytes in (CAP, UNKNOWN_JOB_CAP_BYTES)
-        return JobGrid(link, job.sites, cap_bytes, job.sha256)
+        return LinkGrid(link, job.sites, cap_bytes, job.sha256)
 
     return Worker(store, folder / "jobs", lambda: trainer, make_grid)
 
