@@ -18,7 +18,7 @@ from pydantic import ConfigDict, Field, model_validator
 from common.config import Name, Section, Sha256, parse
 from common.errors import InvalidInput
 from common.files import read_file, write_file
-from common.job import Job, Label
+from common.job import RECORD, Job, Label
 from common.privacy import accounting
 from common.privacy.accounting import GaussianSteps
 
@@ -88,7 +88,8 @@ class PrivacyStatement(_Record):
     """The mechanism that ran at every site, complete enough to recompute epsilon from."""
 
     mode: Literal["site", "none"]
-    unit: Literal["record"]
+    unit: Name
+    unit_cap: Annotated[int, Field(ge=1)] | None = None
     neighbours: Literal["add-or-remove-one"]
     sampler: Literal["poisson"]
     sampling_rate: Annotated[float, Field(gt=0, le=1)]
@@ -117,6 +118,15 @@ class PrivacyStatement(_Record):
         if self.mode == "none" or self.delta is None:
             return None
         return accounting.epsilon([self.spent(steps)], self.delta)
+
+    @model_validator(mode="after")
+    def _cap_belongs_to_units(self) -> Self:
+        if (self.unit_cap is None) != (self.unit == RECORD):
+            rule = "null" if self.unit == RECORD else "given"
+            raise ValueError(
+                f"privacy.unit_cap must be {rule} with unit {self.unit!r}, got {self.unit_cap}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -200,7 +210,8 @@ def privacy_statement(job: Job, *, seeded: bool) -> PrivacyStatement:
     """State a job's mechanism; ``seeded`` is true where noise or sampling came from a seed."""
     return PrivacyStatement(
         mode=job.privacy.mode,
-        unit="record",
+        unit=job.privacy.unit,
+        unit_cap=job.privacy.unit_cap,
         neighbours="add-or-remove-one",
         sampler="poisson",
         sampling_rate=job.privacy.sampling_rate,

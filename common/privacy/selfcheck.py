@@ -97,7 +97,10 @@ def check_gradients(subject: Subject) -> None:
     for name, place in _places(subject.tensors):
         for what, vector in (("have a gradient", gradient), ("move in a round", change)):
             if not vector[place].any():
-                raise SelfCheckFailed(f"gradients: {name} must {what}, got none")
+                raise SelfCheckFailed(
+                    f"gradients: {name} must {what}, got none (a lattice of 2^20 units "
+                    "in a clip norm far above the gradients?)"
+                )
         if not np.allclose(kept[place], change[place], atol=1e-6):
             raise SelfCheckFailed(f"gradients: {name} must be saved as it was trained, got another")
 
@@ -229,7 +232,7 @@ def check_sampler(subject: Subject) -> None:
     not.
     """
     rate = subject.mechanism.sampling_rate
-    units = steps = min(math.ceil(40 / rate), 4000)
+    units = steps = min(math.ceil(64 / rate), 4000)
     everyone = [[unit] for unit in range(units)]
     included = np.zeros((steps, units), dtype=bool)
     for step in range(steps):
@@ -385,12 +388,12 @@ CHECKS: dict[str, Callable[[Subject], None]] = {
     "duplicates": check_duplicates,
     "whole batch": check_whole_batch,
     "finite": check_finite,
+    "divisor": check_divisor,
+    "weight": check_weight,
     "noise": check_noise,
     "empty batch": check_empty,
     "sampler": check_sampler,
     "cap": check_cap,
-    "divisor": check_divisor,
-    "weight": check_weight,
     "accountants": check_accountants,
 }
 

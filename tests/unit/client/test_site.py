@@ -261,8 +261,8 @@ def test_jobs_under_way_together_never_pass_the_cap(
 def test_a_mechanism_that_fails_its_checks_trains_nothing(
     job: MakeJob, site: MakeSite, sign: Sign, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sound = noise.gaussian_noise
-    monkeypatch.setattr(noise, "gaussian_noise", lambda size, **known: sound(size, **known) / 2)
+    sound = noise.lattice_noise
+    monkeypatch.setattr(noise, "lattice_noise", lambda size, s, stream: sound(size, s / 2, stream))
     one = site()
     with pytest.raises(SelfCheckFailed, match="noise: variance"):
         ask(one, sign(job()))
