@@ -21,6 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+from client.config import SiteHome
 from client.importing import OLD_TABLES, import_account
 from client.journal import Journal, Writer
 from client.signing import AccountKey
@@ -109,6 +110,11 @@ class Outbox:
 
         self.journal = Journal(path, AccountKey(path, key))
         self.journal.create(fill)
+
+    @classmethod
+    def of(cls, home: SiteHome) -> "Outbox":
+        """The account of a site's home, signed with its key."""
+        return cls(home.account_path, home.path(home.config.certificates.key), site=home.site)
 
     @property
     def _account(self) -> Account:
