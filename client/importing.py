@@ -25,7 +25,8 @@ def import_account(writer: Writer) -> None:
     db.execute("INSERT INTO manifest SELECT sha256, manifest FROM job")
     db.execute(
         "INSERT INTO content (job_sha256, round, start, payload) "
-        "SELECT job_sha256, round, input, payload FROM release"
+        "SELECT job_sha256, round, input, payload FROM release "
+        "WHERE job_sha256 IN (SELECT sha256 FROM job WHERE state = 'running')"
     )
     db.execute("DROP TABLE release")
     db.execute("DROP TABLE job")

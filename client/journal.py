@@ -133,6 +133,7 @@ class Journal:
                 raise
             db.commit()
             reach(f"ledger.{operation}.after-commit")
+            self._catch_up(db)  # what was written is read back, and missed if it is gone later
 
     def head(self) -> Head:
         """The signed head of now."""

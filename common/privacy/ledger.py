@@ -9,7 +9,6 @@ a head that was kept elsewhere; an owner of the key who writes another history b
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from cryptography.exceptions import InvalidSignature
@@ -172,17 +171,6 @@ class Chain:
         if self._key is None:
             raise LedgerBroken(f"ledger entry {entry.seq} must follow a key, got none")
         return self._key
-
-
-def verify_rows(rows: Iterable[Row]) -> Iterator[AnyEntry]:
-    """The entries of a whole ledger, each once it was found in place.
-
-    Raises:
-        LedgerBroken: at the first row that is not.
-    """
-    chain = Chain()
-    for row in rows:
-        yield chain.extend(row)
 
 
 def public_hex(key: ec.EllipticCurvePrivateKey) -> str:
