@@ -16,7 +16,7 @@ import click
 import typer
 from rich.text import Text
 
-from client import screen
+from client import ledger_cli, screen
 from client.config import default_home, load_home
 from common import cli
 from common.config import check_name
@@ -99,6 +99,9 @@ def _chosen(context: typer.Context) -> Chosen:
 def _home(context: typer.Context) -> "SiteHome":
     chosen = _chosen(context)
     return load_home(chosen.folder, chosen.site)
+
+
+app.add_typer(ledger_cli.make_app(_home), name="ledger")
 
 
 @app.command()

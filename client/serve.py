@@ -68,7 +68,7 @@ def run(home: SiteHome, stop: threading.Event) -> None:
     identity = read_identity(home)
     identity.check()
     with presence.hold(home.folder):
-        outbox = Outbox(home.account_path)
+        outbox = Outbox.of(home)
         observer = Observer(home.folder)
         _warn(home, identity)
         log.info("site starts", site=home.site, server=home.config.server, home=str(home.folder))

@@ -12,8 +12,8 @@ import torch
 from flwr.app import RecordDict
 
 from client.config import SiteHome
-from client.outbox import Outbox, RoundKey, spent
-from client.policy import admit
+from client.outbox import Outbox, RoundKey, Terms, spent
+from client.policy import admit, plan
 from client.rehearsal import Rehearsal
 from client.train import Trainer
 from common.adapter import LoadedAdapter, Vector, load_adapter, vector_sha256
@@ -62,7 +62,7 @@ class Site:
 
     def __init__(self, home: SiteHome, keys: KeySource = fresh_key) -> None:
         self.home = home
-        self.outbox = Outbox(home.account_path)
+        self.outbox = Outbox.of(home)
         self._keys = keys
         self._trainers: dict[str, Trainer] = {}
         if home.config.runtime.threads:
@@ -80,7 +80,9 @@ class Site:
         if job.sha256 not in self._trainers:
             trainer = self._prepare(job)
             cap_bytes = job_cap(job, trainer.adapter.table)
-            self.outbox.open_job(job.sha256, job.job.name, signed.to_bytes(), cap_bytes)
+            self.outbox.open_job(
+                job.sha256, job.job.name, signed.to_bytes(), cap_bytes, plan(job), _terms(job)
+            )
             self._trainers = {job.sha256: trainer}
             log.info("job accepted", job=job.job.name, site=self.home.site)
         return self._trainers[job.sha256]
@@ -164,7 +166,7 @@ class Site:
         event = GaussianSteps(
             job.privacy.sampling_rate, job.noise_multiplier, job.training.local_steps
         )
-        self.outbox.reserve(key, event, vector.astype("<f4").tobytes())
+        self.outbox.reserve(key, event, vector.astype("<f4").tobytes(), _terms(job))
         log.info("round starts", job=job.job.name, round=key.round, steps=event.steps)
         stored = self.outbox.store(key, content_to_bytes(self._content(trainer, key, vector)))
         self._tell(job, key.round)
@@ -184,11 +186,12 @@ class Site:
                 input_sha256=key.input_sha256,
                 steps=job.training.local_steps,
                 charged_steps=sum(c.event.steps for c in self.outbox.charges(job.sha256)),
+                head=self.outbox.head(),
             )
             return update(job, trainer.adapter.table, result)
         except _NO_UPDATE_ERRORS as error:
             log.error("no update", job=job.job.name, round=key.round, reason=describe(error))
-            return verdict(accepted=False, reason=NO_UPDATE)
+            return verdict(accepted=False, reason=NO_UPDATE, head=self.outbox.head())
 
     def _tell(self, job: Job, round_: int) -> None:
         """Say in this site's own log what it has spent, once a round is durable."""
@@ -208,6 +211,11 @@ class Site:
         self.outbox.acknowledge(
             job_sha256, receipt.round, receipt.payload_sha256, accepted=receipt.is_accepted
         )
+
+
+def _terms(job: Job) -> Terms:
+    privacy = job.privacy
+    return Terms(unit=privacy.unit, unit_cap=privacy.unit_cap, delta=privacy.delta)
 
 
 def _require_step(

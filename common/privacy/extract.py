@@ -1,0 +1,77 @@
+"""A ledger as a file that somebody else can check: JSON lines of its rows, and its signed head.
+
+Not covered: whose key signed (compare it with the site's certificate), and whether the head is the
+latest (compare it with the one that the server witnessed).
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from common.errors import InvalidInput, LedgerBroken
+from common.privacy.account import Account
+from common.privacy.ledger import Chain, Head, Row
+
+_ROW = {"seq", "body", "hash", "signature"}
+
+
+@dataclass(frozen=True, slots=True)
+class Extract:
+    """All rows of a ledger, and the head over them."""
+
+    rows: tuple[Row, ...]
+    head: Head
+
+
+def write_extract(rows: Sequence[Row], head: Head) -> bytes:
+    """One line a row, bodies as they were signed, and the head as the last line."""
+    lines: list[dict[str, object]] = [
+        {
+            "seq": row.seq,
+            "body": row.body.decode(),
+            "hash": row.hash.hex(),
+            "signature": row.signature.hex(),
+        }
+        for row in rows
+    ]
+    lines.append({"head": asdict(head)})
+    return "".join(json.dumps(line) + "\n" for line in lines).encode()
+
+
+def read_extract(data: bytes) -> Extract:
+    """What ``write_extract`` wrote; nothing of it is checked yet.
+
+    Raises:
+        InvalidInput: it is no such file.
+    """
+    try:
+        *lines, last = [json.loads(line) for line in data.decode().splitlines()]
+        return Extract(tuple(_row(line) for line in lines), Head(**last["head"]))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise InvalidInput("extract must be a ledger's JSON lines and a head, got other") from error
+
+
+def replay(extract: Extract) -> Account:
+    """What the extract adds up to, once chain, signatures and head have been checked.
+
+    Raises:
+        LedgerBroken: at the first thing that does not fit.
+    """
+    chain, account = Chain(), Account()
+    for row in extract.rows:
+        account.apply(chain.extend(row))
+    head = extract.head
+    if (head.size, head.root) != (chain.size, chain.root().hex()):
+        raise LedgerBroken(
+            f"ledger's head must be over its {chain.size} entries, got one over {head.size} others"
+        )
+    if head.public_key not in chain.keys or not head.is_signed():
+        raise LedgerBroken("ledger's head must be signed by its key, got another's signature")
+    return account
+
+
+def _row(line: dict[str, object]) -> Row:
+    if set(line) != _ROW or type(line["seq"]) is not int:
+        raise ValueError("no row")
+    digest, signature = bytes.fromhex(str(line["hash"])), bytes.fromhex(str(line["signature"]))
+    return Row(line["seq"], str(line["body"]).encode(), digest, signature)

@@ -1,0 +1,193 @@
+import json
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from client.cli import main
+from client.config import SiteHome
+from client.curve import draw, svg
+from client.outbox import Outbox, RoundKey, Terms
+from client.spending import Point, history
+from common.privacy.account import Charge
+from common.privacy.accounting import GaussianSteps, epsilon
+from common.privacy.extract import read_extract, replay
+
+Run = Callable[..., tuple[int, str, str]]
+JOB, BARE = "ab" * 32, "cd" * 32
+EVENT = GaussianSteps(0.05, 1.3, 4)
+
+
+class Homes(Protocol):
+    """The fixture of that name."""
+
+    def make(self, site: str = "A", **options: object) -> Path: ...
+    def load(self, site: str = "A", **options: object) -> SiteHome: ...
+
+
+@pytest.fixture
+def home(homes: Homes) -> SiteHome:
+    return homes.load()
+
+
+@pytest.fixture
+def outbox(home: SiteHome) -> Outbox:
+    box = Outbox.of(home)
+    box.open_job(JOB, "wards", b"{}", 0, GaussianSteps(0.05, 1.3, 24), Terms(unit="patient_id"))
+    box.open_job(BARE, "open", b"{}", 0)
+    for round_ in (1, 2, 3):
+        box.reserve(RoundKey(JOB, round_, f"{round_:064x}"), EVENT, b"start")
+    box.reserve(RoundKey(BARE, 1, "1" * 64), GaussianSteps(0.05, 0.0, 7), b"start")
+    box.decide(JOB, "approve", "Ada")
+    return box
+
+
+@pytest.fixture
+def run(home: SiteHome, capsys: pytest.CaptureFixture[str]) -> Run:
+    def call(*arguments: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main(["--site", "A", "--home", str(home.folder), "ledger", *arguments])
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return call
+
+
+def test_the_ledger_shows_what_is_left_by_job_and_how_it_grew(outbox: Outbox, run: Run) -> None:
+    total = epsilon([GaussianSteps(0.05, 1.3, 12)], 1e-4)
+    code, out, _ = run("show")
+    assert code == 0
+    assert f"{total:.3f} spent over all jobs, at delta 0.0001" in out
+    assert f"{7 - total:.3f} left of 7" in out
+    wards = next(line.split() for line in out.splitlines() if line.startswith("wards"))
+    assert wards[2:] == ["running", "patient_id", "3", "12", "24", f"{total:.3f}"]
+    bare = next(line.split() for line in out.splitlines() if line.startswith("open"))
+    assert bare[2:] == ["running", "record", "1", "7", "no", "privacy"]
+    assert "1 rounds that no epsilon covers" in out
+    assert "epsilon by time, at most 7" in out
+
+
+def test_the_same_as_json_for_a_program(outbox: Outbox, run: Run) -> None:
+    code, out, _ = run("show", "--json")
+    found = json.loads(out)
+    assert code == 0
+    expected = [epsilon([GaussianSteps(0.05, 1.3, 4 * n)], 1e-4) for n in (1, 2, 3)]
+    assert [point["epsilon"] for point in found["history"]] == expected
+    assert found["epsilon"] == expected[-1]
+    assert found["left"] == 7 - expected[-1]
+    assert [job["planned_steps"] for job in found["jobs"]] == [24, None]
+    assert found["decisions"][0]["who"] == "Ada"
+    assert found["head"]["size"] == len(outbox.journal.rows())
+
+
+def test_a_whole_ledger_is_said_to_be_signed_by_the_sites_own_key(
+    outbox: Outbox, run: Run, home: SiteHome
+) -> None:
+    from client.identity import read_identity
+    from common.keys import load_key, public_key_sha256
+
+    code, out, _ = run("verify")
+    assert code == 0
+    assert "ledger of site A is whole" in out
+    assert f"root         sha256 {outbox.head().root}" in out
+    assert f"key sha256 {public_key_sha256(load_key(read_identity(home).key).public_key())}" in out
+    assert not home.account_path.with_suffix(".key").exists()
+
+
+def test_a_broken_ledger_is_named_in_one_line_by_every_command(
+    outbox: Outbox, run: Run, home: SiteHome, tmp_path: Path
+) -> None:
+    data = home.account_path.read_bytes()
+    place = data.index(b'"who":"Ada"')
+    home.account_path.write_bytes(data[: place + 7] + b"Eva" + data[place + 10 :])
+    for command in (["show"], ["verify"], ["export", str(tmp_path / "out")]):
+        code, out, err = run(*command)
+        assert code == 2
+        assert not out
+        assert err == "error: ledger entry 7 must match its hash, got other bytes\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_exported_ledger_is_checked_without_the_site(
+    outbox: Outbox, run: Run, tmp_path: Path
+) -> None:
+    file = tmp_path / "ledger.jsonl"
+    assert run("export", str(file))[0] == 0
+    account = replay(read_extract(file.read_bytes()))
+    assert account.charges() == outbox.charges()
+    code, out, _ = run("verify", str(file))
+    assert code == 0
+    assert "exported ledger of site A is whole" in out
+    code, _, err = run("export", str(file))
+    assert code == 2
+    assert "must not exist yet" in err
+    file.write_bytes(file.read_bytes().replace(b"Ada", b"Eva"))
+    code, _, err = run("verify", str(file))
+    assert code == 2
+    assert err == "error: ledger entry 7 must match its hash, got other bytes\n"
+
+
+def test_the_curve_is_written_once_there_is_one(run: Run, home: SiteHome, tmp_path: Path) -> None:
+    code, _, err = run("show")
+    assert code == 2
+    assert "must have run once to have a ledger" in err
+    box = Outbox.of(home)
+    code, _, err = run("show", "--plot", str(tmp_path / "plot.svg"))
+    assert code == 2
+    assert "must hold a charge to be plotted" in err
+    assert run("show")[0] == 0
+    box.open_job(JOB, "wards", b"{}")
+    box.reserve(RoundKey(JOB, 1, "1" * 64), EVENT, b"start")
+    assert run("show", "--plot", str(tmp_path / "plot.svg"))[0] == 0
+    assert "Epsilon of site A" in (tmp_path / "plot.svg").read_text()
+
+
+POINTS = [
+    Point("2026-03-01T00:00:00Z", 2.0),
+    Point("2026-03-01T12:00:00Z", 3.0),
+    Point("2026-03-02T00:00:00Z", 4.0),
+]
+
+
+def test_a_curve_on_a_terminal_is_a_staircase_below_its_maximum() -> None:
+    lines = draw(POINTS, 8.0).splitlines()
+    assert lines[0] == "      8 ┤" + "╌" * 60
+    columns = [line[9:].ljust(60) for line in lines[:8]]
+    heights = [sum(row[column] == "█" for row in columns) for column in range(60)]
+    assert heights == [2] * 30 + [3] * 29 + [4]
+    assert lines[-1].split() == ["2026-03-01", "2026-03-02"]
+
+
+def test_an_epsilon_above_its_maximum_or_without_bound_is_drawn_all_the_same() -> None:
+    above = draw([*POINTS, Point("2026-03-03T00:00:00Z", 16.0)], 8.0).splitlines()
+    assert above[0].startswith("     16 ┤")
+    assert above[4].count("╌") > 30
+    endless = [*POINTS, Point("2026-03-03T00:00:00Z", float("inf"))]
+    assert draw(endless, 8.0).splitlines()[0].endswith("█")
+    ET.fromstring(svg(endless, 8.0, "a < b"))
+    assert draw(POINTS[:1], 8.0).splitlines()[6] == "      2 ┤" + "█" * 60
+
+
+def test_a_curve_as_svg_has_a_step_for_every_point() -> None:
+    root = ET.fromstring(svg(POINTS, 8.0, "a < b"))
+    path = next(
+        p for p in root.iter("{http://www.w3.org/2000/svg}path") if p.get("class") == "spent"
+    )
+    heights = [float(piece.split("H")[0]) for piece in path.get("d", "").split("V")[1:]]
+    bottom, left = (float(value) for value in path.get("d", "M0 0")[1:].split("V")[0].split()[::-1])
+    assert left == 44
+    rises = [bottom - height for height in heights]
+    assert [rise / rises[0] for rise in rises] == pytest.approx([1, 1.5, 2], abs=0.01)
+
+
+def test_a_long_history_is_thinned_and_ends_with_all_charges() -> None:
+    charges = [Charge(JOB, n, EVENT, "", False, at=f"2026-03-01T00:{n:02}:00Z") for n in range(50)]
+    found = history(charges, 1e-5)
+    assert len(found) == 17
+    assert found[0] == Point("2026-03-01T00:02:00Z", epsilon([GaussianSteps(0.05, 1.3, 12)], 1e-5))
+    assert found[-1] == Point(
+        "2026-03-01T00:49:00Z", epsilon([GaussianSteps(0.05, 1.3, 200)], 1e-5)
+    )
+    assert history([], 1e-5) == ()

@@ -1,0 +1,304 @@
+"""The chain finds whatever was changed. Oracles: the formula written out, and recorded ledgers."""
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.errors import InvalidInput, LedgerBroken
+from common.privacy import merkle
+from common.privacy.account import Account, spent
+from common.privacy.accounting import GaussianSteps
+from common.privacy.entries import (
+    Closed,
+    Committed,
+    Created,
+    Decided,
+    Entry,
+    Rekeyed,
+    Released,
+    Reserved,
+    Submitted,
+    Terms,
+    read_entry,
+    write_entry,
+)
+from common.privacy.extract import Extract, read_extract, replay, write_extract
+from common.privacy.ledger import Chain, Row, public_hex
+
+GOLDEN = Path(__file__).parents[3] / "golden"
+KEY, OTHER = (ec.derive_private_key(n, ec.SECP256R1()) for n in (1234567, 7654321))
+JOB, SECOND = "ab" * 32, "cd" * 32
+STAMP, SALT = "2026-03-04T05:06:07Z", "5a" * 16
+STEPS = {"sampling_rate": 0.05, "noise_multiplier": 1.3, "steps": 4}
+VERSIONS = {"terms": Terms(), "code_sha256": "", "accountant": "none"}
+SUBMITTED = {
+    "job_sha256": JOB, "name": "first", "manifest_sha256": "01" * 32, "message_cap_bytes": 9,
+    "plan": {**STEPS, "steps": 9}, **VERSIONS,
+}  # fmt: skip
+RESERVED = {
+    "job_sha256": JOB, "round": 1, "input_sha256": "02" * 32, "start_sha256": "",
+    "charge": STEPS, **VERSIONS,
+}  # fmt: skip
+RELEASED = {"job_sha256": JOB, "round": 1, "payload_sha256": "03" * 32}
+
+Step = tuple[type[Entry], dict[str, Any]]
+LIFE: list[Step] = [
+    (Created, {"site": "A", "unit": "", "cap": {"order": 8}}),
+    (Submitted, SUBMITTED),
+    (Decided, {"job_sha256": JOB, "decision": "approve", "who": "Ada", "note": ""}),
+    (Reserved, RESERVED),
+    (Released, RELEASED),
+    (Committed, {**RELEASED, "is_accepted": True}),
+    (Reserved, {**RESERVED, "round": 2}),
+    (Closed, {"job_sha256": JOB, "state": "finished", "final_sha256": ""}),
+]
+
+
+def ledger(steps: list[Step], key: ec.EllipticCurvePrivateKey = KEY) -> list[Row]:
+    chain, rows = Chain(), list[Row]()
+    for seq, (model, fields) in enumerate(steps):
+        named = {"public_key": public_hex(key), "is_ephemeral": True}
+        given = {**fields, **(named if model in (Created, Rekeyed) else {})}
+        body = write_entry(model, seq=seq, at=STAMP, salt=SALT, **given)
+        rows.append(chain.tail.row(body, key))
+        chain.extend(rows[-1])
+    return rows
+
+
+ROWS = ledger(LIFE)
+
+
+def check(rows: list[Row]) -> Account:
+    chain, account = Chain(), Account()
+    for row in rows:
+        account.apply(chain.extend(row))
+    return account
+
+
+def test_an_entrys_hash_and_signature_are_the_formulas() -> None:
+    before = bytes(32)
+    for row in ROWS:
+        digest = hashlib.sha256(b"veiltune ledger entry v1\n" + before + row.body).digest()
+        assert row.hash == digest
+        KEY.public_key().verify(
+            row.signature, b"veiltune ledger signature v1\n" + digest, ec.ECDSA(hashes.SHA256())
+        )
+        before = digest
+
+
+def test_a_body_is_sorted_json_without_spaces() -> None:
+    for row in ROWS:
+        said = json.loads(row.body)
+        assert row.body == json.dumps(said, sort_keys=True, separators=(",", ":")).encode()
+        assert (said["at"], said["salt"]) == (STAMP, SALT)
+
+
+def test_a_head_is_the_root_over_the_entries_hashes() -> None:
+    chain = Chain()
+    for row in ROWS:
+        chain.extend(row)
+    head = chain.head(KEY)
+    root = merkle.root([merkle.leaf_hash(row.hash) for row in ROWS])
+    assert (head.size, head.root, head.public_key) == (len(ROWS), root.hex(), public_hex(KEY))
+    signed = b"veiltune ledger head v1\n" + (len(ROWS)).to_bytes(8, "big") + root
+    KEY.public_key().verify(bytes.fromhex(head.signature), signed, ec.ECDSA(hashes.SHA256()))
+    assert head.is_signed()
+    for changed in (
+        replace(head, size=head.size + 1),
+        replace(head, root="00" * 32),
+        replace(head, public_key=public_hex(OTHER)),
+        replace(head, public_key="zz"),
+        replace(head, public_key="ab" * 91),
+        replace(head, signature=""),
+    ):
+        assert not changed.is_signed()
+
+
+def test_a_stranger_can_check_one_entry_or_an_older_head() -> None:
+    chain = Chain()
+    for row in ROWS:
+        chain.extend(row)
+    for seq, row in enumerate(ROWS):
+        proof = chain.inclusion_proof(seq)
+        leaf = merkle.leaf_hash(row.hash)
+        assert merkle.is_included(leaf, seq, len(ROWS), proof, chain.root())
+        old, proof = chain.root(seq + 1), chain.consistency_proof(seq + 1)
+        assert merkle.is_consistent(seq + 1, old, len(ROWS), chain.root(), proof)
+
+
+def test_what_is_replayed_is_what_was_charged() -> None:
+    account = check(ROWS)
+    first, second = account.charges(JOB)
+    assert first.event == second.event == GaussianSteps(0.05, 1.3, 4)
+    assert (first.is_released, first.is_acknowledged, first.at) == (True, True, STAMP)
+    assert (second.is_released, second.is_acknowledged) == (False, False)
+    assert account.jobs[JOB].state == "finished"
+    assert account.charged_steps(JOB) == 8
+    assert account.charges(SECOND) == []
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_a_flipped_bit_of_any_row_is_named(data: st.DataObject) -> None:
+    rows = list(ROWS)
+    seq = data.draw(st.integers(0, len(rows) - 1))
+    name = data.draw(st.sampled_from(["body", "hash", "signature"]))
+    changed = bytearray(getattr(rows[seq], name))
+    place, bit = data.draw(st.integers(0, len(changed) - 1)), data.draw(st.integers(0, 7))
+    changed[place] ^= 1 << bit
+    rows[seq] = replace(rows[seq], **{name: bytes(changed)})
+    with pytest.raises(LedgerBroken, match=f"ledger entry {seq} "):
+        check(rows)
+
+
+@given(st.data())
+def test_a_row_that_is_gone_moved_or_put_between_is_named(data: st.DataObject) -> None:
+    first = data.draw(st.integers(0, len(ROWS) - 2))
+    second = data.draw(st.integers(first + 1, len(ROWS) - 1))
+    gone = [row for row in ROWS if row.seq != first]
+    moved = list(ROWS)
+    moved[first], moved[second] = moved[second], moved[first]
+    renumbered = [replace(row, seq=n) for n, row in enumerate(gone)]
+    twice = [*ROWS[: second + 1], *ROWS[second:]]
+    for rows, seq in ((gone, first), (moved, first), (renumbered, first), (twice, second + 1)):
+        with pytest.raises(LedgerBroken, match=f"ledger entry {seq} "):
+            check(rows)
+
+
+def test_an_entry_that_another_key_signed_is_named() -> None:
+    for seq in range(1, len(ROWS)):
+        chain = Chain()
+        for row in ROWS[:seq]:
+            chain.extend(row)
+        with pytest.raises(LedgerBroken, match=f"ledger entry {seq} must be signed by its key"):
+            chain.extend(chain.tail.row(ROWS[seq].body, OTHER))
+
+
+def test_a_new_key_signs_from_the_entry_that_names_it() -> None:
+    chain = Chain()
+    for row in ROWS:
+        chain.extend(row)
+    named = {"public_key": public_hex(OTHER), "is_ephemeral": False}
+    rekeyed = write_entry(Rekeyed, seq=chain.size, at=STAMP, salt=SALT, **named)
+    with pytest.raises(LedgerBroken, match="must be signed by its key"):
+        chain.extend(chain.tail.row(rekeyed, KEY))
+    chain.extend(chain.tail.row(rekeyed, OTHER))
+    assert chain.keys == (public_hex(KEY), public_hex(OTHER))
+    decided = write_entry(Decided, seq=chain.size, at=STAMP, salt=SALT, **LIFE[2][1])
+    with pytest.raises(LedgerBroken, match="must be signed by its key"):
+        chain.extend(chain.tail.row(decided, KEY))
+    chain.extend(chain.tail.row(decided, OTHER))
+
+
+@pytest.mark.parametrize(
+    ("steps", "seq", "must"),
+    [
+        ([LIFE[1]], 0, "be of another kind"),
+        ([LIFE[0], LIFE[0]], 1, "be of another kind"),
+        ([LIFE[0], LIFE[3]], 1, "follow its job's submission"),
+        ([LIFE[0], LIFE[7]], 1, "follow its job's submission"),
+        ([*LIFE[:2], LIFE[1]], 2, "submit a new job"),
+        ([*LIFE[:2], LIFE[4]], 2, "follow its reservation"),
+        ([*LIFE[:4], LIFE[3]], 4, "charge a later round"),
+        ([*LIFE[:5], LIFE[4]], 5, "be the round's one release"),
+        ([*LIFE[:4], LIFE[5]], 4, "receipt the released bytes"),
+        ([*LIFE, (Reserved, {**RESERVED, "round": 3})], 8, "charge an open job"),
+        ([*LIFE[:7], (Reserved, {**RESERVED, "round": 3})], 7, "stay within the job's budget"),
+    ],
+)
+def test_an_entry_that_could_not_follow_is_named(steps: list[Step], seq: int, must: str) -> None:
+    with pytest.raises(LedgerBroken, match=f"ledger entry {seq} must {must}"):
+        check(ledger(steps))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seq": -1}, {"at": "today"}, {"salt": "5a"}, {"round": -1}, {"round": 2**53},
+        {"input_sha256": "xyz"}, {"charge": {**STEPS, "steps": -1}},
+        {"charge": {**STEPS, "noise_multiplier": float("nan")}},
+        {"charge": {**STEPS, "noise_multiplier": float("inf")}},
+        {"charge": {**STEPS, "sampling_rate": 1.5}}, {"note": "a key of no schema"},
+        {"terms": {"delta": 0}}, {"terms": {"sampler": "shuffled"}},
+    ],
+)  # fmt: skip
+def test_an_entry_outside_its_schema_is_not_written(change: dict[str, Any]) -> None:
+    given = {"seq": 1, "at": STAMP, "salt": SALT, **RESERVED}
+    assert write_entry(Reserved, **given)
+    with pytest.raises(InvalidInput, match="ledger entry must keep to its schema"):
+        write_entry(Reserved, **(given | change))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{}", b"[]", b'{"kind": "created"}', ROWS[2].body + b" ", b"[" * 5000,
+     ROWS[2].body.replace(b'"who":"Ada"', b'"who":"Eve","who":"Ada"'),
+     ROWS[2].body.replace(b'"seq":2', b'"seq":2.0'), b"\xff"],
+)  # fmt: skip
+def test_a_body_that_is_read_in_two_ways_is_refused(body: bytes) -> None:
+    with pytest.raises(LedgerBroken, match="ledger entry 2 must"):
+        read_entry(body, 2)
+
+
+def test_a_lifetime_cap_is_kept_as_it_was_given() -> None:
+    cap = {"order": 8, "budget": 2.5, "orders": [1.5, 2], "kind": {"name": "rdp", "on": True}}
+    account = check(ledger([(Created, {"site": "A", "unit": "patient_id", "cap": cap})]))
+    assert account.created is not None
+    assert account.created.cap == cap
+    with pytest.raises(InvalidInput, match="schema"):
+        ledger([(Created, {"site": "A", "unit": "", "cap": {"budget": float("inf")}})])
+
+
+def extract() -> Extract:
+    return read_extract((GOLDEN / "ledger_v1.jsonl").read_bytes())
+
+
+def test_a_recorded_ledger_is_replayed_to_the_same_epsilon() -> None:
+    expected = json.loads((GOLDEN / "accounts.json").read_text())
+    account = replay(extract())
+    found = spent(account.charges(), expected["delta"])
+    # The oracle is Opacus' PRV accountant, within its own error of 0.01.
+    assert found == pytest.approx(expected["ledger_v1"], abs=0.01)
+    assert account.created is not None
+    assert account.created.cap == {"order": 8, "budget": 2.5}
+    assert [job.state for job in account.jobs.values()] == ["finished", "running"]
+    assert [(c.terms.unit, c.terms.unit_cap) for c in account.charges()] == [("patient_id", 4)] * 4
+    assert [d.who for d in account.decisions] == ["Ada", "Ada"]
+
+
+def test_an_extract_is_read_as_it_was_written() -> None:
+    data = (GOLDEN / "ledger_v1.jsonl").read_bytes()
+    found = read_extract(data)
+    assert write_extract(found.rows, found.head) == data
+
+
+def test_an_extract_without_its_end_or_with_anothers_head_is_refused() -> None:
+    found = extract()
+    with pytest.raises(LedgerBroken, match="head must be over its 11 entries, got one over 12"):
+        replay(Extract(found.rows[:-1], found.head))
+    other = check_head(OTHER, found)
+    with pytest.raises(LedgerBroken, match="head must be signed by its key"):
+        replay(Extract(found.rows, other))
+    with pytest.raises(LedgerBroken, match="head must be signed by its key"):
+        replay(Extract(found.rows, replace(found.head, signature=other.signature)))
+
+
+def check_head(key: ec.EllipticCurvePrivateKey, found: Extract) -> Any:  # noqa: ANN401
+    chain = Chain()
+    for row in found.rows:
+        chain.extend(row)
+    return chain.head(key)
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b"[]\n[]", b'{"head": {}}', b"\xff", b"[" * 9000])
+def test_a_file_that_is_no_extract_is_refused(data: bytes) -> None:
+    with pytest.raises(InvalidInput, match="extract must be a ledger's JSON lines"):
+        read_extract(data)
