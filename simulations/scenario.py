@@ -151,6 +151,8 @@ def _apply(raw: dict[str, Any], options: Options, sites: int) -> None:
         if not key:
             raise InvalidInput(f"option must be SECTION.KEY=VALUE, got {dotted!r}")
         _table(raw, section)[key] = value
+    if options.values.get("privacy.unit") == RECORD:
+        _table(raw, "privacy").pop("unit_cap", None)  # of another unit, as the file has it
     if options.seed is not None:
         _table(raw, "adapter")["seed"] = options.seed
     if options.no_privacy:

@@ -32,7 +32,7 @@ class _Linear(torch.autograd.Function):
     """``x W^T + b``; the gradients of W and b go to the buffer, one a sample."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,  # noqa: ANN401
         x: Tensor,
         weight: Tensor,
@@ -45,7 +45,7 @@ class _Linear(torch.autograd.Function):
         return functional.linear(x, weight.t() if is_transposed else weight, bias)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         x, weight = ctx.saved_tensors
         if ctx.needs_input_grad[1]:
@@ -66,7 +66,7 @@ class _FusedLora(torch.autograd.Function):
     """``x W^T + b + s (x A^T) B^T`` with W and b frozen; A's and B's gradients go to the buffer."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,  # noqa: ANN401
         x: Tensor,
         base: nn.Linear,
@@ -82,7 +82,7 @@ class _FusedLora(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         x, h, weight, a, b = ctx.saved_tensors
         inner = g @ b
@@ -181,7 +181,7 @@ def _lora_forward(layer: Any, buffer: GradientBuffer, x: Tensor, *rest: Any, **k
 
 
 def _hook_sampler(name: str, layer: nn.Module, buffer: GradientBuffer) -> Callable[[], None]:
-    """Let Opacus compute a layer's per-sample gradients from its input and its output's gradient."""
+    """Let Opacus make per-sample gradients of a layer's input and its output's gradient."""
     sampler = GradSampleModule.GRAD_SAMPLERS.get(type(layer))
     if sampler is None:
         prepare_layer(layer)
@@ -195,7 +195,9 @@ def _hook_sampler(name: str, layer: nn.Module, buffer: GradientBuffer) -> Callab
                 f"trainable layer {name} ({type(layer).__name__}) must take one input, got more"
             )
         seen = args[0].detach()
-        output.register_hook(lambda g: _sample(layer, sampler, seen, g, buffer))
+        output.register_hook(  # type: ignore[no-untyped-call]
+            lambda g: _sample(layer, sampler, seen, g, buffer)
+        )
 
     handle = layer.register_forward_hook(watch_output, with_kwargs=True)
 

@@ -59,7 +59,8 @@ def lattice_noise(size: int, deviation: float, stream: Stream) -> NDArray[np.int
     for i in np.flatnonzero(_is_doubtful(scaled, magnitudes, cells, deviation)):
         magnitudes[i] = _decide(int(cells[i]), deviation, stream)
     drawn = magnitudes.astype(np.int64)
-    return np.where(words & np.uint64(1), -drawn, drawn)
+    np.negative(drawn, out=drawn, where=(words & np.uint64(1)).astype(bool))
+    return drawn
 
 
 def _is_doubtful(

@@ -372,7 +372,11 @@ def half_noise(patch: pytest.MonkeyPatch) -> None:
 
 
 def no_clip(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(clipping, "clip_and_sum", lambda rows, c: (rows.sum(dim=0) / c * LATTICE).long())
+    patch.setattr(
+        clipping,
+        "clip_and_sum",
+        lambda rows, c: (rows * (clipping.LATTICE / c)).round().long().sum(dim=0),
+    )
 
 
 def shuffled_batches(patch: pytest.MonkeyPatch) -> None:

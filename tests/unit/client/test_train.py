@@ -65,7 +65,7 @@ def reference_step(
             parts = torch.autograd.grad(loss, list(trainable(model).values()))
             row += np.concatenate([part.numpy().astype(np.float64).ravel() for part in parts])
         if mechanism.clip_norm is not None:
-            row *= min(1.0, mechanism.clip_norm / np.linalg.norm(row))
+            row *= min(1.0, mechanism.clip_norm / float(np.linalg.norm(row)))
         total += row
     return -rate * total / mechanism.divisor
 

@@ -110,9 +110,12 @@ def test_scipys_quantiles_are_as_good_as_is_assumed() -> None:
 def test_few_draws_need_exact_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     sound = noise._decide
-    monkeypatch.setattr(
-        noise, "_decide", lambda cell, s, stream: asked.append(cell) or sound(cell, s, stream)
-    )
+
+    def counted(cell: int, deviation: float, stream: Stream) -> int:
+        asked.append(cell)
+        return sound(cell, deviation, stream)
+
+    monkeypatch.setattr(noise, "_decide", counted)
     fresh(300_000, 2.0**20)
     assert len(asked) < 20
 

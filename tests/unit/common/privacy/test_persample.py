@@ -110,7 +110,7 @@ def test_a_step_is_opacus_own(job: MakeJob) -> None:
     theirs = torch.cat([p.grad.flatten() for p in parameters.values() if p.grad is not None])
     for parameter in parameters.values():
         parameter.grad = None
-        del parameter.grad_sample
+        del parameter.grad_sample  # type: ignore[attr-defined]
     summed = clip_and_sum(flatten(rows), clip_norm).double() * (clip_norm / LATTICE)
     ours = summed / expected_batch
     # Opacus adds 1e-6 to a norm before it divides by it; we take 1e-6 off the factor.

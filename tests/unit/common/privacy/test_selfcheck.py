@@ -20,10 +20,11 @@ from client import rehearsal, train
 from client.rehearsal import Rehearsal
 from client.train import Trainer
 from common.adapter import Vector, load_adapter
+from common.data import units
 from common.data.records import Record
 from common.errors import SelfCheckFailed
 from common.job import Job
-from common.privacy import clipping, noise, sampling
+from common.privacy import clipping, noise, persample, sampling
 from common.privacy.clipping import LATTICE
 from common.privacy.mechanism import Mechanism, mechanism_of
 from common.privacy.selfcheck import CHECKS, run_checks
@@ -92,8 +93,8 @@ def test_a_run_without_privacy_still_has_to_train_and_sample(
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 SOUND_NOISE, SOUND_SAMPLE = noise.lattice_noise, sampling.poisson_sample
-SOUND_CLIP, SOUND_GROUP = clipping.clip_and_sum, rehearsal.privacy_units
-SOUND_GRADIENTS = train.flat_gradients
+SOUND_CLIP, SOUND_GROUP = clipping.clip_and_sum, units.privacy_units
+SOUND_GRADIENTS = persample.flat_gradients
 SOUND_SUM, SOUND_ROUND = Trainer.bounded_sum, Trainer.train_round
 
 
@@ -336,15 +337,17 @@ def test_a_loss_that_mixes_records_is_refused(subject: MakeSubject) -> None:
 
 def test_dropout_is_refused(subject: MakeSubject) -> None:
     sound = subject()
-    model = sound.trainer.adapter.model
-    (layer, *_) = [m for m in model.modules() if hasattr(m, "lora_dropout")]
-    before = layer.lora_dropout["default"]
-    layer.lora_dropout["default"] = nn.Dropout(0.1)
+    (dropouts, *_) = [
+        module
+        for name, module in sound.trainer.adapter.model.named_modules()
+        if name.endswith("lora_dropout") and isinstance(module, nn.ModuleDict)
+    ]
+    before, dropouts["default"] = dropouts["default"], nn.Dropout(0.1)
     try:
         with pytest.raises(SelfCheckFailed, match="dropout: "):
             run_checks(sound)
     finally:
-        layer.lora_dropout["default"] = before
+        dropouts["default"] = before
 
 
 def by_step_only(purpose: str, round_: int, step: int) -> bytes:
