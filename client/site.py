@@ -20,7 +20,14 @@ from common.adapter import LoadedAdapter, Vector, load_adapter, vector_sha256
 from common.data.readers import read_records
 from common.data.records import Record, require_labels
 from common.data.units import privacy_units
-from common.errors import InvalidInput, JobRefused, Refusal, RoundRefused, SelfCheckFailed
+from common.errors import (
+    AccountingInDoubt,
+    InvalidInput,
+    JobRefused,
+    Refusal,
+    RoundRefused,
+    SelfCheckFailed,
+)
 from common.flower import content_from_bytes, content_to_bytes
 from common.job import Job, SignedJob
 from common.log import describe
@@ -110,7 +117,7 @@ class Site:
         )
         try:
             passed = run_checks(Rehearsal(trainer, self.home.site))
-        except SelfCheckFailed as error:
+        except (AccountingInDoubt, SelfCheckFailed) as error:
             log.error("self-check failed", job=job.job.name, reason=str(error))
             raise
         log.info("self-checks passed", job=job.job.name, checks=", ".join(passed))
