@@ -9,6 +9,7 @@ Not covered: reading and encoding the site's file.
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -113,7 +114,7 @@ class Rehearsal:
         job, mechanism = self.trainer.job, self.mechanism
         if job.privacy.delta is not None:
             plan = GaussianSteps(mechanism.sampling_rate, mechanism.noise_multiplier, job.steps)
-            require_agreement(plan, job.privacy.delta)
+            _require_agreement(plan, job.privacy.delta)
 
     def _start(self) -> Vector:
         rng = np.random.Generator(np.random.PCG64(0))
@@ -131,6 +132,12 @@ class Rehearsal:
             return found * torch.tensor(factors, dtype=found.dtype, device=found.device)
 
         return replace(self.trainer, units=encoded, mechanism=mechanism, losses=losses)
+
+
+@lru_cache(maxsize=64)
+def _require_agreement(plan: GaussianSteps, delta: float) -> None:
+    """PRV takes half a second; what has been agreed once stays so."""
+    require_agreement(plan, delta)
 
 
 def _example(job: Job, seed: int) -> Example:

@@ -14,7 +14,6 @@ import math
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 
 from opacus.accountants import PRVAccountant, RDPAccountant
 from opacus.accountants.accountant import IAccountant
@@ -80,11 +79,7 @@ def compare(events: GaussianSteps | Iterable[GaussianSteps], delta: float) -> Ep
     >>> [round(figure, 3) for figure in (found.pld, found.prv, found.rdp)]
     [1.828, 1.838, 2.101]
     """
-    return _compare(merged([events] if isinstance(events, GaussianSteps) else events), delta)
-
-
-@lru_cache(maxsize=64)
-def _compare(spent: tuple[GaussianSteps, ...], delta: float) -> Epsilons:
+    spent = merged([events] if isinstance(events, GaussianSteps) else events)
     usable = usable_delta(delta, sum(event.steps for event in spent))
     pld = accounting.epsilon(spent, delta)
     if not spent:

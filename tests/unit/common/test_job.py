@@ -168,7 +168,7 @@ def test_every_fault_is_named_by_its_key_at_once() -> None:
         ("adapter", {"targets": []}, "adapter.targets must"),
         ("adapter", {"targets": [".*"]}, "adapter.targets.0 must"),
         ("privacy", {"epsilon": float("inf")}, "privacy.epsilon must be finite"),
-        ("privacy", {"clip_norm": 0.0}, "privacy.clip_norm must be greater than 0"),
+        ("privacy", {"clip_norm": 0.0}, "privacy.clip_norm must be at least 1e-09"),
         ("privacy", {"sampling_rate": 0.0}, "privacy.sampling_rate must be greater than 0"),
         ("privacy", {"delta": 0.0}, "privacy.delta must be greater than 0"),
         ("training", {"rounds": 10**400}, "training.rounds must be"),
