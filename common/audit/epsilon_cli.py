@@ -68,7 +68,7 @@ def calibrate_command(
     cap_delta: Annotated[float | None, typer.Option(help="The lifetime's delta.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find the least noise for a target epsilon, and for a lifetime's cap."""
+    """Find the least noise for a target epsilon and a cap."""
     if (cap_epsilon is None) != (cap_delta is None):
         raise InvalidInput("--cap-epsilon and --cap-delta must be given together, got one")
     target: dict[str, Any] = {
@@ -116,7 +116,7 @@ def compose_command(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Compute the epsilon of several jobs' steps together.
+    """Compute the epsilon of several jobs together.
 
     Each entry of the list holds sampling_rate, noise_multiplier and steps, and may hold unit and
     job. The composition is that of jobs fixed beforehand.
