@@ -154,7 +154,7 @@ def test_a_flipped_bit_of_any_row_is_named(data: st.DataObject) -> None:
     changed = bytearray(getattr(rows[seq], name))
     place, bit = data.draw(st.integers(0, len(changed) - 1)), data.draw(st.integers(0, 7))
     changed[place] ^= 1 << bit
-    rows[seq] = replace(rows[seq], **{name: bytes(changed)})
+    rows[seq] = replace(rows[seq], **{name: bytes(changed)})  # type: ignore[arg-type]
     with pytest.raises(LedgerBroken, match=f"ledger entry {seq} "):
         check(rows)
 
