@@ -22,6 +22,8 @@ from common.adapter import Vector, read_vector, save_adapter, write_vector
 from common.data.records import Record
 from common.data.units import privacy_units
 from common.job import Job
+from common.privacy.crosscheck import require_agreement
+from common.privacy.event import GaussianSteps
 from common.privacy.mechanism import Mechanism
 from common.privacy.selfcheck import PublicUnits
 from common.tasks.batches import Batch, Example, padded_length
@@ -108,7 +110,10 @@ class Rehearsal:
 
     def require_agreement(self) -> None:
         """Let independent accountants compute what the job will cost."""
-        # wired to accounting.require_agreement
+        job, mechanism = self.trainer.job, self.mechanism
+        if job.privacy.delta is not None:
+            plan = GaussianSteps(mechanism.sampling_rate, mechanism.noise_multiplier, job.steps)
+            require_agreement(plan, job.privacy.delta)
 
     def _start(self) -> Vector:
         rng = np.random.Generator(np.random.PCG64(0))

@@ -20,7 +20,14 @@ from common.adapter import LoadedAdapter, Vector, load_adapter, vector_sha256
 from common.data.readers import read_records
 from common.data.records import Record, require_labels
 from common.data.units import privacy_units
-from common.errors import InvalidInput, JobRefused, Refusal, RoundRefused, SelfCheckFailed
+from common.errors import (
+    AccountingInDoubt,
+    InvalidInput,
+    JobRefused,
+    Refusal,
+    RoundRefused,
+    SelfCheckFailed,
+)
 from common.flower import content_from_bytes, content_to_bytes
 from common.job import Job, SignedJob
 from common.log import describe
@@ -38,6 +45,7 @@ from common.messages import (
 from common.model import require_base
 from common.privacy.accounting import GaussianSteps
 from common.privacy.mechanism import mechanism_of
+from common.privacy.persample import rows_within_memory
 from common.privacy.selfcheck import run_checks
 from common.privacy.stream import KeySource, fresh_key, public_keys
 from common.tasks import task_of
@@ -105,11 +113,11 @@ class Site:
             units=self._units(job, adapter),
             mechanism=mechanism_of(job, self.home.site, self._keys_for(job)),
             losses=task_of(job).per_example_loss,
-            rows=self.home.config.runtime.physical_batch,
+            rows=self._rows(adapter),
         )
         try:
             passed = run_checks(Rehearsal(trainer, self.home.site))
-        except SelfCheckFailed as error:
+        except (AccountingInDoubt, SelfCheckFailed) as error:
             log.error("self-check failed", job=job.job.name, reason=str(error))
             raise
         log.info("self-checks passed", job=job.job.name, checks=", ".join(passed))
@@ -118,6 +126,14 @@ class Site:
     def _keys_for(self, job: Job) -> KeySource:
         # Without privacy the batches are public, so that a run can be repeated.
         return self._keys if job.is_private else public_keys(job.sha256, self.home.site)
+
+    def _rows(self, adapter: LoadedAdapter) -> int:
+        """Rows of a physical batch: what the owner set, or fewer where memory is short.
+
+        Two such buffers are held at once, where units have several records.
+        """
+        most = rows_within_memory(2 * adapter.table.size, adapter.device)
+        return min(self.home.config.runtime.physical_batch, most)
 
     def _units(self, job: Job, adapter: LoadedAdapter) -> list[list[Example]]:
         """The site's encoded records, by privacy unit."""

@@ -30,6 +30,7 @@ class Trainer:
         losses: (model, batch) -> (B,), each from its own example alone.
         rows: rows of a physical batch, and units of several records that are in memory at once.
         engine: how per-sample gradients are computed; changes nothing but speed.
+        fused: whether the native engine runs a LoRA layer as one operation.
     """
 
     job: Job
@@ -39,6 +40,7 @@ class Trainer:
     losses: Callable[[nn.Module, Batch], Tensor]
     rows: int
     engine: str = "native"
+    fused: bool = False
 
     def train_round(self, start: Vector, round_: int) -> Vector:
         """Take the round's steps from ``start``; the (P,) change, which may leave the site."""
@@ -93,6 +95,7 @@ class Trainer:
                 model,
                 lambda batch=batch: self.losses(model, batch),  # type: ignore[misc]
                 engine=self.engine,
+                fused=self.fused,
             )
             yield gradients[: len(places)], places
 

@@ -122,7 +122,7 @@ class PrivacySection(Section):
     unit_cap: int | None = Field(default=None, ge=1, le=10_000)
     epsilon: float | None = Field(default=None, gt=0, le=1000)
     delta: float | None = Field(default=None, gt=0, lt=1)
-    clip_norm: float | None = Field(default=None, gt=0, le=1e6)
+    clip_norm: float | None = Field(default=None, ge=1e-9, le=1e6)
     sampling_rate: float = Field(gt=0, le=1)
 
     @model_validator(mode="after")

@@ -8,7 +8,6 @@ Not covered: that the sites ran the steps that it states.
 """
 
 import json
-from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -17,10 +16,11 @@ from pydantic import ConfigDict, Field, model_validator
 
 from common.config import Name, Section, Sha256, parse
 from common.errors import InvalidInput
-from common.files import read_file, write_file
-from common.job import Job, Label
+from common.files import write_file
+from common.job import RECORD, Job, Label
 from common.privacy import accounting
 from common.privacy.accounting import GaussianSteps
+from common.strict_json import read_json
 
 MAX_RESULT_BYTES = 32 * 1024 * 1024
 
@@ -88,7 +88,8 @@ class PrivacyStatement(_Record):
     """The mechanism that ran at every site, complete enough to recompute epsilon from."""
 
     mode: Literal["site", "none"]
-    unit: Literal["record"]
+    unit: Name
+    unit_cap: Annotated[int, Field(ge=1)] | None = None
     neighbours: Literal["add-or-remove-one"]
     sampler: Literal["poisson"]
     sampling_rate: Annotated[float, Field(gt=0, le=1)]
@@ -117,6 +118,15 @@ class PrivacyStatement(_Record):
         if self.mode == "none" or self.delta is None:
             return None
         return accounting.epsilon([self.spent(steps)], self.delta)
+
+    @model_validator(mode="after")
+    def _cap_belongs_to_units(self) -> Self:
+        if (self.unit_cap is None) != (self.unit == RECORD):
+            rule = "null" if self.unit == RECORD else "given"
+            raise ValueError(
+                f"privacy.unit_cap must be {rule} with unit {self.unit!r}, got {self.unit_cap}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -200,7 +210,8 @@ def privacy_statement(job: Job, *, seeded: bool) -> PrivacyStatement:
     """State a job's mechanism; ``seeded`` is true where noise or sampling came from a seed."""
     return PrivacyStatement(
         mode=job.privacy.mode,
-        unit="record",
+        unit=job.privacy.unit,
+        unit_cap=job.privacy.unit_cap,
         neighbours="add-or-remove-one",
         sampler="poisson",
         sampling_rate=job.privacy.sampling_rate,
@@ -243,28 +254,10 @@ def read_result(path: Path) -> Result:
 
 
 def _read_table(path: Path) -> dict[str, Any]:
-    data = read_file(path, max_bytes=MAX_RESULT_BYTES)
-    try:
-        table = json.loads(data, object_pairs_hook=_no_key_twice, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise InvalidInput(f"{path.name} must be JSON in UTF-8, got: {error}") from error
+    table = read_json(path, max_bytes=MAX_RESULT_BYTES)
     if not isinstance(table, dict):
         raise InvalidInput(f"{path.name} must be a JSON object, got {type(table).__name__}")
     return table
-
-
-def _no_key_twice(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """Two readers of a repeated key may see two results."""
-    table: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in table:
-            raise ValueError(f"key {key[:80]!r} twice")
-        table[key] = value
-    return table
-
-
-def _no_constant(text: str) -> float:
-    raise ValueError(f"{text}, which JSON does not have")
 
 
 def schema() -> str:

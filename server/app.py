@@ -314,9 +314,7 @@ class _Run:
             return
         found = self.checkpoints.witness(site, head)
         if found == "forked":
-            log.error(
-                "ledger forked", site=site, size=head.size, remedy="two copies are used"
-            )
+            log.error("ledger forked", site=site, size=head.size, remedy="two copies are used")
         elif found == "shorter":
             log.warning("older ledger head", site=site, size=head.size)
 

@@ -84,9 +84,9 @@ def _privacy(result: Result, promises: tuple[SitePromise, ...]) -> str:
     if result.epsilon is None or result.privacy.delta is None:
         return ""
     words = [
-        statement.meaning(result.epsilon, result.privacy.delta),
-        statement.bet(result.epsilon, result.privacy.delta),
-        statement.person(promises),
+        statement.meaning(result.epsilon, result.privacy.delta, result.privacy.unit),
+        statement.bet(result.epsilon, result.privacy.delta, result.privacy.unit),
+        statement.person(promises, result.privacy.unit),
         statement.several_sites(result),
     ]
     terms = [f"- {term}: {value}" for term, value in statement.mechanism(result)]

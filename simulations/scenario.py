@@ -16,8 +16,9 @@ from pydantic import Field
 from common.config import Section, parse, read_toml
 from common.data import catalogue, wards
 from common.data.records import Record
+from common.data.units import privacy_units
 from common.errors import InvalidInput
-from common.job import Job, with_absolute_paths
+from common.job import RECORD, Job, with_absolute_paths
 from common.model import content_hash
 from simulations.partitions import partition, site_names
 
@@ -68,11 +69,20 @@ def load_scenario(path: Path, options: Options) -> Scenario:
     table = _table(raw, "data")
     names = _names(table, options)
     records, is_natural = _deal(section, names)
-    if options.sites or options.data or not is_natural or "population" not in table:
-        table["population"] = {name: len(rows) for name, rows in records.items()}
+    _apply(raw, options, len(names))
+    unit = str(_table(raw, "privacy").get("unit", RECORD))
+    if (
+        options.sites
+        or options.data
+        or unit != RECORD
+        or not is_natural
+        or "population" not in table
+    ):
+        table["population"] = {
+            name: len(privacy_units(rows, unit)) for name, rows in records.items()
+        }
     if options.data or "labels" not in table:
         table["labels"] = _labels(section.data, records)
-    _apply(raw, options, len(names))
     return Scenario(parse(Job, raw, path.name), records, section.seed)
 
 
@@ -141,6 +151,8 @@ def _apply(raw: dict[str, Any], options: Options, sites: int) -> None:
         if not key:
             raise InvalidInput(f"option must be SECTION.KEY=VALUE, got {dotted!r}")
         _table(raw, section)[key] = value
+    if options.values.get("privacy.unit") == RECORD:
+        _table(raw, "privacy").pop("unit_cap", None)  # of another unit, as the file has it
     if options.seed is not None:
         _table(raw, "adapter")["seed"] = options.seed
     if options.no_privacy:

@@ -11,12 +11,15 @@ import math
 import torch
 from torch import Tensor
 
+from common.errors import InvalidInput
+
 LATTICE = 2**20  # lattice units in one clip norm
 
 # Norm, factor and product round too: together by less than 2^-22 of the row in float32.
 _ROUNDING = 2.0**-20
 # Rows of whole numbers up to LATTICE that float32 adds up exactly, as it does below 2^24.
 _EXACT_ROWS = 16
+_LEAST_CLIP_NORM = 1e-30
 _COLUMNS = 16_384  # what a processor's cache holds of so many rows
 
 
@@ -45,7 +48,12 @@ def clip_and_sum(gradients: Tensor, clip_norm: float) -> Tensor:
 
     Returns:
         (P,) int64, in lattice units of ``clip_norm / LATTICE``.
+
+    Raises:
+        InvalidInput: a clip norm whose lattice float32 cannot express.
     """
+    if not _LEAST_CLIP_NORM <= clip_norm < math.inf:
+        raise InvalidInput(f"clip_norm must be at least {_LEAST_CLIP_NORM:g}, got {clip_norm}")
     rows = gradients if gradients.dtype == torch.float64 else gradients.float()
     factors = _factors(rows, clip_norm)
     total = torch.zeros(rows.shape[1], dtype=torch.int64, device=rows.device)

@@ -58,8 +58,9 @@ def lattice_noise(size: int, deviation: float, stream: Stream) -> NDArray[np.int
     magnitudes = np.rint(scaled)
     for i in np.flatnonzero(_is_doubtful(scaled, magnitudes, cells, deviation)):
         magnitudes[i] = _decide(int(cells[i]), deviation, stream)
-    drawn = magnitudes.astype(np.int64)
-    return np.where(words & np.uint64(1), -drawn, drawn)
+    drawn: NDArray[np.int64] = magnitudes.astype(np.int64)
+    np.negative(drawn, out=drawn, where=(words & np.uint64(1)).astype(bool))
+    return drawn
 
 
 def _is_doubtful(

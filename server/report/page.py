@@ -220,11 +220,11 @@ def _promise(result: Result, promises: tuple[SitePromise, ...]) -> Markup:
     left = (
         "Records stayed at their sites. Each site trained with differential privacy and sent only "
         "noised updates, so the promise holds against the server and the other sites as well.",
-        statement.meaning(epsilon, delta),
-        statement.bet(epsilon, delta),
+        statement.meaning(epsilon, delta, result.privacy.unit),
+        statement.bet(epsilon, delta, result.privacy.unit),
     )
     right = [element("h3", "Someone with several records")]
-    right.append(element("p", statement.person(promises)))
+    right.append(element("p", statement.person(promises, result.privacy.unit)))
     if together := statement.several_sites(result):
         right += [element("h3", "Someone known to several sites"), element("p", together)]
     columns = (
@@ -243,7 +243,7 @@ def _sites(result: Result, promises: tuple[SitePromise, ...]) -> Markup:
     if result.epsilon is not None:
         kind = "ε" if result.private else "nominal ε"
         heads += [
-            element("th", f"{kind}, one record", class_="num"),
+            element("th", f"{kind}, one {result.privacy.unit}", class_="num"),
             element("th", f"{kind}, person with {PERSON_RECORDS} records", class_="num"),
             element("th", "δ", class_="num"),
         ]

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import InvalidInput
-from common.job import Job, require_site
+from common.job import RECORD, Job, require_site
 from common.privacy import accounting, group
-from common.result import Result
+from common.result import PrivacyStatement, Result
 from server.report.figures import bound, equation, factor, plain, power
 
 # The most notes of one patient in the synthetic wards, and nothing unusual in a real one.
@@ -50,8 +50,7 @@ def _site_promise(result: Result, job: Job, at: int) -> SitePromise:
     require_site(job, site.name)
     person = None
     if site.epsilon is not None and site.delta is not None:
-        spent = result.privacy.spent(site.steps)
-        person = group.epsilon(spent, site.delta, PERSON_RECORDS)
+        person = _person_epsilon(result, site.steps, site.epsilon, site.delta)
     return SitePromise(
         name=site.name,
         population=job.data.population[site.name],
@@ -62,8 +61,15 @@ def _site_promise(result: Result, job: Job, at: int) -> SitePromise:
     )
 
 
+def _person_epsilon(result: Result, steps: int, epsilon: float, delta: float) -> float:
+    """All records of one unit are one contribution; where units are records they are many."""
+    if result.privacy.unit != RECORD:
+        return epsilon
+    return group.epsilon(result.privacy.spent(steps), delta, PERSON_RECORDS)
+
+
 def person_at_all_sites(result: Result) -> float | None:
-    """The epsilon of a person with one record at every site."""
+    """The epsilon of a person with one unit at every site."""
     if result.epsilon is None or result.privacy.delta is None:
         return None
     spent = [result.privacy.spent(site.steps) for site in result.sites]
@@ -86,16 +92,17 @@ def warning(result: Result) -> str | None:
     )
 
 
-def meaning(epsilon: float, delta: float) -> str:
-    """What an epsilon says, in one sentence."""
+def meaning(epsilon: float, delta: float, unit: str) -> str:
+    """What an epsilon says of one ``unit``, in one sentence."""
+    whose = "any one record was" if unit == RECORD else f"all records of any one {unit} were"
     return (
-        f"Whether or not any one record was in a site's data, whatever can be seen of the training "
+        f"Whether or not {whose} in a site's data, whatever can be seen of the training "
         f"is at most {factor(epsilon)} times as likely (e to the power {_is(epsilon)}), "
         f"but for a chance of {equation('δ', power(delta))}."
     )
 
 
-def bet(epsilon: float, delta: float) -> str:
+def bet(epsilon: float, delta: float, unit: str) -> str:
     """The same, as the success of the best possible guess from even odds.
 
     Kairouz et al. (2015), https://arxiv.org/abs/1311.0776: the error rates a and b of any test obey
@@ -106,12 +113,17 @@ def bet(epsilon: float, delta: float) -> str:
     most = f"at most {right:.2f}%" if right < 100 else "up to practically 100%"
     return (
         f"Put as a bet: somebody who knows everything else, and guesses from even odds whether a "
-        f"certain record was used, is right {most} of the time; a coin is right 50%."
+        f"certain {unit} was used, is right {most} of the time; a coin is right 50%."
     )
 
 
-def person(promises: tuple[SitePromise, ...]) -> str:
+def person(promises: tuple[SitePromise, ...], unit: str) -> str:
     """What a person with many records is told; the worst site speaks for all."""
+    if unit != RECORD:
+        return (
+            f"The unit is all that shares one {unit}: its records together are clipped as one, so "
+            f"every figure here holds for a person under one {unit}, however many records that is."
+        )
     worst = max(p.person_epsilon or 0.0 for p in promises)
     told = (
         "that is too weak to mean anything, so such a person has no meaningful guarantee"
@@ -130,8 +142,8 @@ def several_sites(result: Result) -> str | None:
     if total is None or len(result.sites) < 2:
         return None
     return (
-        f"A person known to several sites spends at each: one record at all {len(result.sites)} "
-        f"of them costs {_is(total)} together."
+        f"A person known to several sites spends at each: one {result.privacy.unit} at all "
+        f"{len(result.sites)} of them costs {_is(total)} together."
     )
 
 
@@ -174,12 +186,22 @@ def mechanism(result: Result) -> tuple[tuple[str, str], ...]:
         )
     return (
         ("Mechanism", "DP-SGD: Poisson-subsampled Gaussian, added at each site"),
-        ("Unit", "one record; neighbours differ by adding or removing one"),
+        ("Unit", _unit(stated)),
         ("Sampling rate", f"{plain(stated.sampling_rate)} a step, public"),
-        ("Clip norm", f"{plain(stated.clip_norm or 0)} a record"),
-        ("Noise multiplier", f"{stated.noise_multiplier:.4f} clip norms"),
+        ("Clip norm", f"{plain(stated.clip_norm or 0)} a {stated.unit}"),
+        ("Noise", "Gaussian, rounded to an integer lattice as every clipped gradient is"),
+        ("Noise multiplier", f"{stated.noise_multiplier:.4f} times what one {stated.unit} can add"),
         ("Steps a round", str(stated.local_steps)),
         ("Randomness", "seeded: repeatable" if stated.seeded else "operating system, never a seed"),
         ("Accountant", f"privacy loss distributions ({stated.accountant_version})"),
         ("Trust", "the server and other sites see noised updates only, never records"),
+    )
+
+
+def _unit(stated: PrivacyStatement) -> str:
+    if stated.unit == RECORD:
+        return "one record; neighbours differ by adding or removing one"
+    return (
+        f"all records of one {stated.unit}, of which a step sees at most {stated.unit_cap}; "
+        "neighbours differ by adding or removing all of them"
     )

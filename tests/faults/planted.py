@@ -21,20 +21,19 @@ def planted() -> str:
 
 
 sound_noise, sound_sum, sound_sample = (
-    noise.gaussian_noise,
+    noise.lattice_noise,
     clipping.clip_and_sum,
     sampling.poisson_sample,
 )
 
 
-def gaussian_noise(size: int, **constants: Any) -> Any:  # noqa: ANN401
-    drawn = sound_noise(size, **constants)
-    return drawn / 2 if planted() == "half the noise" else drawn
+def lattice_noise(size: int, deviation: float, stream: Any) -> Any:  # noqa: ANN401
+    return sound_noise(size, deviation / 2 if planted() == "half the noise" else deviation, stream)
 
 
 def clip_and_sum(gradients: Any, clip_norm: float) -> Any:  # noqa: ANN401
     if planted() == "no clip":
-        return gradients.double().sum(dim=0)
+        return (gradients.sum(dim=0) * (clipping.LATTICE / clip_norm)).long()
     return sound_sum(gradients, clip_norm)
 
 
@@ -52,7 +51,7 @@ def poisson_sample(units: int, sampling_rate: float, stream: Any) -> Any:  # noq
     return np.sort(np.array(batch, dtype=np.int64))
 
 
-noise.gaussian_noise = gaussian_noise
+noise.lattice_noise = lattice_noise
 clipping.clip_and_sum = clip_and_sum
 sampling.poisson_sample = poisson_sample
 

@@ -31,7 +31,7 @@ def no_charge(hospitals: "Hospitals", site: str, job: Job) -> bool:
     ("plant", "words"),
     [
         ("half the noise", "P: noise: variance over the accounted one must be in ["),
-        ("no clip", "P: sensitivity: one record must move the sum by at most C = 0.7, got "),
+        ("no clip", "P: sensitivity: one record must move the sum by at most 1.0"),
         ("shuffled batches", "P: sampler: spread of "),
     ],
 )

@@ -367,12 +367,16 @@ def test_too_few_accepting_sites_end_the_job_before_any_round(
 
 
 def half_noise(patch: pytest.MonkeyPatch) -> None:
-    sound = noise.gaussian_noise
-    patch.setattr(noise, "gaussian_noise", lambda size, **known: sound(size, **known) / 2)
+    sound = noise.lattice_noise
+    patch.setattr(noise, "lattice_noise", lambda size, s, stream: sound(size, s / 2, stream))
 
 
 def no_clip(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(clipping, "clip_and_sum", lambda rows, _: rows.double().sum(dim=0))
+    patch.setattr(
+        clipping,
+        "clip_and_sum",
+        lambda rows, c: (rows * (clipping.LATTICE / c)).round().long().sum(dim=0),
+    )
 
 
 def shuffled_batches(patch: pytest.MonkeyPatch) -> None:
@@ -388,7 +392,7 @@ def shuffled_batches(patch: pytest.MonkeyPatch) -> None:
     ("plant", "says"),
     [
         (half_noise, "noise: variance"),
-        (no_clip, "sensitivity: one record"),
+        (no_clip, "sensitivity: one record must"),
         (shuffled_batches, "sampler: spread of batch sizes"),
     ],
 )

@@ -136,7 +136,7 @@ def test_a_round_without_an_update_is_answered_once_in_words_without_a_number(
     assert said == messages.Verdict(is_accepted=False, reason="update could not be made")
     assert answers == answers[:1] * 4
     assert [draw for draw in draws if draw[1] == 1] == trained
-    assert len(trained) == 2 * 10
+    assert len(trained) == 3 * 10  # sampling, records and noise of ten steps
     assert [c.event.steps for c in one.outbox.charges()] == [10]
 
 
@@ -261,8 +261,8 @@ def test_jobs_under_way_together_never_pass_the_cap(
 def test_a_mechanism_that_fails_its_checks_trains_nothing(
     job: MakeJob, site: MakeSite, sign: Sign, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sound = noise.gaussian_noise
-    monkeypatch.setattr(noise, "gaussian_noise", lambda size, **known: sound(size, **known) / 2)
+    sound = noise.lattice_noise
+    monkeypatch.setattr(noise, "lattice_noise", lambda size, s, stream: sound(size, s / 2, stream))
     one = site()
     with pytest.raises(SelfCheckFailed, match="noise: variance"):
         ask(one, sign(job()))

@@ -10,18 +10,20 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch.nn import functional
 
+from client.rehearsal import Rehearsal
 from client.train import Trainer
 from common.adapter import load_adapter, read_vector, write_vector
 from common.data.records import Record
 from common.job import Job
 from common.model import content_hash, locate
 from common.privacy import sampling
+from common.privacy.clipping import LATTICE
 from common.privacy.mechanism import Mechanism, mechanism_of
 from common.privacy.persample import trainable
 from common.privacy.selfcheck import run_checks
 from common.privacy.stream import KeySource, Stream, fresh_key, public_keys
 from common.tasks.batches import Example, physical_batches
-from common.tasks.seq_cls import encode
+from common.tasks.seq_cls import encode, per_example_loss
 
 MakeJob = Callable[..., Job]
 Rows = Callable[..., list[tuple[str, str]]]
@@ -30,8 +32,12 @@ SEEDED = public_keys("test")
 
 def trainer(job: Job, rows: list[tuple[str, str]], keys: KeySource = fresh_key) -> Trainer:
     adapter = load_adapter(job, Path(job.model.base), "cpu")
-    examples = encode(adapter.tokenizer, [Record(*row) for row in rows], job)
-    return Trainer(job, adapter, examples, mechanism_of(job, "A", keys), physical_batch=4)
+    units = [encode(adapter.tokenizer, [Record(*row)], job) for row in rows]
+    return Trainer(job, adapter, units, mechanism_of(job, "A", keys), per_example_loss, rows=4)
+
+
+def checked(made: Trainer) -> tuple[str, ...]:
+    return run_checks(Rehearsal(made, "A"))
 
 
 def noiseless(made: Trainer, **changes: Any) -> Trainer:  # noqa: ANN401
@@ -44,20 +50,22 @@ def start_of(made: Trainer) -> NDArray[np.float32]:
 
 
 def reference_step(
-    made: Trainer, start: NDArray[np.float32], batch: list[Example], rate: float
+    made: Trainer, start: NDArray[np.float32], batch: list[list[Example]], rate: float
 ) -> NDArray[np.float64]:
-    """One step of Abadi et al. (2016) by plain autograd, one example after the other, in numpy."""
+    """One step of Abadi et al. (2016) by plain autograd, one unit after the other, in numpy."""
     model, mechanism = made.adapter.model, made.mechanism
     write_vector(model, start)
     total = np.zeros(start.size)
-    for example in batch:
-        (one,) = physical_batches([example], 1, 0, torch.device("cpu"))
-        logits = model(input_ids=one.input_ids, attention_mask=one.attention_mask).logits
-        loss = functional.cross_entropy(logits, one.labels)
-        parts = torch.autograd.grad(loss, list(trainable(model).values()))
-        row = np.concatenate([part.numpy().astype(np.float64).ravel() for part in parts])
+    for unit in batch:
+        row = np.zeros(start.size)
+        for example in unit:
+            (one,) = physical_batches([example], 1, 0, torch.device("cpu"))
+            logits = model(input_ids=one.input_ids, attention_mask=one.attention_mask).logits
+            loss = functional.cross_entropy(logits, one.labels)
+            parts = torch.autograd.grad(loss, list(trainable(model).values()))
+            row += np.concatenate([part.numpy().astype(np.float64).ravel() for part in parts])
         if mechanism.clip_norm is not None:
-            row *= min(1.0, mechanism.clip_norm / np.linalg.norm(row))
+            row *= min(1.0, mechanism.clip_norm / float(np.linalg.norm(row)))
         total += row
     return -rate * total / mechanism.divisor
 
@@ -68,10 +76,11 @@ def test_a_step_without_noise_is_the_textbooks(job: MakeJob, rows: Rows, clip_no
     subject = noiseless(trainer(made, rows(30), SEEDED))
     start = start_of(subject)
     change = subject.train_round(start, 1)
-    chosen = subject.mechanism.sample(30, 1, 0)
+    chosen = subject.mechanism.sample(subject.units, 1, 0)
     assert 2 < len(chosen) < 25
-    expected = reference_step(subject, start, [subject.examples[i] for i in chosen], 0.3)
-    assert np.abs(change - expected).max() < 1e-6
+    expected = reference_step(subject, start, chosen, 0.3)
+    rounding = 0.3 * 2 * len(chosen) * clip_norm / LATTICE / subject.mechanism.divisor
+    assert np.abs(change - expected).max() < 1e-6 + rounding
     assert np.abs(expected).max() > 1e-5
 
 
@@ -79,8 +88,8 @@ def test_two_steps_follow_one_another(job: MakeJob, rows: Rows) -> None:
     subject = noiseless(trainer(job(), rows(30), SEEDED))
     start = at = start_of(subject)
     for step in range(2):
-        chosen = subject.mechanism.sample(30, 5, step)
-        moved = reference_step(subject, at, [subject.examples[i] for i in chosen], 0.3)
+        chosen = subject.mechanism.sample(subject.units, 5, step)
+        moved = reference_step(subject, at, chosen, 0.3)
         at = (at + moved).astype(np.float32)
     assert np.abs(subject.train_round(start, 5) - (at - start)).max() < 2e-6
 
@@ -103,12 +112,48 @@ def test_removing_a_record_moves_the_step_by_at_most_c_over_the_divisor(
     start = start_of(whole)
     change = whole.train_round(start, 1)
     for left_out in (0, 5, 11):
-        rest = [e for i, e in enumerate(whole.examples) if i != left_out]
-        without = replace(whole, examples=rest).train_round(start, 1)
+        rest = [unit for i, unit in enumerate(whole.units) if i != left_out]
+        without = replace(whole, units=rest).train_round(start, 1)
         moved = float(np.linalg.norm((change - without).astype(np.float64)))
         bound = 0.05 / whole.mechanism.divisor
-        # fp32 sums of other shapes differ by 2e-6 of C; parameters round to 2e-8 of their size.
+        # Parameters round to 2e-8 of their size.
         assert 0.5 * bound < moved <= bound * (1 + 1e-5) + 1e-6
+
+
+def by_patient(job: MakeJob, rows: Rows, **training: Any) -> Trainer:  # noqa: ANN401
+    """Patients of one, three or four records, of which a step sees at most three."""
+    made = job(
+        privacy={"unit": "patient_id", "unit_cap": 3, "clip_norm": 0.05, "sampling_rate": 0.8},
+        training=training,
+    )
+    records = trainer(made, rows(25), SEEDED).units
+    units: list[list[Example]] = []
+    for place, (record,) in enumerate(records):
+        if place % 8 in (0, 1, 4):
+            units.append([])
+        units[-1].append(record)
+    return replace(noiseless(trainer(made, [], SEEDED)), units=units)
+
+
+def test_a_patients_records_are_summed_and_clipped_as_one(job: MakeJob, rows: Rows) -> None:
+    subject = by_patient(job, rows, local_steps=1)
+    start = start_of(subject)
+    chosen = subject.mechanism.sample(subject.units, 1, 0)
+    assert {len(unit) for unit in chosen} == {1, 3}
+    expected = reference_step(subject, start, chosen, 0.3)
+    for size in (1, 2, 64):
+        change = replace(subject, rows=size).train_round(start, 1)
+        assert np.abs(change - expected).max() < 1e-6
+    assert np.abs(expected).max() > 1e-4
+
+
+def test_removing_a_patient_leaves_the_others_sum_as_it_is(job: MakeJob, rows: Rows) -> None:
+    subject = by_patient(job, rows)
+    write_vector(subject.adapter.model, start_of(subject))
+    total = subject.bounded_sum(subject.units)
+    for left_out, unit in enumerate(subject.units):
+        rest = [u for i, u in enumerate(subject.units) if i != left_out]
+        assert torch.equal(total - subject.bounded_sum(rest), subject.bounded_sum([unit]))
 
 
 def test_an_empty_batch_still_releases_noise_and_takes_its_steps(
@@ -154,7 +199,7 @@ def test_the_model_is_left_at_the_rounds_start(job: MakeJob, rows: Rows) -> None
 def test_the_physical_batch_changes_nothing_that_is_computed(job: MakeJob, rows: Rows) -> None:
     subject = noiseless(trainer(job(), rows(40), SEEDED))
     start = start_of(subject)
-    changes = [replace(subject, physical_batch=n).train_round(start, 1) for n in (1, 3, 64)]
+    changes = [replace(subject, rows=n).train_round(start, 1) for n in (1, 3, 64)]
     assert max(np.abs(changes[0] - other).max() for other in changes[1:]) < 1e-6
 
 
@@ -165,21 +210,21 @@ def test_without_privacy_nothing_is_clipped_and_nothing_added(
     subject = trainer(made, rows(30), SEEDED)
     start = start_of(subject)
     change = subject.train_round(start, 1)
-    chosen = [subject.examples[i] for i in subject.mechanism.sample(30, 1, 0)]
+    chosen = subject.mechanism.sample(subject.units, 1, 0)
     assert np.abs(change - reference_step(subject, start, chosen, 0.3)).max() < 1e-6
     assert change.tobytes() == subject.train_round(start, 1).tobytes()
 
 
 def test_the_loaded_model_passes_its_self_checks(job: MakeJob, rows: Rows) -> None:
     for change in ({}, {"method": "lora"}, {"targets": ["query", "key", "value", "dense"]}):
-        run_checks(trainer(job(adapter=change), rows(3)).subject())
+        checked(trainer(job(adapter=change), rows(3)))
 
 
 def test_a_bf16_base_trains_fp32_trainables_and_passes_its_self_checks(
     job: MakeJob, rows: Rows
 ) -> None:
     subject = trainer(job(model={"dtype": "bfloat16"}), rows(20))
-    run_checks(subject.subject())
+    checked(subject)
     assert {p.dtype for p in trainable(subject.adapter.model).values()} == {torch.float32}
     assert np.abs(subject.train_round(subject.adapter.initial, 1)).min() > 0
 
@@ -187,9 +232,9 @@ def test_a_bf16_base_trains_fp32_trainables_and_passes_its_self_checks(
 def test_the_divisor_is_public_and_never_the_realised_batch(job: MakeJob) -> None:
     mechanism: Mechanism = mechanism_of(job(), "B", fresh_key)
     assert mechanism.divisor == pytest.approx(0.25 * 52)
-    total = torch.full((6,), 2.6, dtype=torch.float64)
+    total = torch.full((6,), 13 * LATTICE)
     released = replace(mechanism, noise_multiplier=0.0).release(total, 1, 0)
-    assert released.tolist() == pytest.approx([0.2] * 6)
+    assert released.tolist() == pytest.approx([0.7] * 6)  # in clip norms of 0.7
 
 
 def test_sampling_and_noise_take_keys_of_their_own(job: MakeJob) -> None:
@@ -200,9 +245,9 @@ def test_sampling_and_noise_take_keys_of_their_own(job: MakeJob) -> None:
         return SEEDED(purpose, round_, step)
 
     mechanism = mechanism_of(job(), "A", keys)
-    mechanism.sample(10, 4, 1)
-    mechanism.release(torch.zeros(3, dtype=torch.float64), 4, 1)
-    assert asked == [("sampling", 4, 1), ("noise", 4, 1)]
+    mechanism.sample([["record"]] * 10, 4, 1)
+    mechanism.release(mechanism.zero(3, torch.device("cpu")), 4, 1)
+    assert asked == [("sampling", 4, 1), ("records", 4, 1), ("noise", 4, 1)]
     assert Stream(SEEDED("noise", 4, 1)).words(1) != Stream(SEEDED("sampling", 4, 1)).words(1)
 
 
@@ -211,7 +256,9 @@ def test_the_embedded_base_trains_and_passes_its_self_checks(job: MakeJob, rows:
     base = "builtin:minilm"
     made = job(model={"base": base, "sha256": content_hash(base), "max_length": 64})
     adapter = load_adapter(made, locate(base), "cpu")
-    examples = encode(adapter.tokenizer, [Record(*row) for row in rows(24)], made)
-    subject = Trainer(made, adapter, examples, mechanism_of(made, "A", fresh_key), 8)
-    run_checks(subject.subject())
+    units = [encode(adapter.tokenizer, [Record(*row)], made) for row in rows(24)]
+    subject = Trainer(
+        made, adapter, units, mechanism_of(made, "A", fresh_key), per_example_loss, rows=8
+    )
+    checked(subject)
     assert np.abs(subject.train_round(adapter.initial, 1)).min() > 0

@@ -142,8 +142,8 @@ def test_a_result_of_another_job_is_refused(outcome: MakeOutcome, tmp_path: Path
 
 def test_the_best_guess_of_the_bet_is_randomised_responses() -> None:
     # Randomised response with odds 3:1 is exactly ln 3, and its best guess is right 3 in 4.
-    assert "at most 75.0" in statement.bet(1.0986122886681098, 1e-12)
-    assert "practically 100%" in statement.bet(800.0, 1e-5)
+    assert "at most 75.0" in statement.bet(1.0986122886681098, 1e-12, "record")
+    assert "practically 100%" in statement.bet(800.0, 1e-5, "record")
 
 
 def test_a_bound_is_never_rounded_down() -> None:

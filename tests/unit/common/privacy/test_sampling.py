@@ -1,4 +1,5 @@
 import os
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
-from common.privacy.sampling import poisson_sample
+from common.privacy.sampling import choose_records, poisson_sample
 from common.privacy.stream import Stream
 
 
@@ -44,3 +45,27 @@ def test_a_unit_more_leaves_the_coins_of_the_others_alone() -> None:
     key = os.urandom(32)
     fewer, more = (poisson_sample(n, 0.3, Stream(key)) for n in (400, 401))
     assert [i for i in more if i < 400] == fewer.tolist()
+
+
+def test_a_coin_rounds_the_rate_down_and_never_up() -> None:
+    class Last(Stream):
+        """Words just at a rate of three in 2^53, and one below."""
+
+        def words(self, size: int) -> NDArray[np.uint64]:
+            return np.array([3 << 11, (3 << 11) - 1], dtype=np.uint64)
+
+    assert poisson_sample(2, 3.9 / 2**53, Last(os.urandom(32))).tolist() == [1]
+
+
+@pytest.mark.parametrize(("records", "cap"), [(5, 2), (4, 3), (7, 1)])
+def test_each_subset_of_a_units_records_is_as_likely(records: int, cap: int) -> None:
+    stream = Stream(os.urandom(32))
+    drawn = [tuple(choose_records(records, cap, stream).tolist()) for _ in range(20_000)]
+    subsets = list(combinations(range(records), cap))
+    assert set(drawn) == set(subsets)
+    assert stats.chisquare([drawn.count(subset) for subset in subsets]).pvalue > 1e-9
+
+
+@pytest.mark.parametrize("cap", [None, 3, 9])
+def test_a_unit_within_the_cap_gives_all_its_records(cap: int | None) -> None:
+    assert choose_records(3, cap, Stream(os.urandom(32))).tolist() == [0, 1, 2]

@@ -2,7 +2,6 @@ import os
 import shutil
 import subprocess
 
-import numpy as np
 import pytest
 from scipy import stats
 
@@ -42,24 +41,6 @@ def test_uniforms_are_the_top_53_bits_and_never_reach_1() -> None:
     assert many.min() >= 0
     assert many.max() < 1
     assert stats.kstest(many, "uniform").pvalue > 1e-9
-
-
-@pytest.mark.parametrize("size", [0, 1, 2, 7])
-def test_as_many_normals_come_as_are_asked_for(size: int) -> None:
-    assert Stream(KEY).normals(size).shape == (size,)
-
-
-def test_normals_are_standard_and_independent() -> None:
-    normals = Stream(os.urandom(32)).normals(200_001)
-    assert stats.kstest(normals, "norm").pvalue > 1e-9
-    assert np.isfinite(normals).all()
-    half = 100_000  # Box and Muller's pairs lie half the draw apart
-    for x, y in ((normals[:half], normals[half + 1 :]), (normals[:-1], normals[1:])):
-        assert abs(stats.pearsonr(x, y).statistic) < 6 / np.sqrt(half)
-        assert abs(stats.pearsonr(x**2, y**2).statistic) < 6 / np.sqrt(half)
-    assert np.mean(normals) == pytest.approx(0, abs=6 / np.sqrt(normals.size))
-    assert np.var(normals) == pytest.approx(1, abs=6 * np.sqrt(2 / normals.size))
-    assert stats.kurtosis(normals) == pytest.approx(0, abs=6 * np.sqrt(24 / normals.size))
 
 
 def test_a_fresh_key_is_new_whatever_it_is_for() -> None:
