@@ -30,7 +30,7 @@ def make_app(home_of: Callable[[typer.Context], "SiteHome"]) -> typer.Typer:
             Path | None, typer.Option(metavar="FILE", help="Also write the curve as an SVG.")
         ] = None,
     ) -> None:
-        """Show the budget left, by job, and how epsilon grew."""
+        """Show what is left, by job and over time."""
         from client.spending import spending
 
         found = spending(home_of(context))
@@ -48,7 +48,7 @@ def make_app(home_of: Callable[[typer.Context], "SiteHome"]) -> typer.Typer:
             Path | None, typer.Argument(help="An exported ledger; by default this site's own.")
         ] = None,
     ) -> None:
-        """Check chain, signatures and head, and that all bytes are the ones recorded."""
+        """Check every entry, signature and byte."""
         home = home_of(context)
         typer.echo(_verify_own(home) if extract is None else _verify_extract(extract))
 
@@ -57,7 +57,7 @@ def make_app(home_of: Callable[[typer.Context], "SiteHome"]) -> typer.Typer:
         context: typer.Context,
         file: Annotated[Path, typer.Argument(help="Where to; one that exists is kept.")],
     ) -> None:
-        """Write the whole ledger and its signed head, for somebody who checks it."""
+        """Write the ledger and its head for an auditor."""
         from client.spending import open_account
         from common.files import write_file
         from common.privacy.extract import write_extract

@@ -17,6 +17,7 @@ import hashlib
 import sqlite3
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -393,6 +394,7 @@ class Outbox:
         return len(self.journal.rows())
 
 
+@cache
 def _versions() -> dict[str, str]:
     return {
         "code_sha256": code_sha256(),

@@ -52,5 +52,5 @@ if __name__ == "__main__":
             run(home)
         else:
             send(Outbox(home / "account.db"), home / "wire", ROUNDS[0])
-    except StorageFailed as error:
+    except (StorageFailed, OSError) as error:  # the latter from the wire
         sys.exit(f"storage failed: {error}")

@@ -27,6 +27,7 @@ from common.errors import RoundRefused, StorageFailed
 from common.privacy import accounting
 from common.privacy.accounting import GaussianSteps
 from common.privacy.entries import Decided
+from common.privacy.ledger import Head
 
 EVENT = GaussianSteps(0.05, 1.3, 4)
 JOB, OTHER = "ab" * 32, "cd" * 32
@@ -164,11 +165,24 @@ class Account(RuleBasedStateMachine):
         self.box = Outbox(self.path)
         self.box.open_job(JOB, "first", b"{}")
         self.left: dict[int, set[bytes]] = {}
+        self.head: Head | None = None
         self.charged = 0
 
     @rule()
     def crash(self) -> None:
         self.box = Outbox(self.path)
+        self.box.verify()
+
+    @rule()
+    def witness(self) -> None:
+        self.box.require_witnessed(self.head)
+        self.head = self.box.head()
+
+    @rule(round_=st.integers(1, 4), accepted=st.booleans())
+    def acknowledge(self, round_: int, accepted: bool) -> None:
+        for payload in self.left.get(round_, ()):
+            digest = hashlib.sha256(payload).hexdigest()
+            self.box.acknowledge(JOB, round_, digest, accepted=accepted)
 
     @rule(round_=st.integers(1, 4), start=st.sampled_from(["11", "22"]))
     def reserve(self, round_: int, start: str) -> None:

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 
 from common.errors import InvalidInput, StorageFailed
 from common.job import SignedJob
+from common.privacy.ledger import Head
 from server.checkpoint import Checkpoints, Receipt, RoundRecord
 from server.database import _place as database_place
 
@@ -75,6 +76,24 @@ def test_everything_reads_back_from_a_second_opening(
     assert again.receipts(sha256) == replies(1)
     assert again.dispatched(sha256) == [(1, "A"), (1, "B")]
     assert again.latest(sha256) == (1, VECTOR)
+
+
+HEAD = Head(5, "ab" * 32, "cd" * 72, "ef" * 91)
+
+
+def test_the_longest_ledger_head_of_each_site_is_remembered(database: str) -> None:
+    store = Checkpoints(database)
+    assert store.head("A") is None
+    assert store.witness("A", HEAD) == "longer"
+    assert store.witness("A", replace(HEAD, signature="00")) == "same"
+    assert store.witness("A", replace(HEAD, root="00" * 32)) == "forked"
+    assert store.witness("A", replace(HEAD, size=4, root="00" * 32)) == "shorter"
+    assert Checkpoints(database).head("A") == HEAD
+    assert store.head("B") is None
+    longer = Head(6, "cd" * 32, "ab" * 70, "12" * 91)
+    assert store.witness("A", longer) == "longer"
+    assert store.witness("B", HEAD) == "longer"
+    assert (Checkpoints(database).head("A"), store.head("B")) == (longer, HEAD)
 
 
 def test_a_job_is_added_once(store: Checkpoints, job: SignedJob) -> None:

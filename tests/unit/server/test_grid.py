@@ -12,7 +12,7 @@ from client.session import LinkConfig, run
 from common.errors import InvalidInput, JobStopped
 from common.flower import become_server
 from common.link.identity import node_id
-from server.grid import LinkGrid
+from server.grid import LinkGrid, _message_id
 from server.link import LinkServer
 from simulations.loopback import HOST, Loopback, make_loopback
 
@@ -76,6 +76,17 @@ def test_a_round_brings_every_site_s_reply(server: LinkServer, loopback: Loopbac
     assert {reply.metadata.src_node_id for reply in replies} == {node_id("A"), node_id("B")}
     assert values(replies) == ["1", "2"]
     assert all(r.content.config_records["a"]["payload"] == payload for r in replies)
+
+
+def test_a_message_keeps_its_id_when_the_witnessed_head_has_grown(loopback: Loopback) -> None:
+    ids = []
+    for size in (0, 3, 4):
+        message = train("A", 1)
+        if size:
+            message.content["witnessed"] = ConfigRecord({"size": size})
+        ids.append(_message_id(message, {}))
+    assert ids == ids[:1] * 3
+    assert _message_id(train("A", 2), {}) != ids[0]
 
 
 def test_replies_are_yielded_as_they_arrive(server: LinkServer, loopback: Loopback) -> None:
