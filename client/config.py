@@ -130,7 +130,7 @@ class RuntimeSection(Section):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = Field(default=0, ge=0, le=1024)
-    physical_batch: int = Field(default=32, ge=1, le=4096)
+    physical_batch: int = Field(default=8, ge=1, le=4096)
     engine: Literal["native", "opacus"] = "native"
     fused: bool = False
 

@@ -4,7 +4,7 @@ The order within a round is the privacy argument: verify what came, reserve all 
 and noise, store the finished bytes durably, and only then hand them out.
 """
 
-from collections.abc import Sequence
+from itertools import islice
 
 import numpy as np
 import structlog
@@ -14,10 +14,12 @@ from flwr.app import RecordDict
 from client.config import SiteHome
 from client.outbox import Outbox, RoundKey, spent
 from client.policy import admit
+from client.rehearsal import Rehearsal
 from client.train import Trainer
 from common.adapter import LoadedAdapter, Vector, load_adapter, vector_sha256
-from common.data.readers import drop_duplicates, read_records
+from common.data.readers import read_records
 from common.data.records import Record, require_labels
+from common.data.units import privacy_units
 from common.errors import InvalidInput, JobRefused, Refusal, RoundRefused, SelfCheckFailed
 from common.flower import content_from_bytes, content_to_bytes
 from common.job import Job, SignedJob
@@ -98,12 +100,13 @@ class Site:
         trainer = Trainer(
             job=job,
             adapter=adapter,
-            examples=self._examples(job, adapter),
+            units=self._units(job, adapter),
             mechanism=mechanism_of(job, self.home.site, self._keys_for(job)),
-            physical_batch=self.home.config.runtime.physical_batch,
+            losses=task_of(job).per_example_loss,
+            rows=self.home.config.runtime.physical_batch,
         )
         try:
-            passed = run_checks(trainer.subject())
+            passed = run_checks(Rehearsal(trainer, self.home.site))
         except SelfCheckFailed as error:
             log.error("self-check failed", job=job.job.name, reason=str(error))
             raise
@@ -114,22 +117,24 @@ class Site:
         # Without privacy the batches are public, so that a run can be repeated.
         return self._keys if job.is_private else public_keys(job.sha256, self.home.site)
 
-    def _examples(self, job: Job, adapter: LoadedAdapter) -> Sequence[Example]:
+    def _units(self, job: Job, adapter: LoadedAdapter) -> list[list[Example]]:
+        """The site's encoded records, by privacy unit."""
         try:
-            return task_of(job).encode(adapter.tokenizer, self._records(job), job)
+            units = self._records(job)
+            records = [record for unit in units for record in unit]
+            examples = iter(task_of(job).encode(adapter.tokenizer, records, job))
         except InvalidInput as error:
             # The reason is a fact about private records: it stays here.
             log.error("data refused", job=job.job.name, reason=str(error))
             raise JobRefused(NOT_PARTICIPATING) from error
+        return [list(islice(examples, len(unit))) for unit in units]
 
-    def _records(self, job: Job) -> list[Record]:
+    def _records(self, job: Job) -> list[list[Record]]:
         data_set = self.home.data_set(job.data.name)
         path = self.home.path(data_set.path)
-        records = drop_duplicates(read_records(path, data_set.columns))
-        require_labels(records, job.data.labels, path.name)
-        if not records:
-            raise InvalidInput(f"{path.name} must hold records, got none")
-        return records
+        units = privacy_units(read_records(path, data_set.columns), job.privacy.unit)
+        require_labels((record for unit in units for record in unit), job.data.labels, path.name)
+        return units
 
     def cap(self, job_sha256: str) -> int | None:
         """The most bytes that a message of this job may have; ``None`` before it is accepted."""

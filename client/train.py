@@ -1,26 +1,21 @@
 """A site's local training: some steps of DP-SGD from the round's global adapter.
 
 The optimiser's state is fresh each round and every step costs the same, whatever the batch: an
-empty one releases noise too.
+empty one releases noise too. Physical batches have a fixed shape, units that do not fit memory at
+once come one part after the other, and none is left out.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from common.adapter import LoadedAdapter, Vector, read_vector, write_vector
 from common.job import Job
 from common.privacy.mechanism import Mechanism
-from common.privacy.persample import flatten, per_sample_gradients, trainable
-from common.privacy.selfcheck import Subject
-from common.tasks import Task, task_of
-from common.tasks.batches import Batch, Example, padded_length, physical_batches
-
-_PROBE_TOKENS = 12
-_PROBE_VOCABULARY = 30  # ids that every vocabulary has
+from common.privacy.persample import flat_gradients, trainable
+from common.tasks.batches import Batch, Example, fixed_batches
 
 
 @dataclass(frozen=True)
@@ -30,21 +25,20 @@ class Trainer:
     Attributes:
         job: its constants.
         adapter: the base with the adapter, and its tokenizer.
-        examples: the site's encoded records. Sensitive.
+        units: the site's encoded records, by privacy unit. Sensitive.
         mechanism: what bounds and hides them.
-        physical_batch: examples in memory at once; changes what is computed by rounding alone.
+        losses: (model, batch) -> (B,), each from its own example alone.
+        rows: rows of a physical batch, and units of several records that are in memory at once.
+        engine: how per-sample gradients are computed; changes nothing but speed.
     """
 
     job: Job
     adapter: LoadedAdapter
-    examples: Sequence[Example]
+    units: Sequence[Sequence[Example]]
     mechanism: Mechanism
-    physical_batch: int
-
-    @property
-    def task(self) -> Task:
-        """The job's task."""
-        return task_of(self.job)
+    losses: Callable[[nn.Module, Batch], Tensor]
+    rows: int
+    engine: str = "native"
 
     def train_round(self, start: Vector, round_: int) -> Vector:
         """Take the round's steps from ``start``; the (P,) change, which may leave the site."""
@@ -52,55 +46,55 @@ class Trainer:
         write_vector(model, start)
         optimizer = _optimizer(model, self.job)
         for step in range(self.job.training.local_steps):
-            chosen = self.mechanism.sample(len(self.examples), round_, step)
-            total = self._bounded_sum([self.examples[i] for i in chosen])
-            _set_gradient(model, self.mechanism.release(total, round_, step))
+            _set_gradient(model, self.release(round_, step))
             optimizer.step()
         change = read_vector(model) - start
         write_vector(model, start)
         return change
 
-    def _bounded_sum(self, batch: Sequence[Example]) -> Tensor:
-        total = torch.zeros(
-            self.adapter.table.size, dtype=torch.float64, device=self.adapter.device
-        )
-        for rows in self._gradients(batch):
-            total += self.mechanism.bounded_sum(rows)
+    def release(self, round_: int, step: int) -> Tensor:
+        """The noised gradient of a step, (P,) float32, at the model's present state."""
+        chosen = self.mechanism.sample(self.units, round_, step)
+        return self.mechanism.release(self.bounded_sum(chosen), round_, step)
+
+    def bounded_sum(self, units: Sequence[Sequence[Example]]) -> Tensor:
+        """What the mechanism makes of the gradients of ``units``, (P,). Sensitive."""
+        total = self.mechanism.zero(self.adapter.table.size, self.adapter.device)
+        for gradients in self.unit_gradients(units):
+            total += self.mechanism.bounded_sum(gradients)
         return total
 
-    def _gradients(self, batch: Sequence[Example]) -> Iterator[Tensor]:
-        """Per-sample gradients, (n, P) a physical batch. Sensitive."""
-        adapter = self.adapter
-        for part in physical_batches(batch, self.physical_batch, adapter.pad_id, adapter.device):
-            yield self._per_sample(part)
+    def unit_gradients(self, units: Sequence[Sequence[Example]]) -> Iterator[Tensor]:
+        """The gradient of each unit, the sum over its records, in parts of (n, P). Sensitive."""
+        if self.mechanism.unit_cap is None:
+            records = [example for unit in units for example in unit]
+            for gradients, _ in self._record_gradients(records):
+                yield gradients
+            return
+        for first in range(0, len(units), self.rows):
+            yield self._summed(units[first : first + self.rows])
 
-    def _per_sample(self, batch: Batch, weights: Tensor | float = 1.0) -> Tensor:
+    def _summed(self, units: Sequence[Sequence[Example]]) -> Tensor:
+        owners = [owner for owner, unit in enumerate(units) for _ in unit]
+        records = [example for unit in units for example in unit]
+        size, device = self.adapter.table.size, self.adapter.device
+        sums = torch.zeros((len(units), size), device=device)
+        for gradients, places in self._record_gradients(records):
+            for place, gradient in zip(places, gradients, strict=True):
+                sums[owners[place]] += gradient  # one by one, so that the order is always the same
+        return sums
+
+    def _record_gradients(self, records: Sequence[Example]) -> Iterator[tuple[Tensor, list[int]]]:
         model = self.adapter.model
-        rows = per_sample_gradients(
-            model, lambda: self.task.per_example_loss(model, batch) * weights
-        )
-        return flatten(rows)
-
-    def subject(self) -> Subject:
-        """What the self-checks look at: this mechanism and model, on public examples."""
-        self.adapter.model.train()
-        write_vector(self.adapter.model, self.adapter.initial)
-        public = [_public_example(self.job, seed) for seed in range(2)]
-
-        def gradients(weights: Tensor) -> Tensor:
-            device = self.adapter.device
-            (batch,) = physical_batches(public[: len(weights)], 2, self.adapter.pad_id, device)
-            return self._per_sample(batch, weights.to(device))
-
-        return Subject(self.mechanism, self.adapter.table.size, gradients)
-
-
-def _public_example(job: Job, seed: int) -> Example:
-    """An example of random tokens, the same at every site."""
-    rng = np.random.Generator(np.random.PCG64(seed))
-    tokens = min(_PROBE_TOKENS, job.model.max_length)
-    ids = tuple(int(i) for i in rng.integers(1, _PROBE_VOCABULARY, tokens))
-    return Example(ids, seed % len(job.data.labels), padded_length(tokens, job.model.max_length))
+        for batch, places in fixed_batches(
+            records, self.rows, self.adapter.pad_id, self.adapter.device
+        ):
+            gradients = flat_gradients(
+                model,
+                lambda batch=batch: self.losses(model, batch),  # type: ignore[misc]
+                engine=self.engine,
+            )
+            yield gradients[: len(places)], places
 
 
 def _optimizer(model: nn.Module, job: Job) -> torch.optim.Optimizer:

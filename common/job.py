@@ -27,6 +27,7 @@ from common.errors import InvalidInput, JobRefused
 from common.privacy import accounting
 
 SIGNATURE_DOMAIN = b"veiltune job v1\n"
+RECORD = "record"  # the privacy unit that is one row
 MAX_INTEGER = 2**53  # RFC 8785 writes numbers as doubles
 
 Label = Annotated[str, StringConstraints(min_length=1, max_length=200)]
@@ -110,24 +111,29 @@ class TrainingSection(Section):
 
 
 class PrivacySection(Section):
-    """The knobs that can change the guarantee. ``none`` keeps Poisson sampling and nothing else."""
+    """The knobs that can change the guarantee. ``none`` keeps Poisson sampling and nothing else.
+
+    ``unit`` is ``record``, or what the records of one unit share, such as ``patient_id``: all of
+    them together are then clipped as one, and a step sees at most ``unit_cap`` of them.
+    """
 
     mode: Literal["site", "none"] = "site"
-    unit: Name = "record"
+    unit: Name = RECORD
+    unit_cap: int | None = Field(default=None, ge=1, le=10_000)
     epsilon: float | None = Field(default=None, gt=0, le=1000)
     delta: float | None = Field(default=None, gt=0, lt=1)
     clip_norm: float | None = Field(default=None, gt=0, le=1e6)
     sampling_rate: float = Field(gt=0, le=1)
 
-    @field_validator("unit")
-    @classmethod
-    def _record_only(cls, value: str) -> str:
-        if value != "record":
+    @model_validator(mode="after")
+    def _cap_belongs_to_units(self) -> Self:
+        if (self.unit_cap is None) != (self.unit == RECORD):
+            rule = "absent" if self.unit == RECORD else "given"
             raise ValueError(
-                "privacy.unit must be 'record' (clipping per column, such as per patient, is not "
-                f"built yet), got {value!r}"
+                f"privacy.unit_cap must be {rule} with unit {self.unit!r} (the most records of a "
+                f"unit that a step sees), got {self.unit_cap}"
             )
-        return value
+        return self
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -145,7 +151,7 @@ class PrivacySection(Section):
 
 
 class DataSection(Section):
-    """Public facts about private data: never counted from it."""
+    """Public facts about private data: never counted from it. ``population`` counts units."""
 
     name: Name
     labels: tuple[Label, ...] = Field(min_length=2, max_length=10_000)

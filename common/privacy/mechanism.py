@@ -1,20 +1,22 @@
 """One step of DP-SGD: who is sampled, what they may add, what noise hides it.
 
 Source: Abadi et al. (2016), https://arxiv.org/abs/1607.00133, Algorithm 1, with Poisson sampling
-and a public divisor: rate times public population, never the realised batch, whose size is
-private.
+of privacy units and a public divisor: rate times public population, never the realised batch, whose
+size is private.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from common.job import Job
 from common.privacy import clipping, noise, sampling
 from common.privacy.stream import KeySource, Stream
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +25,10 @@ class Mechanism:
 
     Attributes:
         sampling_rate: probability that a unit enters a step.
-        divisor: expected batch size.
+        divisor: expected batch size, in units.
         clip_norm: L2 bound C of a unit's gradient; ``None`` without privacy.
-        noise_multiplier: noise standard deviation over C.
+        noise_multiplier: noise standard deviation over the sum's sensitivity.
+        unit_cap: the most records of a unit that a step sees; ``None`` where a unit is one record.
         keys: where each draw's key comes from.
     """
 
@@ -33,30 +36,44 @@ class Mechanism:
     divisor: float
     clip_norm: float | None
     noise_multiplier: float
+    unit_cap: int | None
     keys: KeySource
 
-    def sample(self, units: int, round_: int, step: int) -> NDArray[np.int64]:
-        """Indices of the units in this step's batch. Sensitive."""
-        stream = Stream(self.keys("sampling", round_, step))
-        return sampling.poisson_sample(units, self.sampling_rate, stream)
+    def sample(self, units: Sequence[Sequence[Item]], round_: int, step: int) -> list[list[Item]]:
+        """This step's units, each with the records that it sees. Sensitive."""
+        coins = Stream(self.keys("sampling", round_, step))
+        choice = Stream(self.keys("records", round_, step))
+        chosen = sampling.poisson_sample(len(units), self.sampling_rate, coins)
+        return [
+            [units[i][j] for j in sampling.choose_records(len(units[i]), self.unit_cap, choice)]
+            for i in chosen
+        ]
+
+    def zero(self, size: int, device: torch.device) -> Tensor:
+        """The sum of no units, (P,): whole lattice units where the job is private."""
+        dtype = torch.float64 if self.clip_norm is None else torch.int64
+        return torch.zeros(size, dtype=dtype, device=device)
 
     def bounded_sum(self, gradients: Tensor) -> Tensor:
-        """The (P,) float64 sum of (n, P) rows, each clipped where the job is private. Sensitive."""
+        """The (P,) sum of (n, P) rows, one a unit. Sensitive.
+
+        Clipped and in int64 lattice units where the job is private, as it is in float64 elsewhere.
+        """
         if self.clip_norm is None:
             return gradients.double().sum(dim=0)
         return clipping.clip_and_sum(gradients, self.clip_norm)
 
     def release(self, total: Tensor, round_: int, step: int) -> Tensor:
         """Noise ``total`` (P,) and divide it; the (P,) float32 result may leave the site."""
-        if self.clip_norm is not None:
-            drawn = noise.gaussian_noise(
-                len(total),
-                noise_multiplier=self.noise_multiplier,
-                clip_norm=self.clip_norm,
-                stream=Stream(self.keys("noise", round_, step)),
-            )
-            total = total + torch.from_numpy(drawn).to(total.device)
-        return (total / self.divisor).float()
+        if self.clip_norm is None:
+            return (total / self.divisor).float()
+        drawn = noise.lattice_noise(
+            len(total),
+            self.noise_multiplier * clipping.sensitivity(len(total)),
+            Stream(self.keys("noise", round_, step)),
+        )
+        noised = total + torch.from_numpy(drawn).to(total.device)
+        return (noised.double() * (self.clip_norm / clipping.LATTICE / self.divisor)).float()
 
 
 def mechanism_of(job: Job, site: str, keys: KeySource) -> Mechanism:
@@ -66,5 +83,6 @@ def mechanism_of(job: Job, site: str, keys: KeySource) -> Mechanism:
         divisor=job.divisor(site),
         clip_norm=job.privacy.clip_norm,
         noise_multiplier=job.noise_multiplier,
+        unit_cap=job.privacy.unit_cap,
         keys=keys,
     )

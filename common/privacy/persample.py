@@ -66,3 +66,10 @@ def _take(name: str, parameter: nn.Parameter, samples: int) -> Tensor:
 def flatten(gradients: dict[str, Tensor]) -> Tensor:
     """Rows of all parameters side by side in name order, (n, P)."""
     return torch.cat([gradients[name].flatten(1) for name in sorted(gradients)], dim=1)
+
+
+def flat_gradients(
+    model: nn.Module, compute_losses: Callable[[], Tensor], *, engine: str = "native"
+) -> Tensor:
+    """Temporary."""
+    return flatten(per_sample_gradients(model, compute_losses))

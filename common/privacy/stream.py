@@ -1,10 +1,11 @@
 """Random numbers from AES-256-CTR under a 256-bit key, by ``cryptography``.
 
 One stream serves sampling and noise. Whoever holds the key can repeat every draw, so a site takes a
-fresh key from the operating system for each step and purpose (``fresh_key``) and keeps none.
+fresh key from the operating system for each step and purpose (``fresh_key``) at the moment of use
+and keeps none; the kernel draws anew after a fork and after a virtual machine is restored. A stream
+itself refuses to go on in a forked child, where it would repeat its parent.
 
-Not covered: floating-point attacks on the noise (Mironov 2012); normals reach 8.6 standard
-deviations and lie on the lattice of their 53-bit uniforms.
+Not covered: a machine whose memory is copied in the milliseconds between a key and its last draw.
 """
 
 import hashlib
@@ -14,6 +15,8 @@ from collections.abc import Callable
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
+
+from common.errors import SelfCheckFailed
 
 KEY_BYTES = 32
 
@@ -27,25 +30,25 @@ def fresh_key(purpose: str, round_: int, step: int) -> bytes:
 
 
 class Stream:
-    """Consecutive draws under one key."""
+    """Consecutive draws under one key, by the process that made it."""
 
     def __init__(self, key: bytes) -> None:
+        self._process = os.getpid()
         self._cipher = Cipher(algorithms.AES256(key), modes.CTR(bytes(16))).encryptor()
 
     def words(self, size: int) -> NDArray[np.uint64]:
-        """``size`` 64-bit words, (size,)."""
+        """``size`` 64-bit words, (size,).
+
+        Raises:
+            SelfCheckFailed: in a forked child.
+        """
+        if os.getpid() != self._process:
+            raise SelfCheckFailed("stream must be used by the process that made it, got its child")
         return np.frombuffer(self._cipher.update(bytes(8 * size)), dtype="<u8")
 
     def uniforms(self, size: int) -> NDArray[np.float64]:
         """Uniform on the 2^53 multiples of 2^-53 in [0, 1), (size,)."""
         return (self.words(size) >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-    def normals(self, size: int) -> NDArray[np.float64]:
-        """Standard normals by Box and Muller (1958), (size,)."""
-        half = (size + 1) // 2
-        radius = np.sqrt(-2.0 * np.log(1.0 - self.uniforms(half)))
-        angle = (2.0 * np.pi) * self.uniforms(half)
-        return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:size]
 
 
 def public_keys(*parts: str) -> KeySource:
