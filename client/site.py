@@ -4,6 +4,7 @@ The order within a round is the privacy argument: verify what came, reserve all 
 and noise, store the finished bytes durably, and only then hand them out.
 """
 
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from flwr.app import RecordDict
 
 from client.config import SiteHome
+from client.estimate import require_limits
 from client.outbox import Outbox, RoundKey, spent
 from client.policy import admit
 from client.rehearsal import Rehearsal
@@ -86,7 +88,7 @@ class Site:
         return self._trainers[job.sha256]
 
     def _prepare(self, job: Job) -> Trainer:
-        """Base model first, then data, then the self-checks."""
+        """Base model first, then the machine's limits, then data, then the self-checks."""
         try:
             folder = require_base(job, self.home.models, download=False)
         except (InvalidInput, JobRefused) as error:
@@ -97,14 +99,10 @@ class Site:
             adapter = load_adapter(job, folder, self.home.config.runtime.device)
         except InvalidInput as error:
             raise JobRefused(str(error)) from error
-        trainer = Trainer(
-            job=job,
-            adapter=adapter,
-            units=self._units(job, adapter),
-            mechanism=mechanism_of(job, self.home.site, self._keys_for(job)),
-            losses=task_of(job).per_example_loss,
-            rows=self.home.config.runtime.physical_batch,
-        )
+        trainer = make_trainer(job, adapter, self.home, self._keys_for(job))
+        if self.outbox.cap(job.sha256) is None:  # once accepted, a slow hour ends no job
+            require_limits(trainer, self.home)
+        trainer = replace(trainer, units=self._units(job, adapter))
         try:
             passed = run_checks(Rehearsal(trainer, self.home.site))
         except SelfCheckFailed as error:
@@ -208,6 +206,19 @@ class Site:
         self.outbox.acknowledge(
             job_sha256, receipt.round, receipt.payload_sha256, accepted=receipt.is_accepted
         )
+
+
+def make_trainer(job: Job, adapter: LoadedAdapter, home: SiteHome, keys: KeySource) -> Trainer:
+    """The job's trainer at this site, without any units yet."""
+    return Trainer(
+        job=job,
+        adapter=adapter,
+        units=(),
+        mechanism=mechanism_of(job, home.site, keys),
+        losses=task_of(job).per_example_loss,
+        rows=home.config.runtime.physical_batch,
+        engine=home.config.runtime.engine,
+    )
 
 
 def _require_step(
