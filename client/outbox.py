@@ -1,4 +1,4 @@
-"""The durable account of a site's releases, and the bytes that wait to be sent.
+"""A site's account: every charge in a signed ledger, and the bytes that wait to be sent.
 
 One SQLite file holds both, so that a charge and its bytes can never disagree. For each round of a
 job: reserve all of its steps -> train -> store the finished bytes -> send -> acknowledge. A
@@ -6,40 +6,53 @@ reservation without bytes is reused with fresh randomness, since nothing left; w
 bytes are sent again: one charge and one release a round. A crash can only leave a charge without
 a release.
 
-``journal_mode=DELETE`` with ``synchronous=EXTRA`` loses no acknowledged commit; SQLite before
-3.51.3 may in WAL mode.
+A commit that failed is in doubt: a reservation is known by its job and round, so asking again
+charges once, whichever way it went.
 
-Not covered: a home that is copied back from a backup, or edited by its owner.
+Not covered: a home that is copied back from a backup, but for what ``require_witnessed`` finds;
+another history written by an owner of the key.
 """
 
 import hashlib
 import sqlite3
-import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any, Literal
 
-from common.errors import RoundRefused, StorageFailed
-from common.files import make_private
+from client.importing import OLD_TABLES, import_account
+from client.journal import Journal, Writer
+from client.signing import AccountKey
+from common.code import code_sha256
+from common.errors import JobRefused, LedgerBroken, RoundRefused
 from common.job import find_job
-from common.privacy.accounting import GaussianSteps, epsilon
+from common.privacy.account import (
+    RUNNING,
+    Account,
+    Charge,
+    Reservation,
+    Submission,
+    fits,
+    spent,
+    steps_of,
+)
+from common.privacy.accounting import GaussianSteps
+from common.privacy.entries import (
+    Closed,
+    Committed,
+    Created,
+    Decided,
+    Released,
+    Reserved,
+    Submitted,
+    Terms,
+)
+from common.privacy.ledger import Head
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS job (
-    sha256 TEXT PRIMARY KEY, name TEXT NOT NULL, manifest BLOB NOT NULL,
-    state TEXT NOT NULL, final_sha256 TEXT NOT NULL DEFAULT '',
-    cap_bytes INTEGER NOT NULL DEFAULT 0
-) STRICT;
-CREATE TABLE IF NOT EXISTS release (
-    job_sha256 TEXT NOT NULL REFERENCES job (sha256), round INTEGER NOT NULL,
-    input_sha256 TEXT NOT NULL, input BLOB,
-    steps INTEGER NOT NULL, sampling_rate REAL NOT NULL, noise_multiplier REAL NOT NULL,
-    payload BLOB, payload_sha256 TEXT NOT NULL DEFAULT '',
-    acknowledged INTEGER NOT NULL DEFAULT 0, accepted INTEGER NOT NULL DEFAULT 0,
-    PRIMARY KEY (job_sha256, round)
-) STRICT;
-"""
+__all__ = ["Charge", "JobRow", "Outbox", "RoundKey", "Submission", "Terms", "spent"]
+
+Within = Callable[[list[Charge]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,27 +62,6 @@ class RoundKey:
     job_sha256: str
     round: int
     input_sha256: str
-
-
-@dataclass(frozen=True, slots=True)
-class Charge:
-    """A durable charge: a round's steps, released or not."""
-
-    job_sha256: str
-    round: int
-    event: GaussianSteps
-    payload_sha256: str
-    is_acknowledged: bool
-
-    @property
-    def is_private(self) -> bool:
-        """Whether the steps had noise; without, no epsilon bounds them."""
-        return self.event.noise_multiplier > 0
-
-    @property
-    def is_released(self) -> bool:
-        """Whether finished bytes exist, which may have left."""
-        return bool(self.payload_sha256)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,47 +80,81 @@ class Outbox:
 
     Every method commits before it returns.
 
+    Args:
+        path: the SQLite file; made if there is none, and brought up to date.
+        key: the site's private key (PEM), which signs the entries; where there is none, a key is
+            made beside the account.
+        site: whose account it is; written when it is made.
+        cap: the lifetime cap, in whatever form its filter has; written when it is made.
+        unit: the privacy unit that the site insists on, or empty; written when it is made.
+
     Raises:
         StorageFailed: a write did not complete; the charge may or may not stand, so re-read it.
+        LedgerBroken: the account is not the one that this site wrote; it trains no more.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._lock = threading.Lock()
-        make_private(path)  # SQLite gives its journal the same mode
-        with self._open() as db:
-            db.executescript(_SCHEMA)
+    def __init__(
+        self,
+        path: Path,
+        key: Path | None = None,
+        *,
+        site: str = "",
+        cap: Mapping[str, Any] | None = None,
+        unit: str = "",
+    ) -> None:
+        def fill(writer: Writer, before: set[str]) -> None:
+            writer.append(Created, site=site, cap=dict(cap or {}), unit=unit)
+            if before >= OLD_TABLES:
+                import_account(writer)
 
-    @contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
-        # A connection for each use: nothing is shared over fork, and a failed one is never reused.
-        with self._lock:
-            try:
-                db = sqlite3.connect(self._path, timeout=30, isolation_level=None)
-                try:
-                    db.execute("PRAGMA journal_mode=DELETE")
-                    db.execute("PRAGMA synchronous=EXTRA")
-                    db.execute("PRAGMA foreign_keys=ON")
-                    yield db
-                finally:
-                    db.close()
-            except sqlite3.Error as error:
-                raise StorageFailed(
-                    f"account must be written to {self._path}, got: {error}"
-                ) from error
+        self.journal = Journal(path, AccountKey(path, key))
+        self.journal.create(fill)
 
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._open() as db:
-            db.execute("BEGIN IMMEDIATE")
-            try:
-                yield db
-            except BaseException:
-                db.rollback()
-                raise
-            db.commit()
+    @property
+    def _account(self) -> Account:
+        return self.journal.account
 
-    def open_job(self, sha256: str, name: str, manifest: bytes, cap_bytes: int = 0) -> None:
+    def lifetime_cap(self) -> dict[str, Any]:
+        """The cap over the life of the site's data, as it was fixed when the account was made."""
+        with self.journal.reading():
+            created = self._account.created
+            return dict(created.cap) if created else {}
+
+    def head(self) -> Head:
+        """The ledger's signed head, for somebody else to remember."""
+        return self.journal.head()
+
+    def require_witnessed(self, witnessed: Head | None) -> None:
+        """Check that this ledger continues the one whose head the server remembers.
+
+        Raises:
+            JobRefused: it does not: an older copy was put back, or another process went on from a
+                copy. Or the head is none that this site signed.
+        """
+        if witnessed is None:
+            return
+        found = self.journal.root(witnessed.size)
+        if found is None:
+            size = self.head().size
+            raise JobRefused(
+                f"ledger must hold the {witnessed.size} entries that the server witnessed, got "
+                f"{size}: an older copy was put back"
+            )
+        if found != witnessed.root:
+            raise JobRefused(
+                f"ledger must begin with the {witnessed.size} entries that the server witnessed, "
+                f"got others: it went on from a copy"
+            )
+
+    def open_job(
+        self,
+        sha256: str,
+        name: str,
+        manifest: bytes,
+        cap_bytes: int = 0,
+        plan: GaussianSteps | None = None,
+        terms: Terms | None = None,
+    ) -> None:
         """Record that this site accepted a job; again is no change.
 
         Args:
@@ -136,13 +162,23 @@ class Outbox:
             name: what people call it.
             manifest: as it was signed.
             cap_bytes: the most that a message of it may have; 0 where no link brings any.
+            plan: all of its steps, beyond which no round is charged; ``None`` for no such limit.
+            terms: what the steps are charged under.
         """
-        with self._transaction() as db:
-            db.execute(
-                "INSERT INTO job (sha256, name, manifest, state, cap_bytes) "
-                "VALUES (?, ?, ?, 'running', ?) ON CONFLICT DO NOTHING",
-                (sha256, name, manifest, cap_bytes),
+        with self.journal.writing("open-job") as writer:
+            if sha256 in self._account.jobs:
+                return
+            writer.append(
+                Submitted,
+                job_sha256=sha256,
+                name=name,
+                manifest_sha256=_sha256(manifest),
+                message_cap_bytes=cap_bytes,
+                plan=plan and steps_of(plan),
+                terms=terms or Terms(),
+                **_versions(),
             )
+            writer.db.execute("INSERT INTO manifest VALUES (?, ?)", (sha256, manifest))
 
     def cap(self, job_sha256: str) -> int | None:
         """The most bytes that a message of a job may have; ``None`` before it is accepted.
@@ -150,65 +186,61 @@ class Outbox:
         It outlives the process, as an order that the server sends again after a restart comes
         before the job is ready again.
         """
-        with self._open() as db:
-            found = db.execute(
-                "SELECT cap_bytes FROM job WHERE sha256 = ?", (job_sha256,)
-            ).fetchone()
-        return (int(found[0]) or None) if found else None
+        with self.journal.reading():
+            job = self._account.jobs.get(job_sha256)
+        return (job.message_cap_bytes or None) if job else None
 
     def close_job(self, sha256: str, state: str, final_sha256: str) -> None:
         """Record a job's end; bytes that waited for it are let go, the charges stay."""
-        with self._transaction() as db:
-            db.execute(
-                "UPDATE job SET state = ?, final_sha256 = ? WHERE sha256 = ?",
-                (state, final_sha256, sha256),
-            )
-            db.execute(
-                "UPDATE release SET payload = NULL, input = NULL WHERE job_sha256 = ?", (sha256,)
-            )
+        with self.journal.writing("close-job") as writer:
+            job = self._account.jobs.get(sha256)
+            if job is None or (job.state, job.final_sha256) == (state, final_sha256):
+                return
+            writer.append(Closed, job_sha256=sha256, state=state, final_sha256=final_sha256)
+            writer.db.execute("DELETE FROM content WHERE job_sha256 = ?", (sha256,))
 
-    def reserve(self, key: RoundKey, event: GaussianSteps, start: bytes) -> None:
+    def reserve(
+        self,
+        key: RoundKey,
+        event: GaussianSteps,
+        start: bytes,
+        terms: Terms | None = None,
+        within: Within | None = None,
+    ) -> None:
         """Charge a round's steps before a record is touched.
 
         Args:
             key: the round.
             event: all of its steps.
             start: the input adapter's bytes, against which the next round's step is measured.
+            terms: what they are charged under.
+            within: given every charge with this one, raises if they are too many. It is asked in
+                the same transaction, so that no two processes pass it together.
 
         Raises:
-            RoundRefused: the job is not open, another input was reserved for this round, or a
-                later round exists.
+            RoundRefused: the job is not open or has not so many steps left, another input was
+                reserved for this round, or a later round exists.
         """
-        with self._transaction() as db:
-            _require_open(db, key)
-            found = db.execute(
-                "SELECT input_sha256 FROM release WHERE job_sha256 = ? AND round = ?",
-                (key.job_sha256, key.round),
-            ).fetchone()
+        with self.journal.writing("reserve") as writer:
+            job = _open_job(self._account, key)
+            found = self._account.rounds.get((key.job_sha256, key.round))
             if found is not None:
-                _require_same_input(found[0], key)
+                _require_same_input(found, key)
                 return
-            (latest,) = db.execute(
-                "SELECT COALESCE(MAX(round), 0) FROM release WHERE job_sha256 = ?",
-                (key.job_sha256,),
-            ).fetchone()
-            if key.round <= latest:
-                raise RoundRefused(f"round must be after {latest} of this job, got {key.round}")
-            # Only the latest input is needed.
-            db.execute("UPDATE release SET input = NULL WHERE job_sha256 = ?", (key.job_sha256,))
-            db.execute(
-                "INSERT INTO release (job_sha256, round, input_sha256, input, steps, "
-                "sampling_rate, noise_multiplier) VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (
-                    key.job_sha256,
-                    key.round,
-                    key.input_sha256,
-                    start,
-                    event.steps,
-                    event.sampling_rate,
-                    event.noise_multiplier,
-                ),
+            _require_next(self._account, job, key, event)
+            if within is not None:
+                within([*self._account.charges(), _charge(key, event)])
+            writer.append(
+                Reserved,
+                job_sha256=key.job_sha256,
+                round=key.round,
+                input_sha256=key.input_sha256,
+                start_sha256=_sha256(start),
+                charge=steps_of(event),
+                terms=terms or job.terms,
+                **_versions(),
             )
+            _keep_start(writer.db, key, start)
 
     def store(self, key: RoundKey, payload: bytes) -> bytes:
         """Keep a round's finished bytes; the bytes that will be sent.
@@ -218,23 +250,25 @@ class Outbox:
         Raises:
             RoundRefused: the round was not reserved for this input.
         """
-        with self._transaction() as db:
-            found = db.execute(
-                "SELECT input_sha256, payload, payload_sha256 FROM release "
-                "WHERE job_sha256 = ? AND round = ?",
-                (key.job_sha256, key.round),
-            ).fetchone()
+        with self.journal.writing("store") as writer:
+            found = self._account.rounds.get((key.job_sha256, key.round))
             if found is None:
                 raise RoundRefused(
                     f"round {key.round} must be reserved before its release, got none"
                 )
-            _require_same_input(found[0], key)
-            if found[2]:
-                return _still_kept(found[1], key)
-            db.execute(
-                "UPDATE release SET payload = ?, payload_sha256 = ? "
-                "WHERE job_sha256 = ? AND round = ?",
-                (payload, hashlib.sha256(payload).hexdigest(), key.job_sha256, key.round),
+            _require_same_input(found, key)
+            if found.charge.is_released:
+                return self._kept(writer.db, key, found)
+            writer.append(
+                Released,
+                job_sha256=key.job_sha256,
+                round=key.round,
+                payload_sha256=_sha256(payload),
+            )
+            writer.db.execute(
+                "INSERT INTO content (job_sha256, round, payload) VALUES (?, ?, ?) "
+                "ON CONFLICT DO UPDATE SET payload = excluded.payload",
+                (key.job_sha256, key.round, payload),
             )
             return payload
 
@@ -244,61 +278,79 @@ class Outbox:
         Raises:
             RoundRefused: the round was reserved for another input, or its job was closed.
         """
-        with self._open() as db:
-            found = db.execute(
-                "SELECT input_sha256, payload, payload_sha256 FROM release "
-                "WHERE job_sha256 = ? AND round = ?",
-                (key.job_sha256, key.round),
-            ).fetchone()
-        if found is None:
-            return None
-        _require_same_input(found[0], key)
-        return _still_kept(found[1], key) if found[2] else None
+        with self.journal.reading() as db:
+            found = self._account.rounds.get((key.job_sha256, key.round))
+            if found is None:
+                return None
+            _require_same_input(found, key)
+            return self._kept(db, key, found) if found.charge.is_released else None
+
+    def _kept(self, db: sqlite3.Connection, key: RoundKey, found: Reservation) -> bytes:
+        if self._account.jobs[key.job_sha256].state != RUNNING:
+            raise RoundRefused(f"round {key.round} must belong to an open job, got a closed one")
+        row = db.execute(
+            "SELECT payload FROM content WHERE job_sha256 = ? AND round = ?",
+            (key.job_sha256, key.round),
+        ).fetchone()
+        return _whole(row and row[0], found.charge.payload_sha256, f"bytes of round {key.round}")
 
     def acknowledge(
         self, job_sha256: str, round_: int, payload_sha256: str, *, accepted: bool
     ) -> None:
         """Record the server's receipt for a round; one for other bytes changes nothing."""
-        with self._transaction() as db:
-            db.execute(
-                "UPDATE release SET acknowledged = 1, accepted = ? "
-                "WHERE job_sha256 = ? AND round = ? AND payload_sha256 = ?",
-                (int(accepted), job_sha256, round_, payload_sha256),
+        with self.journal.writing("acknowledge") as writer:
+            found = self._account.rounds.get((job_sha256, round_))
+            if (
+                found is None
+                or not found.charge.is_released
+                or found.charge.payload_sha256 != payload_sha256
+                or found.charge.is_acknowledged
+            ):
+                return
+            writer.append(
+                Committed,
+                job_sha256=job_sha256,
+                round=round_,
+                payload_sha256=payload_sha256,
+                is_accepted=accepted,
             )
 
     def latest_input(self, job_sha256: str) -> tuple[int, bytes] | None:
         """The latest reserved round of a job and the adapter that it started from."""
-        with self._open() as db:
-            found = db.execute(
-                "SELECT round, input FROM release WHERE job_sha256 = ? AND input IS NOT NULL "
-                "ORDER BY round DESC LIMIT 1",
-                (job_sha256,),
+        with self.journal.reading() as db:
+            round_ = self._account.latest_round(job_sha256)
+            row = db.execute(
+                "SELECT start FROM content WHERE job_sha256 = ? AND round = ?", (job_sha256, round_)
             ).fetchone()
-        return (int(found[0]), bytes(found[1])) if found else None
+            if not round_ or row is None:
+                return None
+            found = self._account.rounds[job_sha256, round_]
+            return round_, _whole(row[0], found.start_sha256, f"start of round {round_}")
 
     def charges(self, job_sha256: str | None = None) -> list[Charge]:
         """Every charge of this site, or of one job, in order."""
-        with self._open() as db:
-            rows = db.execute(
-                "SELECT job_sha256, round, sampling_rate, noise_multiplier, steps, "
-                "payload_sha256, acknowledged FROM release "
-                "WHERE ?1 IS NULL OR job_sha256 = ?1 ORDER BY rowid",
-                (job_sha256,),
-            ).fetchall()
-        return [
-            Charge(
-                job, round_, GaussianSteps(rate, noise, steps), payload_sha256, bool(acknowledged)
-            )
-            for job, round_, rate, noise, steps, payload_sha256, acknowledged in rows
-        ]
+        with self.journal.reading():
+            return self._account.charges(job_sha256)
+
+    def submissions(self) -> list[Submission]:
+        """Every job that this site accepted with its whole budget, oldest first."""
+        with self.journal.reading():
+            return list(self._account.jobs.values())
 
     def jobs(self) -> list[JobRow]:
         """Every job that this site accepted, oldest first."""
-        with self._open() as db:
-            rows = db.execute(
-                "SELECT sha256, name, manifest, state, final_sha256 FROM job ORDER BY rowid"
-            ).fetchall()
-        return [JobRow(*row) for row in rows]
+        with self.journal.reading() as db:
+            manifests = dict(db.execute("SELECT job_sha256, content FROM manifest"))
+            return [
+                JobRow(
+                    job.sha256,
+                    job.name,
+                    _whole(manifests.get(job.sha256), job.manifest_sha256, f"job {job.name}"),
+                    job.state,
+                    job.final_sha256,
+                )
+                for job in self._account.jobs.values()
+            ]
 
     def job(self, prefix_or_name: str) -> JobRow:
         """The one job of that name, or whose sha256 starts so.
@@ -308,28 +360,85 @@ class Outbox:
         """
         return find_job(self.jobs(), prefix_or_name)
 
+    def decide(
+        self, job_sha256: str, decision: Literal["approve", "refuse"], who: str, note: str = ""
+    ) -> None:
+        """Record that a person approved or refused a job, for ever; the latest decision counts."""
+        with self.journal.writing("decide") as writer:
+            writer.append(Decided, job_sha256=job_sha256, decision=decision, who=who, note=note)
 
-def spent(charges: Iterable[Charge], delta: float) -> float:
-    """Epsilon of all private charges together, whether or not their bytes were ever sent."""
-    return epsilon((c.event for c in charges if c.is_private), delta)
+    def decisions(self) -> list[Decided]:
+        """Every decision of a person, in order."""
+        with self.journal.reading():
+            return list(self._account.decisions)
+
+    def verify(self) -> int:
+        """Check the whole account from the first entry on, and all bytes; how many entries.
+
+        Raises:
+            LedgerBroken: the first thing that is not as this site wrote it.
+        """
+        self.journal.verify()
+        for job in self.jobs():
+            self.latest_input(job.sha256)
+            for charge in self.charges(job.sha256) if job.state == RUNNING else ():
+                source = self._account.rounds[job.sha256, charge.round].input_sha256
+                self.stored(RoundKey(job.sha256, charge.round, source))
+        return len(self.journal.rows())
 
 
-def _require_open(db: sqlite3.Connection, key: RoundKey) -> None:
-    found = db.execute("SELECT state FROM job WHERE sha256 = ?", (key.job_sha256,)).fetchone()
-    state = found[0] if found else "unknown"
-    if state != "running":
+def _versions() -> dict[str, str]:
+    return {
+        "code_sha256": code_sha256(),
+        "accountant": f"dp-accounting {version('dp-accounting')}",
+    }
+
+
+def _charge(key: RoundKey, event: GaussianSteps) -> Charge:
+    return Charge(key.job_sha256, key.round, event, "", is_acknowledged=False)
+
+
+def _keep_start(db: sqlite3.Connection, key: RoundKey, start: bytes) -> None:
+    """Only the latest input is needed."""
+    db.execute("UPDATE content SET start = NULL WHERE job_sha256 = ?", (key.job_sha256,))
+    db.execute(
+        "INSERT INTO content (job_sha256, round, start) VALUES (?, ?, ?)",
+        (key.job_sha256, key.round, start),
+    )
+
+
+def _open_job(account: Account, key: RoundKey) -> Submission:
+    job = account.jobs.get(key.job_sha256)
+    state = job.state if job else "unknown"
+    if job is None or state != RUNNING:
         raise RoundRefused(f"round {key.round} must belong to an open job, got one that is {state}")
+    return job
 
 
-def _require_same_input(recorded: str, key: RoundKey) -> None:
-    if recorded != key.input_sha256:
+def _require_next(account: Account, job: Submission, key: RoundKey, event: GaussianSteps) -> None:
+    latest, charged = account.latest_round(job.sha256), account.charged_steps(job.sha256)
+    if key.round <= latest:
+        raise RoundRefused(f"round must be after {latest} of this job, got {key.round}")
+    if job.plan is not None and not fits(job.plan, event, charged):
         raise RoundRefused(
-            f"round {key.round} must start from the adapter it was reserved for, "
-            f"{recorded[:16]}, got {key.input_sha256[:16]}"
+            f"round {key.round} must be within the {job.plan.steps} steps that the job was "
+            f"accepted with, at their rate and noise, got {event.steps} more after {charged}"
         )
 
 
-def _still_kept(payload: bytes | None, key: RoundKey) -> bytes:
-    if payload is None:
-        raise RoundRefused(f"round {key.round} must belong to an open job, got a closed one")
-    return payload
+def _require_same_input(found: Reservation, key: RoundKey) -> None:
+    if found.input_sha256 != key.input_sha256:
+        raise RoundRefused(
+            f"round {key.round} must start from the adapter it was reserved for, "
+            f"{found.input_sha256[:16]}, got {key.input_sha256[:16]}"
+        )
+
+
+def _whole(data: bytes | None, sha256: str, name: str) -> bytes:
+    if data is None or _sha256(data) != sha256:
+        raise LedgerBroken(f"{name} must be the bytes that the ledger names, got others or none")
+    return data
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -10,6 +10,7 @@
     │   └── UpdateRejected           a remote party's payload: dropped and logged, never raised on
     ├── LinkDown                     the other side cannot be reached: wait and try again
     ├── StorageFailed                a durable write is in doubt: stop, re-read, never assume
+    │   └── LedgerBroken             the account was changed from outside: train no more
     └── JobStopped                   the operator or a signal ended a job
 
 Messages read ``<name> must be <condition>, got <value>`` and never hold a record or a key.
@@ -55,6 +56,10 @@ class LinkDown(VeiltuneError):
 
 class StorageFailed(VeiltuneError):
     """A durable write did not complete, or what was read back is not what was written."""
+
+
+class LedgerBroken(StorageFailed):
+    """An account that is not the one this site wrote; the message names the entry."""
 
 
 class JobStopped(VeiltuneError):

@@ -26,6 +26,7 @@ from client.outbox import Outbox, RoundKey, spent
 from common.errors import RoundRefused, StorageFailed
 from common.privacy import accounting
 from common.privacy.accounting import GaussianSteps
+from common.privacy.entries import Decided
 
 EVENT = GaussianSteps(0.05, 1.3, 4)
 JOB, OTHER = "ab" * 32, "cd" * 32
@@ -59,12 +60,13 @@ def test_a_round_is_charged_before_it_is_trained(outbox: Outbox, path: Path) -> 
 def test_the_account_and_its_journal_are_their_owners_alone(path: Path) -> None:
     before = os.umask(0o022)
     try:
-        with Outbox(path)._transaction() as db:
-            db.execute("INSERT INTO job VALUES ('ab', 'first', x'', 'running', '', 0)")
+        with Outbox(path).journal.writing("decide") as writer:
+            writer.append(Decided, job_sha256=JOB, decision="approve", who="Ada", note="")
             modes = {file.name: file.stat().st_mode & 0o777 for file in path.parent.iterdir()}
     finally:
         os.umask(before)
-    assert modes == {"account.db": 0o600, "account.db-journal": 0o600}
+    names = ("account.db", "account.db-journal", "account.key")
+    assert modes == dict.fromkeys(names, 0o600)
 
 
 def test_bytes_stored_first_are_the_ones_sent_ever_after(outbox: Outbox, path: Path) -> None:

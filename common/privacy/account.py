@@ -1,0 +1,208 @@
+"""What a site's entries add up to: jobs, charges and decisions, replayed in order.
+
+The same replay serves the site, its commands and an auditor, so all of them see the same epsilon.
+An entry that could not have been written after those before it is as wrong as a broken hash.
+
+Not covered: the bytes themselves (client/outbox.py).
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+from common.errors import LedgerBroken
+from common.privacy.accounting import GaussianSteps, epsilon
+from common.privacy.entries import (
+    AnyEntry,
+    Closed,
+    Committed,
+    Created,
+    Decided,
+    Released,
+    Reserved,
+    Steps,
+    Submitted,
+    Terms,
+)
+
+RUNNING = "running"
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """A durable charge: a round's steps, released or not."""
+
+    job_sha256: str
+    round: int
+    event: GaussianSteps
+    payload_sha256: str
+    is_acknowledged: bool
+    terms: Terms = field(default_factory=Terms)
+    at: str = ""
+
+    @property
+    def is_private(self) -> bool:
+        """Whether the steps had noise; without, no epsilon bounds them."""
+        return self.event.noise_multiplier > 0
+
+    @property
+    def is_released(self) -> bool:
+        """Whether finished bytes exist, which may have left."""
+        return bool(self.payload_sha256)
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A job that this site accepted, how it stands, and its whole budget if it was stated."""
+
+    sha256: str
+    name: str
+    manifest_sha256: str
+    message_cap_bytes: int
+    plan: GaussianSteps | None
+    terms: Terms
+    state: str = RUNNING
+    final_sha256: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """A charged round: what it starts from, and the charge."""
+
+    input_sha256: str
+    start_sha256: str
+    charge: Charge
+
+
+class Account:
+    """The state after some entries."""
+
+    def __init__(self) -> None:
+        self.created: Created | None = None
+        self.jobs: dict[str, Submission] = {}
+        self.rounds: dict[tuple[str, int], Reservation] = {}
+        self.decisions: list[Decided] = []
+        self._latest: dict[str, int] = {}
+        self._steps: dict[str, int] = {}
+
+    def charges(self, job_sha256: str | None = None) -> list[Charge]:
+        """Every charge, or those of one job, in order."""
+        return [
+            found.charge for (job, _), found in self.rounds.items() if job_sha256 in (None, job)
+        ]
+
+    def latest_round(self, job_sha256: str) -> int:
+        """The latest reserved round of a job; 0 before the first."""
+        return self._latest.get(job_sha256, 0)
+
+    def charged_steps(self, job_sha256: str) -> int:
+        """All steps that a job has been charged."""
+        return self._steps.get(job_sha256, 0)
+
+    def apply(self, entry: AnyEntry) -> None:
+        """Take the next entry in.
+
+        Raises:
+            LedgerBroken: it could not have been written here.
+        """
+        match entry:
+            case Created():
+                self.created = entry
+            case Submitted():
+                self._submit(entry)
+            case Reserved():
+                self._reserve(entry)
+            case Released():
+                self._release(entry)
+            case Committed():
+                self._commit(entry)
+            case Closed():
+                job = self._job(entry)
+                closed = replace(job, state=entry.state, final_sha256=entry.final_sha256)
+                self.jobs[entry.job_sha256] = closed
+            case Decided():
+                self.decisions.append(entry)
+
+    def _submit(self, entry: Submitted) -> None:
+        if entry.job_sha256 in self.jobs:
+            raise _wrong(entry, "submit a new job")
+        self.jobs[entry.job_sha256] = Submission(
+            entry.job_sha256,
+            entry.name,
+            entry.manifest_sha256,
+            entry.message_cap_bytes,
+            None if entry.plan is None else event_of(entry.plan),
+            entry.terms,
+        )
+
+    def _reserve(self, entry: Reserved) -> None:
+        job, event = self._job(entry), event_of(entry.charge)
+        if job.state != RUNNING:
+            raise _wrong(entry, "charge an open job")
+        if entry.round <= self.latest_round(entry.job_sha256):
+            raise _wrong(entry, "charge a later round")
+        if job.plan is not None and not fits(job.plan, event, self.charged_steps(entry.job_sha256)):
+            raise _wrong(entry, "stay within the job's budget")
+        charge = Charge(entry.job_sha256, entry.round, event, "", False, entry.terms, entry.at)
+        key = (entry.job_sha256, entry.round)
+        self.rounds[key] = Reservation(entry.input_sha256, entry.start_sha256, charge)
+        self._latest[job.sha256] = entry.round
+        self._steps[job.sha256] = self.charged_steps(job.sha256) + event.steps
+
+    def _release(self, entry: Released) -> None:
+        found = self._round(entry)
+        if found.charge.is_released:
+            raise _wrong(entry, "be the round's one release")
+        self._set(entry, found, replace(found.charge, payload_sha256=entry.payload_sha256))
+
+    def _commit(self, entry: Committed) -> None:
+        found = self._round(entry)
+        if found.charge.payload_sha256 != entry.payload_sha256:
+            raise _wrong(entry, "receipt the released bytes")
+        self._set(entry, found, replace(found.charge, is_acknowledged=True))
+
+    def _set(self, entry: Released | Committed, found: Reservation, charge: Charge) -> None:
+        self.rounds[entry.job_sha256, entry.round] = replace(found, charge=charge)
+
+    def _job(self, entry: Reserved | Closed) -> Submission:
+        job = self.jobs.get(entry.job_sha256)
+        if job is None:
+            raise _wrong(entry, "follow its job's submission")
+        return job
+
+    def _round(self, entry: Released | Committed) -> Reservation:
+        found = self.rounds.get((entry.job_sha256, entry.round))
+        if found is None:
+            raise _wrong(entry, "follow its reservation")
+        return found
+
+
+def spent(charges: Iterable[Charge], delta: float) -> float:
+    """Epsilon of all private charges together, whether or not their bytes were ever sent."""
+    return epsilon((c.event for c in charges if c.is_private), delta)
+
+
+def fits(plan: GaussianSteps, event: GaussianSteps, charged: int) -> bool:
+    """Whether a job that has charged so many steps may charge ``event`` of its ``plan``."""
+    is_planned = (event.sampling_rate, event.noise_multiplier) == (
+        plan.sampling_rate,
+        plan.noise_multiplier,
+    )
+    return is_planned and charged + event.steps <= plan.steps
+
+
+def event_of(steps: Steps) -> GaussianSteps:
+    """Recorded steps as the accountant takes them."""
+    return GaussianSteps(steps.sampling_rate, steps.noise_multiplier, steps.steps)
+
+
+def steps_of(event: GaussianSteps) -> Steps:
+    """Steps as the ledger records them."""
+    return Steps(
+        sampling_rate=event.sampling_rate,
+        noise_multiplier=event.noise_multiplier,
+        steps=event.steps,
+    )
+
+
+def _wrong(entry: AnyEntry, must: str) -> LedgerBroken:
+    return LedgerBroken(f"ledger entry {entry.seq} must {must}, got one that cannot")
