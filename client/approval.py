@@ -15,8 +15,8 @@ from typing import Literal, Protocol
 
 import structlog
 
+from client.account import open_account
 from client.config import SiteHome
-from client.outbox import Outbox
 from common.config import MAX_CONFIG_BYTES
 from common.errors import InvalidInput, JobRefused, JobWaits
 from common.files import exists, make_folder, read_file, write_file
@@ -103,7 +103,7 @@ def decide(home: SiteHome, wanted: str, decision: Literal["approve", "refuse"], 
     """
     if not 0 < len(who) <= 200 or not who.isprintable():
         raise InvalidInput(f"who must be 1 to 200 printable characters, got {who[:80]!r}")
-    outbox = open_outbox(home)
+    outbox = open_account(home)
     offer = find_job(offers(home, outbox.decisions()), wanted)
     if latest(outbox.decisions(), offer.sha256) != decision:
         outbox.decide(offer.sha256, decision, who)

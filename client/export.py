@@ -159,7 +159,7 @@ def _account(home: SiteHome) -> Outbox:
         raise InvalidInput(
             f"job must be one that site {home.site} takes part in, got a site that has run none"
         )
-    return Outbox(home.account_path)
+    return Outbox.of(home)
 
 
 def _job(row: JobRow) -> Job:

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import structlog
 
 from client.config import PolicySection
-from client.outbox import Charge
-from common.errors import InvalidInput, JobRefused
+from common.errors import InvalidInput, JobRefused, RoundRefused
 from common.job import Job
+from common.privacy.account import RUNNING, Charge, Submission
 from common.privacy.accounting import GaussianSteps, epsilon
 from common.privacy.lifetime import LifetimeCap, PldSchedule
 from common.privacy.rdp_filter import RdpFilter
@@ -24,6 +24,26 @@ from common.privacy.rdp_filter import RdpFilter
 _MOST_NOISE = 1000.0
 
 log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """The cap, and what jobs have spent of it or may still spend: see ``drawn``."""
+
+    cap: LifetimeCap
+    submissions: Sequence[Submission] = ()
+    charges: Sequence[Charge] = ()
+
+    def drawn(self, but: str = "") -> list[GaussianSteps]:
+        """Private steps of all jobs, leaving out the job of sha256 ``but``.
+
+        A job that is open holds all of its plan, since each of its rounds may still be asked for;
+        one that is closed has spent what was charged.
+        """
+        held = {s.sha256: s.plan for s in self.submissions if s.state == RUNNING and s.plan}
+        charged = [c.event for c in self.charges if c.job_sha256 not in {but, *held}]
+        plans = [event for sha256, event in held.items() if sha256 != but]
+        return [event for event in (*plans, *charged) if event.noise_multiplier > 0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +60,11 @@ def plan(job: Job) -> GaussianSteps:
 
 
 def cap_of(policy: PolicySection) -> RdpFilter | PldSchedule:
-    """The cap that ``site.toml`` asks for, before there is a ledger."""
+    """The cap that ``site.toml`` asks for, before there is a ledger.
+
+    Raises:
+        InvalidInput: no filter has an order that reaches the cap.
+    """
     if policy.lifetime == "pld-schedule":
         return PldSchedule(policy.schedule, policy.max_epsilon, policy.max_delta)
     return RdpFilter.for_cap(policy.max_epsilon, policy.max_delta)
@@ -69,39 +93,46 @@ def require_unchanged(policy: PolicySection, cap: RdpFilter | PldSchedule) -> No
         raise InvalidInput(f"site.toml: {'; '.join(faults)}")
 
 
-def require_lifetime(job: Job, earlier: Iterable[Charge], cap: LifetimeCap) -> None:
-    """Check that all of a job's steps fit under the cap, beside all that was charged before.
+def require_lifetime(job: Job, life: Life) -> None:
+    """Check that all of a job's steps fit under the cap, beside all that other jobs drew.
 
     Raises:
         JobRefused: they do not. By how much tells of other operators' jobs, and stays in this
             site's own log.
     """
-    if not cap.covers(job.sha256):
+    if not life.cap.covers(job.sha256):
         raise JobRefused("job must be one of this site's schedule, got another")
-    before = events(job, earlier)
-    if cap.allows([*before, plan(job)]):
+    if life.cap.allows([*life.drawn(but=job.sha256), plan(job)]):
         return
-    log.warning("job over the life's limit", job=job.job.name, **_figures(job, before, cap))
+    log.warning("job over the life's limit", job=job.job.name, **_figures(job, life))
     raise JobRefused(
         f"epsilon over the life of this site's data must stay within its limit of "
-        f"{cap.max_epsilon:g}, got more with this job"
+        f"{life.cap.max_epsilon:g}, got more with this job"
     )
 
 
-def events(job: Job, earlier: Iterable[Charge]) -> list[GaussianSteps]:
-    """What was charged for other jobs; the job's own rounds are part of its plan."""
-    return [c.event for c in earlier if c.job_sha256 != job.sha256 and c.is_private]
+def require_room(charges: Iterable[Charge], cap: LifetimeCap) -> None:
+    """Check what is about to be charged, whatever any job was admitted with.
+
+    Raises:
+        RoundRefused: it is more than the cap.
+    """
+    if not cap.allows(charge.event for charge in charges if charge.is_private):
+        raise RoundRefused(
+            "epsilon over the life of this site's data must stay within its limit, "
+            "got more with this round"
+        )
 
 
-def fitting(job: Job, before: Sequence[GaussianSteps], cap: LifetimeCap) -> Fit | None:
+def fitting(job: Job, life: Life) -> Fit | None:
     """The least noise with which the job's steps would fit, or ``None`` where none would.
 
     The epsilon that comes with it is rounded down, so that a job that asks for it fits.
     """
-    rate, steps, delta = job.privacy.sampling_rate, job.steps, job.privacy.delta
+    rate, steps, before = job.privacy.sampling_rate, job.steps, life.drawn(but=job.sha256)
 
     def fits(noise: float) -> bool:
-        return cap.allows([*before, GaussianSteps(rate, noise, steps)])
+        return life.cap.allows([*before, GaussianSteps(rate, noise, steps)])
 
     low, high = job.noise_multiplier, max(1.0, 2 * job.noise_multiplier)
     while not fits(high):
@@ -111,20 +142,20 @@ def fitting(job: Job, before: Sequence[GaussianSteps], cap: LifetimeCap) -> Fit 
     while high - low > 1e-3 * high:
         middle = (low + high) / 2
         low, high = (low, middle) if fits(middle) else (middle, high)
-    cost = epsilon([GaussianSteps(rate, high, steps)], delta or cap.delta)
+    cost = epsilon([GaussianSteps(rate, high, steps)], job.privacy.delta or life.cap.delta)
     return Fit(high, math.floor(cost * 100) / 100)
 
 
-def _figures(job: Job, before: Sequence[GaussianSteps], cap: LifetimeCap) -> dict[str, object]:
+def _figures(job: Job, life: Life) -> dict[str, object]:
     """Both accountants' figures after the job, and what would fit."""
-    after = [*before, plan(job)]
-    fit = fitting(job, before, cap)
+    cap, after = life.cap, [*life.drawn(but=job.sha256), plan(job)]
+    fit = fitting(job, life)
     return {
         "lifetime": cap.name,
         "epsilon": round(cap.epsilon(after), 3),
         "epsilon_by_pld": round(epsilon(after, cap.delta), 3),
         "max_epsilon": cap.max_epsilon,
-        "would_fit": "nothing: ask for no more steps"
+        "would_fit": "no epsilon"
         if fit is None
         else f"privacy.epsilon {fit.epsilon:g} (noise multiplier {fit.noise_multiplier:.3f})",
     }

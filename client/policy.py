@@ -8,15 +8,13 @@ Not covered: limits that can be measured only with the model at hand (client/lim
 word (client/approval.py), what a step does to a record (common/privacy/).
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from client.config import SiteHome
-from client.lifetime import plan, require_lifetime
-from client.outbox import Charge
-from common.errors import InvalidInput, JobRefused
-from common.job import RECORD, Job, SignedJob, require_site, verify_job
-from common.privacy.lifetime import LifetimeCap
+from client.lifetime import Life, require_lifetime
+from common.errors import JobRefused
+from common.job import RECORD, Job, SignedJob, verify_job
 
 # What a job takes from a site: each round's noised update, and nothing else.
 _RELEASES = ("update",)
@@ -46,14 +44,13 @@ class Ruling:
         return f"{self.name} must be {self.condition}, got {self.found}"
 
 
-def admit(signed: SignedJob, home: SiteHome, earlier: Iterable[Charge], cap: LifetimeCap) -> Job:
+def admit(signed: SignedJob, home: SiteHome, life: Life) -> Job:
     """The verified job, if this site's owner allows it.
 
     Args:
         signed: as it came from the server.
         home: the site's own file.
-        earlier: what the site has charged already, over all jobs.
-        cap: over the life of the site's data, as its ledger has it.
+        life: the cap over the life of the site's data, and what other jobs drew on it.
 
     Raises:
         JobRefused: the first rule that it breaks, in words.
@@ -63,7 +60,7 @@ def admit(signed: SignedJob, home: SiteHome, earlier: Iterable[Charge], cap: Lif
         if not ruling.is_met:
             raise JobRefused(ruling.words)
     if job.is_private:
-        require_lifetime(job, earlier, cap)
+        require_lifetime(job, life)
     return job
 
 

@@ -14,12 +14,11 @@ from typing import Any
 from rich.text import Text
 
 from client import screen
-from client.account import read_account
+from client.account import read_life
 from client.config import SiteHome
 from client.estimate import Load, Traffic, measure, traffic
 from client.estimate import rulings as load_rulings
-from client.lifetime import Fit, events, fitting, plan
-from client.outbox import Charge
+from client.lifetime import Fit, Life, fitting, plan
 from client.policy import Ruling, rulings
 from client.site import make_trainer
 from common.adapter import load_adapter
@@ -117,11 +116,11 @@ def preflight(home: SiteHome, job: Job) -> Preflight:
         InvalidInput: ``site.toml`` differs from the ledger, or the adapter does not fit the base.
         StorageFailed: the ledger cannot be read.
     """
-    account = read_account(home)
+    life = read_life(home)
     judged, budget = list(rulings(job, home)), None
     if job.is_private:
-        budget = _budget(job, account.charges, account.cap)
-        judged += _lifetime(job, account.charges, account.cap)
+        budget = _budget(job, life)
+        judged += _lifetime(job, life)
     base, found, load = _measured(job, home)
     judged.append(base)
     if load is not None:
@@ -130,10 +129,10 @@ def preflight(home: SiteHome, job: Job) -> Preflight:
     return Preflight(job, home.site, approval, tuple(judged), budget, found, load)
 
 
-def _budget(job: Job, charges: Sequence[Charge], cap: LifetimeCap) -> Budget:
-    before = events(job, charges)
+def _budget(job: Job, life: Life) -> Budget:
+    cap, before = life.cap, life.drawn(but=job.sha256)
     after = [*before, plan(job)]
-    fit = None if cap.allows(after) else fitting(job, before, cap)
+    fit = None if cap.allows(after) else fitting(job, life)
     return Budget(
         lifetime=cap.name,
         max_epsilon=cap.max_epsilon,
@@ -146,7 +145,10 @@ def _budget(job: Job, charges: Sequence[Charge], cap: LifetimeCap) -> Budget:
 
 def _spent(events: Sequence[GaussianSteps], cap: LifetimeCap) -> Spent:
     by_filter = _filter_of(cap)
-    return Spent(epsilon(events, cap.delta), by_filter and by_filter.epsilon(events))
+    return Spent(
+        pld=epsilon(events, cap.delta),
+        rdp_filter=None if by_filter is None else by_filter.epsilon(events),
+    )
 
 
 def _filter_of(cap: LifetimeCap) -> RdpFilter | None:
@@ -167,8 +169,8 @@ def _left(budget: Budget) -> Spent:
     )
 
 
-def _lifetime(job: Job, charges: Sequence[Charge], cap: LifetimeCap) -> tuple[Ruling, Ruling]:
-    after = [*events(job, charges), plan(job)]
+def _lifetime(job: Job, life: Life) -> tuple[Ruling, Ruling]:
+    cap, after = life.cap, [*life.drawn(but=job.sha256), plan(job)]
     is_any = isinstance(cap, RdpFilter)
     condition = "any" if is_any else "one of this site's schedule"
     found = f"{job.sha256[:12]}..."

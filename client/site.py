@@ -4,6 +4,7 @@ The order within a round is the privacy argument: verify what came, reserve all 
 and noise, store the finished bytes durably, and only then hand them out.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 
@@ -12,9 +13,12 @@ import structlog
 import torch
 from flwr.app import RecordDict
 
+from client.account import life_of, open_account, recorded_cap
+from client.approval import require_approval
 from client.config import SiteHome
 from client.estimate import require_limits
-from client.outbox import Outbox, RoundKey, spent
+from client.lifetime import plan, require_room
+from client.outbox import Charge, RoundKey, Terms, spent
 from client.policy import admit
 from client.rehearsal import Rehearsal
 from client.train import Trainer
@@ -64,7 +68,8 @@ class Site:
 
     def __init__(self, home: SiteHome, keys: KeySource = fresh_key) -> None:
         self.home = home
-        self.outbox = Outbox(home.account_path)
+        self.outbox = open_account(home)
+        self._cap = recorded_cap(self.outbox)
         self._keys = keys
         self._trainers: dict[str, Trainer] = {}
         if home.config.runtime.threads:
@@ -78,11 +83,14 @@ class Site:
                 ``not participating`` and this site's own log has it.
             SelfCheckFailed: the mechanism does not do what its accounting assumes.
         """
-        job = admit(signed, self.home, self.outbox.charges())
+        job = admit(signed, self.home, life_of(self.outbox))
+        require_approval(signed, self.home, self.outbox.decisions())
         if job.sha256 not in self._trainers:
             trainer = self._prepare(job)
             cap_bytes = job_cap(job, trainer.adapter.table)
-            self.outbox.open_job(job.sha256, job.job.name, signed.to_bytes(), cap_bytes)
+            self.outbox.open_job(
+                job.sha256, job.job.name, signed.to_bytes(), cap_bytes, plan(job), _terms(job)
+            )
             self._trainers = {job.sha256: trainer}
             log.info("job accepted", job=job.job.name, site=self.home.site)
         return self._trainers[job.sha256]
@@ -162,11 +170,16 @@ class Site:
         event = GaussianSteps(
             job.privacy.sampling_rate, job.noise_multiplier, job.training.local_steps
         )
-        self.outbox.reserve(key, event, vector.astype("<f4").tobytes())
+        self.outbox.reserve(
+            key, event, vector.astype("<f4").tobytes(), _terms(job), within=self._life_allows
+        )
         log.info("round starts", job=job.job.name, round=key.round, steps=event.steps)
         stored = self.outbox.store(key, content_to_bytes(self._content(trainer, key, vector)))
         self._tell(job, key.round)
         return stored
+
+    def _life_allows(self, charges: Sequence[Charge]) -> None:
+        require_room(charges, self._cap)
 
     def _content(self, trainer: Trainer, key: RoundKey, vector: Vector) -> RecordDict:
         """A reserved round's one answer: its update or, in fixed words, that there is none.
@@ -206,6 +219,11 @@ class Site:
         self.outbox.acknowledge(
             job_sha256, receipt.round, receipt.payload_sha256, accepted=receipt.is_accepted
         )
+
+
+def _terms(job: Job) -> Terms:
+    privacy = job.privacy
+    return Terms(unit=privacy.unit, unit_cap=privacy.unit_cap, delta=privacy.delta)
 
 
 def make_trainer(job: Job, adapter: LoadedAdapter, home: SiteHome, keys: KeySource) -> Trainer:

@@ -218,7 +218,7 @@ def _account(home: SiteHome) -> tuple[list[Charge], list[JobRow]]:
     """
     if not home.account_path.exists():
         return [], []
-    outbox = Outbox(home.account_path)
+    outbox = Outbox.of(home)
     return outbox.charges(), outbox.jobs()
 
 
