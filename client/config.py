@@ -107,7 +107,7 @@ class DataSetSection(Section):
     @classmethod
     def _names_a_column(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is not None and not info.data.get("unit"):
-            raise ValueError(f"unit_name must be absent without a unit column, got {value!r}")
+            raise ValueError(f"must be absent without a unit column, got {value!r}")
         return value
 
     @property
