@@ -8,6 +8,7 @@
     │   ├── RoundRefused             a round that does not continue what this site knows
     │   ├── AccountingInDoubt        accountants that disagree, or one that fails
     │   ├── SelfCheckFailed          the mechanism is not what the accountant thinks it is
+    │   ├── AccountingInDoubt        accountants that disagree, or one that fails
     │   └── UpdateRejected           a remote party's payload: dropped and logged, never raised on
     ├── LinkDown                     the other side cannot be reached: wait and try again
     ├── StorageFailed                a durable write is in doubt: stop, re-read, never assume
@@ -45,6 +46,10 @@ class RoundRefused(Refusal):
 
 class SelfCheckFailed(Refusal):
     """A privacy mechanism that does not do what its accounting assumes."""
+
+
+class AccountingInDoubt(Refusal):
+    """An epsilon that independent accountants do not agree on."""
 
 
 class UpdateRejected(Refusal):

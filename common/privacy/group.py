@@ -17,7 +17,7 @@ from dp_accounting import pld
 from scipy.stats import binom
 
 from common.errors import InvalidInput
-from common.privacy.accounting import GaussianSteps
+from common.privacy.event import GaussianSteps, merged, usable_delta
 
 # Ten times coarser than the grid of one record: the mixture costs seconds on the finer one, and
 # coarse grids err upwards only.
@@ -70,12 +70,11 @@ def epsilon(steps: GaussianSteps, delta: float, records: int) -> float:
     36
     """
     _check(delta, records)
-    if steps.steps == 0:
+    usable = usable_delta(delta, steps.steps)
+    if not merged([steps]):
         return 0.0
     if steps.noise_multiplier == 0:
         return math.inf
-    if not (0 < steps.sampling_rate <= 1 and steps.noise_multiplier > 0 and steps.steps > 0):
-        raise InvalidInput(f"steps must be of a subsampled Gaussian with noise, got {steps}")
     if steps.sampling_rate == 1:
         shifts, weights = [float(records)], [1.0]
     else:
@@ -84,7 +83,7 @@ def epsilon(steps: GaussianSteps, delta: float, records: int) -> float:
     loss = pld.privacy_loss_distribution.from_mixture_gaussian_mechanism(
         steps.noise_multiplier, shifts, weights, value_discretization_interval=GRID
     )
-    return float(loss.self_compose(steps.steps).get_epsilon_for_delta(delta))
+    return float(loss.self_compose(steps.steps).get_epsilon_for_delta(usable))
 
 
 def _check(delta: float, records: int) -> None:
