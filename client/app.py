@@ -23,18 +23,25 @@ def make_client_app(site_of: Callable[[Context], Site]) -> ClientApp:
     """A ClientApp whose site is found by ``site_of``."""
     app = ClientApp()
 
+    def continued_site(message: Message, context: Context) -> Site:
+        """The site, unless its ledger is not the one that the server saw last."""
+        site = site_of(context)
+        site.outbox.require_witnessed(messages.read_head(message.content, messages.WITNESSED))
+        return site
+
     @app.query("offer")
     def offer(message: Message, context: Context) -> Message:
         def accept() -> RecordDict:
-            site_of(context).consider(messages.read_offer(message.content))
-            return messages.verdict(accepted=True)
+            site = continued_site(message, context)
+            site.consider(messages.read_offer(message.content))
+            return messages.verdict(accepted=True, head=site.outbox.head())
 
         return Message(_answered(accept), reply_to=message)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
         def answer() -> RecordDict:
-            site, order = site_of(context), messages.read_order(message.content)
+            site, order = continued_site(message, context), messages.read_order(message.content)
             table = site.consider(order.signed).adapter.table
             return site.answer(order, messages.read_global(message.content, table))
 
@@ -43,8 +50,9 @@ def make_client_app(site_of: Callable[[Context], Site]) -> ClientApp:
     @app.query("close")
     def close(message: Message, context: Context) -> Message:
         def end() -> RecordDict:
-            site_of(context).end(messages.read_close(message.content))
-            return messages.verdict(accepted=True)
+            site = site_of(context)
+            site.end(messages.read_close(message.content))
+            return messages.verdict(accepted=True, head=site.outbox.head())
 
         return Message(_answered(end), reply_to=message)
 

@@ -21,7 +21,6 @@ from common.config import MAX_CONFIG_BYTES
 from common.errors import InvalidInput, JobRefused, JobWaits
 from common.files import exists, make_folder, read_file, write_file
 from common.job import SignedJob, find_job, parse_signed_job
-from common.messages import WAITING
 
 APPROVE: Literal["approve"] = "approve"
 REFUSE: Literal["refuse"] = "refuse"
@@ -66,7 +65,7 @@ def require_approval(signed: SignedJob, home: SiteHome, decisions: Iterable[Deci
         raise JobRefused("job must be approved by a person at this site, got a refusal")
     if home.config.policy.approval == "person" and said != APPROVE:
         _keep(signed, home)
-        raise JobWaits(WAITING)
+        raise JobWaits("job must be approved by a person at this site, got no word yet")
 
 
 def latest(decisions: Iterable[Decision], job_sha256: str) -> str:

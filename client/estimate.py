@@ -27,6 +27,7 @@ from common.adapter import AdapterTable, vector_sha256, write_vector
 from common.errors import JobRefused
 from common.flower import content_to_bytes
 from common.job import Job, SignedJob
+from common.privacy.ledger import Head
 from common.process import peak_memory_bytes, reset_peak_memory
 from common.tasks.batches import Example
 
@@ -34,6 +35,9 @@ GIB = 2**30
 _TIMED = 3
 _VOCABULARY = 30  # ids that every vocabulary has
 _RECORDS_TIMED = 8  # of a unit; more take proportionally longer
+
+# As long as a ledger's head gets: a P-256 signature and key, DER in hex.
+_HEAD = Head(2**32, "0" * 64, "0" * 144, "0" * 182)
 
 log = structlog.get_logger(__name__)
 
@@ -70,10 +74,10 @@ def traffic(job: Job, table: AdapterTable) -> Traffic:
     vector, steps = np.zeros(table.size, np.float32), job.training.local_steps
     digest = vector_sha256(vector)
     last = job.training.rounds
-    result = messages.Update(vector, last, digest, steps, job.steps)
+    result = messages.Update(vector, last, digest, steps, job.steps, _HEAD)
     signed = SignedJob(job=job, signer="0" * 64, signature="0" * 128)
     receipt = messages.Receipt(last, digest, is_accepted=True)
-    order = messages.order(signed, table, vector, last, receipt)
+    order = messages.order(signed, table, vector, last, receipt, _HEAD)
     return Traffic(
         up_round=len(content_to_bytes(messages.update(job, table, result))),
         down_round=len(content_to_bytes(order)),

@@ -195,11 +195,12 @@ class Site:
                 input_sha256=key.input_sha256,
                 steps=job.training.local_steps,
                 charged_steps=sum(c.event.steps for c in self.outbox.charges(job.sha256)),
+                head=self.outbox.head(),
             )
             return update(job, trainer.adapter.table, result)
         except _NO_UPDATE_ERRORS as error:
             log.error("no update", job=job.job.name, round=key.round, reason=describe(error))
-            return verdict(accepted=False, reason=NO_UPDATE)
+            return verdict(accepted=False, reason=NO_UPDATE, head=self.outbox.head())
 
     def _tell(self, job: Job, round_: int) -> None:
         """Say in this site's own log what it has spent, once a round is durable."""

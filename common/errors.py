@@ -6,7 +6,6 @@
     │   ├── JobRefused               signature, site policy, base model or adapter table
     │   ├── JobWaits                 a person has yet to decide: the same offer is made again
     │   ├── RoundRefused             a round that does not continue what this site knows
-    │   ├── AccountingInDoubt        accountants that disagree, or one that fails
     │   ├── SelfCheckFailed          the mechanism is not what the accountant thinks it is
     │   ├── AccountingInDoubt        accountants that disagree, or one that fails
     │   └── UpdateRejected           a remote party's payload: dropped and logged, never raised on
@@ -70,6 +69,3 @@ class LedgerBroken(StorageFailed):
 
 class JobStopped(VeiltuneError):
     """A job ended before its last round, on request."""
-
-class AccountingInDoubt(Refusal):
-    """An epsilon that independent accountants do not agree on."""

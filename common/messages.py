@@ -1,7 +1,9 @@
 """The messages of a job: what the server asks of a site, and the closed set of what it may answer.
 
 Everything that leaves a site for the server is built here and nowhere else: a verdict in fixed
-words, or one round's update with public constants beside it. No loss, no count, no timing.
+words, or one round's update with public constants beside it. No loss, no count, no timing. The
+site's ledger head goes with both, and the last one that the server kept comes back with each offer
+and order: how many entries the site has, and a salted hash over them.
 
 Arrays are raw buffers checked by common/link/payload.py. The global adapter travels in fp32, so
 that all sides start a round from the same bits; the job's codec holds for the updates.
@@ -9,7 +11,7 @@ that all sides start a round from the same bits; the job's codec holds for the u
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
@@ -18,6 +20,7 @@ from common.errors import JobRefused, UpdateRejected
 from common.job import MAX_INTEGER, Job, SignedJob, parse_signed_job
 from common.link.codecs import CODECS
 from common.link.payload import message_cap, pack, unpack
+from common.privacy.ledger import Head
 
 OFFER, TRAIN, CLOSE = "query.offer", "train", "query.close"
 
@@ -29,9 +32,11 @@ IN_TROUBLE = "site is in trouble"
 # Nobody at the site has looked at the job yet: asked again, it may say yes or no.
 WAITING = "job waits for a person at this site"
 
-_UPDATE_KEYS = {"arrays", "manifest", "round"}
+_UPDATE_KEYS = {"arrays", "head", "manifest", "round"}
 _ROUND_KEYS = {"round", "input_sha256", "steps", "charged_steps"}
 GLOBAL_CODEC = CODECS["fp32"]
+HEAD, WITNESSED = "head", "witnessed"
+_HEX_CHARACTERS = 400  # of a signature or a public key, at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,7 @@ class Update:
     input_sha256: str
     steps: int
     charged_steps: int
+    head: Head
 
 
 def job_cap(job: Job, table: AdapterTable) -> int:
@@ -76,9 +82,11 @@ def job_cap(job: Job, table: AdapterTable) -> int:
     return max(message_cap(table, codec) for codec in CODECS.values()) + 2 * len(job.canonical)
 
 
-def offer(signed: SignedJob) -> RecordDict:
-    """Ask a site whether it will take part."""
-    return RecordDict({"job": ConfigRecord({"manifest": signed.to_bytes()})})
+def offer(signed: SignedJob, witnessed: Head | None = None) -> RecordDict:
+    """Ask a site whether it will take part; ``witnessed`` is the last head that it sent."""
+    return RecordDict(
+        {"job": ConfigRecord({"manifest": signed.to_bytes()}), **_of_head(WITNESSED, witnessed)}
+    )
 
 
 def read_offer(content: RecordDict) -> SignedJob:
@@ -93,13 +101,14 @@ def read_offer(content: RecordDict) -> SignedJob:
     return parse_signed_job(manifest)
 
 
-def verdict(*, accepted: bool, reason: str = "") -> RecordDict:
-    """A site's yes or no.
+def verdict(*, accepted: bool, reason: str = "", head: Head | None = None) -> RecordDict:
+    """A site's yes or no, with the head of its ledger where it can be read.
 
     ``reason`` follows from the job and the site's own file alone, or is fixed words: once records
     have been sampled, a number in it would be a release.
     """
-    return RecordDict({"verdict": ConfigRecord({"accepted": accepted, "reason": reason[:500]})})
+    said = ConfigRecord({"accepted": accepted, "reason": reason[:500]})
+    return RecordDict({"verdict": said, **_of_head(HEAD, head)})
 
 
 def read_verdict(content: RecordDict) -> Verdict | None:
@@ -124,7 +133,12 @@ def not_yet(reply: Message) -> str:
 
 
 def order(
-    signed: SignedJob, table: AdapterTable, vector: Vector, round_: int, receipt: Receipt | None
+    signed: SignedJob,
+    table: AdapterTable,
+    vector: Vector,
+    round_: int,
+    receipt: Receipt | None,
+    witnessed: Head | None = None,
 ) -> RecordDict:
     """Ask a site to train a round from the global ``vector``."""
     body = ConfigRecord({"round": round_})
@@ -135,6 +149,7 @@ def order(
             "job": ConfigRecord({"manifest": signed.to_bytes()}),
             "round": body,
             **pack(vector, table, GLOBAL_CODEC),
+            **_of_head(WITNESSED, witnessed),
         }
     )
 
@@ -175,7 +190,7 @@ def update(job: Job, table: AdapterTable, result: Update) -> RecordDict:
     packed: Mapping[str, ArrayRecord | ConfigRecord] = pack(
         result.vector, table, CODECS[job.training.codec]
     )
-    return RecordDict({"round": body, **packed})
+    return RecordDict({"round": body, **packed, **_of_head(HEAD, result.head)})
 
 
 def read_update(content: RecordDict, job: Job, table: AdapterTable) -> Update:
@@ -204,11 +219,39 @@ def read_update(content: RecordDict, job: Job, table: AdapterTable) -> Update:
             f"update's steps must be {job.training.local_steps}, got {numbers['steps']}"
         )
     _require_possible_charge(numbers["charged_steps"], numbers["round"], job)
+    if (head := read_head(content, HEAD)) is None:
+        raise UpdateRejected("update's head must be a ledger's, got none")
     return Update(
         vector=unpack(content, table, CODECS[job.training.codec]),
         input_sha256=str(body.get("input_sha256", "")),
+        head=head,
         **numbers,
     )
+
+
+def read_head(content: RecordDict, name: str) -> Head | None:
+    """The ledger head in a message: a site's own (``HEAD``) or the one that came back to it.
+
+    Raises:
+        UpdateRejected: there is something in its place that is none.
+    """
+    body = content.config_records.get(name)
+    if body is None:
+        return None
+    size, words = body.get("size"), [body.get(key) for key in ("root", "signature", "public_key")]
+    if (
+        set(body) != {"size", "root", "signature", "public_key"}
+        or type(size) is not int
+        or not 0 < size < MAX_INTEGER
+        or not all(isinstance(word, str) and len(word) <= _HEX_CHARACTERS for word in words)
+        or len(str(words[0])) != 64
+    ):
+        raise UpdateRejected(f"{name} must be a ledger's head, got something else")
+    return Head(size, *(str(word) for word in words))
+
+
+def _of_head(name: str, head: Head | None) -> dict[str, ConfigRecord]:
+    return {} if head is None else {name: ConfigRecord(asdict(head))}
 
 
 def _require_possible_charge(charged: int, round_: int, job: Job) -> None:

@@ -18,7 +18,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from common import messages
 from common.adapter import LoadedAdapter, Vector, load_adapter, vector_sha256
-from common.errors import InvalidInput, JobRefused, JobStopped
+from common.errors import InvalidInput, JobRefused, JobStopped, UpdateRejected
 from common.flower import become_server
 from common.job import Job, SignedJob, parse_signed_job, verify_job
 from common.link.identity import node_id
@@ -200,9 +200,13 @@ class _Run:
         new = connected - self.accepted - set(self.refused) - set(late)
         if not new:
             return
-        content, silent = messages.offer(self.signed), set(new)
+        silent = set(new)
         timeout = min(_OFFER_TIMEOUT_S, self.job.training.deadline_s)
-        for reply in self._send(new, messages.OFFER, lambda _: content, "offer", timeout):
+
+        def content(site: str) -> RecordDict:
+            return messages.offer(self.signed, self.checkpoints.head(site))
+
+        for reply in self._send(new, messages.OFFER, content, "offer", timeout):
             site = site_of(self.job, reply)
             silent.discard(site)
             self._take_verdict(site, reply)
@@ -212,6 +216,7 @@ class _Run:
         if reason := messages.not_yet(reply):
             self._postpone(site, reason)
             return
+        self._witness(reply)
         verdict = messages.read_verdict(reply.content)
         if verdict is not None and verdict.is_accepted:
             self.accepted.add(site)
@@ -268,7 +273,12 @@ class _Run:
         begun = time.monotonic()
         asked: set[str] = set()
         book = open_book(self.job, self.adapter, round_, vector)
-        strategy = STRATEGIES["fedavg"](self._ask, book.read)
+
+        def read(reply: Message) -> tuple[Vector, float] | None:
+            self._witness(reply)
+            return book.read(reply)
+
+        strategy = STRATEGIES["fedavg"](self._ask, read)
 
         def orders(sites: set[str]) -> list[Message]:
             if not sites:
@@ -293,7 +303,12 @@ class _Run:
 
     def _ask(self, site: str, round_: int, vector: Vector) -> RecordDict:
         return messages.order(
-            self.signed, self.adapter.table, vector, round_, self._receipt_for(site)
+            self.signed,
+            self.adapter.table,
+            vector,
+            round_,
+            self._receipt_for(site),
+            self.checkpoints.head(site),
         )
 
     def _receipt_for(self, site: str) -> messages.Receipt | None:
@@ -301,6 +316,25 @@ class _Run:
         if receipt is None:
             return None
         return messages.Receipt(receipt.round, receipt.payload_sha256, receipt.accepted)
+
+    def _witness(self, reply: Message) -> None:
+        """Remember the ledger head in a reply; one that contradicts an earlier one is named."""
+        site = site_of(self.job, reply)
+        try:
+            head = messages.read_head(reply.content, messages.HEAD) if reply.has_content() else None
+        except UpdateRejected as error:
+            log.warning("head not taken", site=site, reason=str(error))
+            return
+        if head is None:
+            return
+        if not head.is_signed():
+            log.warning("head not taken", site=site, reason="its signature is not its key's")
+            return
+        found = self.checkpoints.witness(site, head)
+        if found == "forked":
+            log.error("ledger forked", site=site, size=head.size, remedy="two copies are used")
+        elif found == "shorter":
+            log.warning("older ledger head", site=site, size=head.size)
 
     def _remember(self, receipts: Iterable[Receipt]) -> None:
         self.receipts.update({receipt.site: receipt for receipt in receipts})
@@ -350,6 +384,7 @@ class _Run:
 
         sites = (self.accepted | set(self.receipts)) & self._connected()
         for reply in self._send(sites, messages.CLOSE, content, "close", _CLOSE_TIMEOUT_S):
+            self._witness(reply)
             log.info("job closed", site=site_of(self.job, reply))
 
 

@@ -18,11 +18,13 @@ from sqlalchemy.engine import Connection, RowMapping
 
 from common.errors import InvalidInput, StorageFailed
 from common.job import SignedJob, find_job, parse_signed_job
+from common.privacy.ledger import Head
 from server import tables
 from server.database import Database
 
 State = Literal["queued", "running", "finished", "failed", "stopped"]
 STATES: tuple[State, ...] = get_args(State)
+Witnessed = Literal["longer", "same", "shorter", "forked"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -218,6 +220,31 @@ class Checkpoints:
         """(round, site) of every message that may have gone out."""
         return [(row["round"], row["site"]) for row in self._of_job(tables.dispatches, job_sha256)]
 
+    def witness(self, site: str, head: Head) -> Witnessed:
+        """Remember a site's ledger head if it goes on from the one that is remembered.
+
+        Returns:
+            ``longer``, and then it is kept; ``same`` or ``shorter``, which a repeated reply may be;
+            ``forked`` when another ledger of the same size was shown before.
+        """
+        table = tables.heads
+        with self._database.writing() as connection:
+            known = _head(connection, site)
+            if known is not None and head.size <= known.size:
+                if head.size < known.size:
+                    return "shorter"
+                return "same" if head.root == known.root else "forked"
+            connection.execute(table.delete().where(table.c.site == site))
+            connection.execute(
+                table.insert().values(site=site, seen_at=_now(), **dataclasses.asdict(head))
+            )
+        return "longer"
+
+    def head(self, site: str) -> Head | None:
+        """The longest ledger head that a site has shown."""
+        with self._database.reading() as connection:
+            return _head(connection, site)
+
     def _of_job(self, table: sa.Table, job_sha256: str) -> list[RowMapping]:
         order = [column for column in table.primary_key if column.name != "job_sha256"]
         query = sa.select(table).where(table.c.job_sha256 == job_sha256).order_by(*order)
@@ -253,6 +280,12 @@ class Checkpoints:
             f"round {content['round']} must be saved once, got another content for it "
             f"({content['output_sha256'][:12]} after {row['output_sha256'][:12]})"
         )
+
+
+def _head(connection: Connection, site: str) -> Head | None:
+    query = sa.select(tables.heads).where(tables.heads.c.site == site)
+    row = connection.execute(query).mappings().first()
+    return None if row is None else Head(**{name: row[name] for name in _names(Head)})
 
 
 def _exists(connection: Connection, job_sha256: str) -> bool:

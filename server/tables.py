@@ -54,6 +54,17 @@ receipts = sa.Table(
     sa.Column("bytes_up", sa.BigInteger, nullable=False),
     sa.Column("accepted", sa.Boolean, nullable=False),
 )
+# Each site's longest ledger head, over all jobs: an older copy of its account cannot match it.
+heads = sa.Table(
+    "heads",
+    metadata,
+    sa.Column("site", sa.String(63), primary_key=True),
+    sa.Column("size", sa.BigInteger, nullable=False),
+    sa.Column("root", sa.String(64), nullable=False),
+    sa.Column("signature", sa.String(400), nullable=False),
+    sa.Column("public_key", sa.String(400), nullable=False),
+    sa.Column("seen_at", sa.String(20), nullable=False),
+)
 # One global adapter a job, the latest: a hundred rounds of a large one would fill a disk.
 adapters = sa.Table(
     "adapters",

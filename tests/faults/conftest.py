@@ -3,6 +3,7 @@
 Jobs follow each other on the same homes, as in a deployment: each test has jobs of its own name.
 """
 
+import json
 import os
 import shutil
 import signal
@@ -199,12 +200,19 @@ class Hospitals(Federation):
         return {(r, site): digest for r, site, digest in self._server_rows(query, sha256)}
 
     def account(self, site: str, sha256: str) -> list[Release]:
-        query = (
-            "SELECT round, steps, payload_sha256, acknowledged FROM release "
-            "WHERE job_sha256 = ? ORDER BY round"
-        )
-        rows = _rows(self.site_home(site) / "account.db", query, sha256)
-        return [Release(r, steps, digest, bool(ack)) for r, steps, digest, ack in rows]
+        """The site's releases of a job, read from its ledger's own words."""
+        found: dict[int, Release] = {}
+        rows = _rows(self.site_home(site) / "account.db", "SELECT body FROM entry ORDER BY seq")
+        entries = [json.loads(body) for (body,) in rows]
+        for entry in (entry for entry in entries if entry.get("job_sha256") == sha256):
+            round_ = entry.get("round")
+            if entry["kind"] == "reserved":
+                found[round_] = Release(round_, entry["charge"]["steps"], "", False)
+            elif entry["kind"] == "released":
+                found[round_] = found[round_]._replace(payload_sha256=entry["payload_sha256"])
+            elif entry["kind"] == "committed":
+                found[round_] = found[round_]._replace(is_acknowledged=True)
+        return list(found.values())
 
     def log(self, name: str, since: int = 0) -> str:
         path = self.work / f"{name}.log"

@@ -173,12 +173,20 @@ def test_epsilon_follows_from_the_steps_in_the_sites_own_accounts(private: Ran) 
     for site in private.result["sites"]:
         account = private.work / "sites" / site["name"] / "account.db"
         with closing(sqlite3.connect(account)) as db:
-            rows = db.execute("SELECT sampling_rate, noise_multiplier, steps FROM release")
+            charges = [
+                json.loads(body)["charge"]
+                for (body,) in db.execute("SELECT body FROM entry ORDER BY seq")
+                if json.loads(body)["kind"] == "reserved"
+            ]
             events = [
                 dp_event.SelfComposedDpEvent(
-                    dp_event.PoissonSampledDpEvent(rate, dp_event.GaussianDpEvent(noise)), steps
+                    dp_event.PoissonSampledDpEvent(
+                        charge["sampling_rate"],
+                        dp_event.GaussianDpEvent(charge["noise_multiplier"]),
+                    ),
+                    charge["steps"],
                 )
-                for rate, noise, steps in rows
+                for charge in charges
             ]
         assert len(events) == ROUNDS
         accountant = PLDAccountant()

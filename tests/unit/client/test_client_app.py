@@ -32,7 +32,7 @@ def send(one: "Site", content: RecordDict, message_type: str) -> RecordDict:
 
 
 def said(content: RecordDict) -> messages.Verdict:
-    assert set(content) == {"verdict"}
+    assert {"verdict"} <= set(content) <= {"verdict", "head"}
     verdict = messages.read_verdict(content)
     assert verdict is not None
     return verdict

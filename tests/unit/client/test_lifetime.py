@@ -187,7 +187,10 @@ def test_site_toml_says_which_cap_a_new_ledger_gets() -> None:
 @pytest.mark.parametrize(
     ("edited", "says"),
     [
-        ({"max_epsilon": 6.5}, "policy.max_epsilon must be the ledger's 6.0 (fixed when it was made)"),
+        (
+            {"max_epsilon": 6.5},
+            "policy.max_epsilon must be the ledger's 6.0 (fixed when it was made)",
+        ),
         ({"max_epsilon": 5.5}, "policy.max_epsilon must be the ledger's 6.0"),
         ({"max_delta": 2e-5}, "policy.max_delta must be the ledger's 1e-05"),
         (

@@ -14,11 +14,13 @@ from common.errors import JobRefused, UpdateRejected
 from common.flower import content_from_bytes, content_to_bytes
 from common.job import Job, SignedJob, sign_job
 from common.messages import Receipt, Update
+from common.privacy.ledger import Head
 
 MakeJob = Callable[..., Job]
 TABLE = AdapterTable((TensorSpec("b", (3, 2)), TensorSpec("c", (5,))), "aa")
 VECTOR = np.linspace(-1, 2, 11, dtype=np.float32)
 START = vector_sha256(np.zeros(11, dtype=np.float32))
+HEAD = Head(7, "ab" * 32, "cd" * 72, "ef" * 91)
 
 
 @pytest.fixture
@@ -31,7 +33,7 @@ def wire(content: RecordDict) -> RecordDict:
 
 
 def answer(job: Job, **changes: Any) -> RecordDict:  # noqa: ANN401
-    made = Update(vector=VECTOR, round=2, input_sha256=START, steps=2, charged_steps=4)
+    made = Update(VECTOR, 2, START, steps=2, charged_steps=4, head=HEAD)
     content = messages.update(job, TABLE, made)
     content.config_records["round"].update(changes)
     return wire(content)
@@ -49,7 +51,8 @@ def test_an_update_arrives_as_the_codec_rounds_it(
 
 def test_an_update_holds_the_closed_schema_and_nothing_else(job: MakeJob) -> None:
     content = answer(job())
-    assert set(content) == {"arrays", "manifest", "round"}
+    assert set(content) == {"arrays", "head", "manifest", "round"}
+    assert set(content.config_records["head"]) == {"size", "root", "signature", "public_key"}
     assert set(content.config_records["round"]) == {
         "round", "input_sha256", "steps", "charged_steps",
     }  # fmt: skip
@@ -110,7 +113,7 @@ def test_numbers_that_are_not_finite_are_not_sent(job: MakeJob, bad: float) -> N
     vector = VECTOR.copy()
     vector[7] = bad
     with pytest.raises(UpdateRejected, match="must be finite"):
-        messages.update(job(), TABLE, Update(vector, 1, START, 2, 2))
+        messages.update(job(), TABLE, Update(vector, 1, START, 2, 2, HEAD))
 
 
 def test_an_order_brings_job_round_adapter_and_receipt(signed: SignedJob) -> None:
@@ -190,12 +193,46 @@ def test_no_message_of_a_job_is_larger_than_its_cap(signed: SignedJob) -> None:
     cap = messages.job_cap(signed.job, TABLE)
     receipt = Receipt(3, "ef" * 32, is_accepted=True)
     for content in (
-        messages.offer(signed),
-        messages.order(signed, TABLE, VECTOR, 3, receipt),
-        messages.update(signed.job, TABLE, Update(VECTOR, 3, START, 2, 6)),
+        messages.offer(signed, HEAD),
+        messages.order(signed, TABLE, VECTOR, 3, receipt, HEAD),
+        messages.update(signed.job, TABLE, Update(VECTOR, 3, START, 2, 6, HEAD)),
         messages.close(signed.job.sha256, "finished", VECTOR, receipt),
     ):
         assert len(content_to_bytes(content)) + 4096 < cap
+
+
+def test_a_ledgers_head_goes_both_ways(signed: SignedJob) -> None:
+    sent = [
+        (messages.update(signed.job, TABLE, Update(VECTOR, 3, START, 2, 6, HEAD)), messages.HEAD),
+        (messages.verdict(accepted=True, head=HEAD), messages.HEAD),
+        (messages.offer(signed, HEAD), messages.WITNESSED),
+        (messages.order(signed, TABLE, VECTOR, 3, None, HEAD), messages.WITNESSED),
+    ]
+    for content, name in sent:
+        assert messages.read_head(wire(content), name) == HEAD
+    assert messages.read_head(wire(messages.offer(signed)), messages.WITNESSED) is None
+    assert messages.read_head(wire(messages.verdict(accepted=True)), messages.HEAD) is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"size": 0}, {"size": -1}, {"size": 2**60}, {"size": "7"}, {"size": 7.0}, {"root": 5},
+        {"root": "ab"}, {"signature": "a" * 401}, {"public_key": b"key"}, {"count": 12},
+    ],
+)  # fmt: skip
+def test_a_head_is_four_fields_of_their_size(job: MakeJob, changes: dict[str, Any]) -> None:
+    content = answer(job())
+    content.config_records["head"].update(changes)
+    with pytest.raises(UpdateRejected, match="head must be a ledger's head"):
+        messages.read_update(content, job(), TABLE)
+
+
+def test_an_update_without_a_head_is_rejected(job: MakeJob) -> None:
+    content = answer(job())
+    del content["head"]
+    with pytest.raises(UpdateRejected, match="update must hold arrays, head"):
+        messages.read_update(content, job(), TABLE)
 
 
 def test_a_manifest_is_what_was_signed(signed: SignedJob) -> None:

@@ -17,6 +17,7 @@ from common.flower import become_server, set_message_id
 from common.job import Job
 from common.link.identity import node_id
 from common.messages import Update
+from common.privacy.ledger import Head
 from server.round import RoundBook, collect, open_book
 
 MakeJob = Callable[..., Job]
@@ -50,6 +51,9 @@ class Told(Grid):
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]: ...  # type: ignore[empty-body]
 
 
+HEAD = Head(3, "ab" * 32, "cd" * 72, "ef" * 91)
+
+
 @pytest.fixture
 def made(make_job: MakeJob) -> Job:
     return make_job(training={"quorum": 2}, data={"population": {"A": 30, "B": 50, "C": 40}})
@@ -77,7 +81,7 @@ def orders(made: Job) -> list[Message]:
 
 def reply(book: RoundBook, to: Message, value: float = 0.5) -> Message:
     vector = np.full(book.adapter.table.size, value, dtype=np.float32)
-    made = Update(vector, 1, vector_sha256(book.adapter.initial), 2, 2)
+    made = Update(vector, 1, vector_sha256(book.adapter.initial), 2, 2, HEAD)
     return Message(messages.update(book.job, book.adapter.table, made), reply_to=to)
 
 
