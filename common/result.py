@@ -8,7 +8,6 @@ Not covered: that the sites ran the steps that it states.
 """
 
 import json
-from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -17,10 +16,11 @@ from pydantic import ConfigDict, Field, model_validator
 
 from common.config import Name, Section, Sha256, parse
 from common.errors import InvalidInput
-from common.files import read_file, write_file
+from common.files import write_file
 from common.job import Job, Label
 from common.privacy import accounting
 from common.privacy.accounting import GaussianSteps
+from common.strict_json import read_json
 
 MAX_RESULT_BYTES = 32 * 1024 * 1024
 
@@ -243,28 +243,10 @@ def read_result(path: Path) -> Result:
 
 
 def _read_table(path: Path) -> dict[str, Any]:
-    data = read_file(path, max_bytes=MAX_RESULT_BYTES)
-    try:
-        table = json.loads(data, object_pairs_hook=_no_key_twice, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise InvalidInput(f"{path.name} must be JSON in UTF-8, got: {error}") from error
+    table = read_json(path, max_bytes=MAX_RESULT_BYTES)
     if not isinstance(table, dict):
         raise InvalidInput(f"{path.name} must be a JSON object, got {type(table).__name__}")
     return table
-
-
-def _no_key_twice(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """Two readers of a repeated key may see two results."""
-    table: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in table:
-            raise ValueError(f"key {key[:80]!r} twice")
-        table[key] = value
-    return table
-
-
-def _no_constant(text: str) -> float:
-    raise ValueError(f"{text}, which JSON does not have")
 
 
 def schema() -> str:

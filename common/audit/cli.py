@@ -4,11 +4,10 @@ Exit status: 0 when every claim passed, 1 when one failed, 2 on misuse.
 """
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich import box
@@ -16,13 +15,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from common.audit.epsilon_cli import (
+    FAILED,
+    AsJson,
+    calibrate_command,
+    compose_command,
+    epsilon_command,
+)
 from common.audit.recompute import Claim, check_outcome
 from common.cli import run
-from common.privacy import accounting, group
-from common.privacy.accounting import GaussianSteps
 from common.result import Result
-
-FAILED = 1
 
 NOT_CHECKED = (
     "that the sites really ran these steps, with this noise, clip and sampler: nothing in this "
@@ -38,34 +40,10 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
-
-@app.command("epsilon")
-def epsilon_command(
-    sampling_rate: Annotated[float, typer.Option(help="Poisson rate at which a record is drawn.")],
-    noise_multiplier: Annotated[float, typer.Option(help="Noise deviation over clip norm.")],
-    steps: Annotated[int, typer.Option(help="DP-SGD steps that were executed.")],
-    delta: Annotated[float, typer.Option(help="Probability outside the guarantee.")],
-    records: Annotated[
-        int | None, typer.Option(help="Also for a person with this many records.")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Compute the epsilon of DP-SGD steps.
-
-    For one record, added or removed, under Poisson sampling.
-    """
-    event = GaussianSteps(sampling_rate, noise_multiplier, steps)
-    answer: dict[str, Any] = asdict(event) | {"delta": delta}
-    alone = accounting.epsilon([event], delta)
-    answer["pld"] = _finite(alone)
-    if records is not None:
-        answer["group"] = _group(event, delta, records, alone)
-    if as_json:
-        print(json.dumps(answer))
-    else:
-        _print_epsilon(answer)
+app.command("epsilon")(epsilon_command)
+app.command("calibrate")(calibrate_command)
+app.command("compose")(compose_command)
 
 
 @app.command("result")
@@ -89,45 +67,6 @@ def result_command(
         _print_claims(result, claims)
     if not passed:
         raise typer.Exit(FAILED)
-
-
-def _group(event: GaussianSteps, delta: float, records: int, alone: float) -> dict[str, Any]:
-    """What the mechanism promises a group, and what any mechanism of this epsilon would."""
-    answer: dict[str, Any] = {
-        "records": records,
-        "pld": _finite(group.epsilon(event, delta, records)),
-    }
-    if math.isfinite(alone):
-        chain = group.conservative(epsilon=alone, delta=delta, records=records)
-        answer |= {"chain_epsilon": chain[0], "chain_delta": _finite(chain[1])}
-    return answer
-
-
-def _finite(value: float) -> float | None:
-    """JSON has no infinity; null says that there is no bound."""
-    return value if math.isfinite(value) else None
-
-
-def _print_epsilon(answer: dict[str, Any]) -> None:
-    figures = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    figures.add_row("epsilon (pld), one record", _bound(answer["pld"]))
-    of_group = answer.get("group")
-    if of_group:
-        figures.add_row(f"epsilon (pld), {of_group['records']} records", _bound(of_group["pld"]))
-        figures.add_row("  by group privacy alone", _chain(of_group))
-    figures.add_row("delta", f"{answer['delta']:g}")
-    Console().print(figures)
-
-
-def _bound(value: float | None) -> str:
-    return "no bound" if value is None else f"{value:.4f}"
-
-
-def _chain(of_group: dict[str, Any]) -> str:
-    delta = of_group.get("chain_delta")
-    if delta is None or delta >= 1:
-        return "no promise (delta reaches 1)"
-    return f"{of_group['chain_epsilon']:.4f} at delta {delta:.2g}"
 
 
 def _print_claims(result: Result, claims: list[Claim]) -> None:

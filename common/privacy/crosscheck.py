@@ -53,9 +53,14 @@ class Epsilons:
                 f"epsilon by PRV must be PLD's {self.pld:.4f} and its own error of {PRV_ERROR}, "
                 f"got {self.prv:.4f}"
             )
-        if self.pld > self.rdp:
-            return f"epsilon by PLD must be at most RDP's {self.rdp:.4f}, got {self.pld:.4f}"
+        return doubt_of_bound(self.pld, self.rdp)
+
+
+def doubt_of_bound(pld: float, rdp: float) -> str:
+    """Why an epsilon by PLD contradicts the bound by RDP, in a sentence; empty when it does not."""
+    if pld <= rdp:
         return ""
+    return f"epsilon by PLD must be at most RDP's {rdp:.4f}, got {pld:.4f}"
 
 
 def compare(events: GaussianSteps | Iterable[GaussianSteps], delta: float) -> Epsilons:
@@ -82,7 +87,18 @@ def compare(events: GaussianSteps | Iterable[GaussianSteps], delta: float) -> Ep
     if pld == math.inf:
         return Epsilons(pld, pld, pld)
     prv = math.nan if _is_too_large(spent, usable) else _ask(PRVAccountant(), spent, usable)
-    return Epsilons(pld, prv, _ask(RDPAccountant(), spent, usable))
+    return Epsilons(pld, prv, renyi_epsilon(spent, delta))
+
+
+def renyi_epsilon(events: Iterable[GaussianSteps], delta: float) -> float:
+    """The epsilon of ``events`` together by RDP alone, which takes milliseconds; NaN if it fails.
+
+    Raises:
+        InvalidInput: a parameter outside its range.
+    """
+    spent = merged(events)
+    usable = usable_delta(delta, sum(event.steps for event in spent))
+    return _ask(RDPAccountant(), spent, usable) if spent else 0.0
 
 
 def require_agreement(events: GaussianSteps | Iterable[GaussianSteps], delta: float) -> Epsilons:

@@ -1,0 +1,39 @@
+"""JSON files that two readers cannot read differently: no key twice, no NaN, a bounded size.
+
+Not covered: nothing here knows what a key means; the models do.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from common.errors import InvalidInput
+from common.files import read_file
+
+
+def read_json(path: Path, *, max_bytes: int) -> Any:  # noqa: ANN401 -- what JSON can hold
+    """Parse a file of at most ``max_bytes``.
+
+    Raises:
+        InvalidInput: missing, too large, or no JSON.
+    """
+    data = read_file(path, max_bytes=max_bytes)
+    try:
+        return json.loads(data, object_pairs_hook=_no_key_twice, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(f"{path.name} must be JSON in UTF-8, got: {error}") from error
+
+
+def _no_key_twice(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Two readers of a repeated key may see two documents."""
+    table: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in table:
+            raise ValueError(f"key {key[:80]!r} twice")
+        table[key] = value
+    return table
+
+
+def _no_constant(text: str) -> float:
+    raise ValueError(f"{text}, which JSON does not have")
