@@ -75,7 +75,7 @@ def latest(decisions: Iterable[Decision], job_sha256: str) -> str:
 
 
 def offers(home: SiteHome, decisions: Iterable[Decision]) -> list[Offer]:
-    """The jobs that came to a person's attention here, oldest file name first."""
+    """The jobs that came to a person's attention here."""
     states = {"": WAITS, APPROVE: APPROVED, REFUSE: REFUSED}
     known = list(decisions)
     found = []
@@ -103,7 +103,9 @@ def decide(home: SiteHome, wanted: str, decision: Literal["approve", "refuse"], 
     if not 0 < len(who) <= 200 or not who.isprintable():
         raise InvalidInput(f"who must be 1 to 200 printable characters, got {who[:80]!r}")
     outbox = open_account(home)
-    offer = find_job(offers(home, outbox.decisions()), wanted)
+    begun = [Offer(row.name, row.sha256, row.state, row.manifest) for row in outbox.jobs()]
+    known = {offer.sha256: offer for offer in (*begun, *offers(home, outbox.decisions()))}
+    offer = find_job(list(known.values()), wanted)
     if latest(outbox.decisions(), offer.sha256) != decision:
         outbox.decide(offer.sha256, decision, who)
     state = APPROVED if decision == APPROVE else REFUSED

@@ -214,3 +214,9 @@ def test_a_schedule_stays_as_it_was() -> None:
     require_unchanged(policy(lifetime="pld-schedule", schedule=jobs), fixed)
     with pytest.raises(InvalidInput, match=r"policy\.schedule must be the ledger's \[abab"):
         require_unchanged(policy(lifetime="pld-schedule", schedule=[*jobs, "ef" * 32]), fixed)
+
+
+@pytest.mark.parametrize("cap", [7.0, 30.0, 50.0, 1000.0])
+def test_a_wider_cap_still_has_room_for_a_small_job(cap: float) -> None:
+    """The series of low fractional orders, which wide caps choose, does not always converge."""
+    require_lifetime(make(epsilon=3.0, sampling_rate=0.25), Life(RdpFilter.for_cap(cap, 1e-4)))
