@@ -14,7 +14,7 @@ from flwr.clientapp import ClientApp
 from client.config import load_home
 from client.site import Site
 from common import messages
-from common.errors import Refusal, VeiltuneError
+from common.errors import JobWaits, Refusal, VeiltuneError
 
 log = structlog.get_logger(__name__)
 
@@ -63,6 +63,9 @@ def _answered(act: Callable[[], RecordDict]) -> RecordDict:
     """What ``act`` answers, or its refusal in words that hold no record."""
     try:
         return act()
+    except JobWaits:
+        # Said once in this site's log, when the job came; the server asks again and again.
+        return messages.verdict(accepted=False, reason=messages.WAITING)
     except VeiltuneError as error:
         log.error("refused", reason=str(error))
         # A refusal follows from public facts; trouble with this site's disk is its own affair.

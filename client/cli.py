@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import click
 import typer
@@ -181,6 +181,54 @@ def jobs(context: typer.Context, as_json: AsJson = False) -> None:
         standing.show_jobs(found)
     else:
         print("no jobs yet (the operator submits them; this site must be running)")
+
+
+By = Annotated[str, typer.Option("--by", help="Who decides, if not who is logged in.")]
+
+
+@app.command()
+def approve(context: typer.Context, job: JobName, by: By = "") -> None:
+    """Say yes to a job that waits for a person; the ledger keeps who said so and when."""
+    _decide(context, job, "approve", by)
+
+
+@app.command()
+def refuse(context: typer.Context, job: JobName, by: By = "") -> None:
+    """Say no to a job that was offered, also to one that runs; the ledger keeps who and when."""
+    _decide(context, job, "refuse", by)
+
+
+def _decide(
+    context: typer.Context, job: str, decision: Literal["approve", "refuse"], by: str
+) -> None:
+    home = _home(context)
+    from client import approval
+
+    who = by or approval.login_name()
+    offer = approval.decide(home, job, decision, who)
+    print(f"job {offer.name} ({offer.sha256[:12]}) {offer.state} by {who}")
+
+
+@app.command()
+def preflight(
+    context: typer.Context,
+    job: Annotated[Path, typer.Argument(help="A job's file, as the operator hands it around.")],
+    as_json: AsJson = False,
+) -> None:
+    """Predict a job's verdict, epsilon, bytes, memory and time; nothing is sent or charged.
+
+    Measured on public random tokens: no record is read.
+    """
+    home = _home(context)
+    from client import preflight as flight
+    from common.job import load_job
+
+    found = flight.preflight(home, load_job(job))
+    if as_json:
+        print(json.dumps(found.to_json(), indent=2))
+    else:
+        flight.show(found)
+    found.require_admitted()
 
 
 @data.command()

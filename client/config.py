@@ -5,9 +5,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, ValidationInfo, field_validator
 
-from common.config import Name, Section, check_name, parse, read_toml
+from common.config import Name, Section, Sha256, check_name, parse, read_toml
 from common.data.records import ColumnMap
 from common.errors import InvalidInput
 
@@ -26,35 +26,120 @@ class CertificatesSection(Section):
 
 
 class PolicySection(Section):
-    """What this site's owner allows. Read before any job opens any data."""
+    """What this site's owner allows. Read before any job opens any data.
+
+    ``max_epsilon`` and ``max_delta`` are over the life of the data; a limit that is not given for a
+    job is the one over the life. An empty list of bases or tasks allows any.
+    """
 
     allowed_signers: tuple[PublicKey, ...] = ()
+    allowed_bases: tuple[Sha256, ...] = ()
+    allowed_tasks: tuple[str, ...] = ()
+    allowed_releases: tuple[Literal["update"], ...] = ("update",)
+    allow_no_privacy: bool = False
+    approval: Literal["automatic", "person"] = "automatic"
     max_epsilon: float = Field(default=8.0, gt=0)
     max_delta: float = Field(default=1e-5, gt=0, lt=1)
-    allow_no_privacy: bool = False
+    max_job_epsilon: float | None = Field(default=None, gt=0)
+    max_job_delta: float | None = Field(default=None, gt=0, lt=1)
+    lifetime: Literal["rdp-filter", "pld-schedule"] = "rdp-filter"
+    schedule: tuple[Sha256, ...] = Field(default=(), max_length=1000, validate_default=True)
+    min_population: int = Field(default=1, ge=1)
+    min_noise_multiplier: float = Field(default=0.0, ge=0)
+    required_unit: Name | None = None
+    max_memory_gb: float | None = Field(default=None, gt=0)
+    max_minutes: float | None = Field(default=None, gt=0)
+
+    # Validators of fields, not of the whole: so that one wrong key hides no other's fault.
+    @field_validator("max_job_epsilon", "max_job_delta")
+    @classmethod
+    def _within_the_life(cls, value: float | None, info: ValidationInfo) -> float | None:
+        name = str(info.field_name).replace("_job", "")
+        limit = info.data.get(name)
+        if value is not None and limit is not None and value > limit:
+            raise ValueError(
+                f"policy.{info.field_name} must be at most policy.{name}, {limit:g}, got {value:g}"
+            )
+        return value
+
+    @field_validator("schedule")
+    @classmethod
+    def _belongs_to_its_lifetime(
+        cls, value: tuple[str, ...], info: ValidationInfo
+    ) -> tuple[str, ...]:
+        lifetime = info.data.get("lifetime")
+        if lifetime is not None and bool(value) != (lifetime == "pld-schedule"):
+            rule = "empty" if value else "a list of jobs' sha256"
+            raise ValueError(
+                f"policy.schedule must be {rule} with lifetime {lifetime!r}, "
+                f"got {len(value)} entries"
+            )
+        if len(set(value)) != len(value):
+            raise ValueError("policy.schedule must be of distinct jobs, got one twice")
+        return value
+
+    @property
+    def job_epsilon(self) -> float:
+        """The most epsilon that one job may promise to spend."""
+        return self.max_epsilon if self.max_job_epsilon is None else self.max_job_epsilon
+
+    @property
+    def job_delta(self) -> float:
+        """The largest delta of one job."""
+        return self.max_delta if self.max_job_delta is None else self.max_job_delta
 
 
 class DataSetSection(Section):
-    """A data set: its file, relative to the home, and which column is which."""
+    """A data set: its file, relative to the home, and which column is which.
+
+    ``unit`` is the column whose equal values are one privacy unit, ``unit_name`` what jobs call
+    such a unit, if it is not the column's name.
+    """
 
     path: str
     text: str = "text"
     label: str = "label"
     unit: str = ""
+    unit_name: Name | None = Field(default=None)
     group: str = ""
+
+    @field_validator("unit_name")
+    @classmethod
+    def _names_a_column(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and not info.data.get("unit"):
+            raise ValueError(f"must be absent without a unit column, got {value!r}")
+        return value
 
     @property
     def columns(self) -> ColumnMap:
         """The mapping as the readers take it."""
         return ColumnMap(text=self.text, label=self.label, unit=self.unit, group=self.group)
 
+    @property
+    def unit_called(self) -> str:
+        """The unit by the name that jobs give it; empty where no column is mapped."""
+        return self.unit_name or self.unit
+
 
 class RuntimeSection(Section):
-    """Knobs that cannot change the guarantee."""
+    """Knobs that cannot change the guarantee.
+
+    ``engine`` computes per-sample gradients: our own single backward pass, or Opacus' hooks;
+    ``fused`` lets ours compute LoRA's forward pass in one piece.
+    """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = Field(default=0, ge=0, le=1024)
     physical_batch: int = Field(default=8, ge=1, le=4096)
+    engine: Literal["native", "opacus"] = "native"
+    fused: bool = False
+
+    @field_validator("fused")
+    @classmethod
+    def _native_alone(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("engine") == "opacus":
+            raise ValueError("runtime.fused must be false with engine 'opacus', got true")
+        return value
 
 
 class SiteConfig(Section):

@@ -36,9 +36,25 @@ key = "pki/site.key"
 
 [policy]                  # a job beyond these is refused before any record is read
 allowed_signers = ["{operator}"]
-max_epsilon = {max_epsilon!r}         # over the whole life of this site's data
-max_delta = {max_delta!r}
 allow_no_privacy = false  # true: this site also runs jobs without differential privacy
+approval = "automatic"    # "person": a job waits until somebody here runs 'approve'
+# The limits over the whole life of this site's data. They go into the ledger with its first entry,
+# and site.toml cannot change them any more.
+max_epsilon = {max_epsilon!r}
+max_delta = {max_delta!r}
+lifetime = "rdp-filter"   # holds for jobs chosen after seeing earlier results; "pld-schedule" is
+# schedule = []           # tighter, for jobs named here beforehand by their sha256, and no others
+# Limits on each job:
+# max_job_epsilon = 3.0   # by default max_epsilon, and so for delta
+# max_job_delta = 1e-6
+# required_unit = "patient_id"
+# min_population = 100    # units that the job declares for this site
+# min_noise_multiplier = 0.5
+# allowed_bases = []      # model.sha256; empty: any
+# allowed_tasks = []      # empty: any
+# allowed_releases = ["update"]
+# max_memory_gb = 16.0    # measured on public tokens before any record is read
+# max_minutes = 240.0     # of computing, over the whole job
 
 # One section for each data set that jobs may name. Remove the '#' and fill in your columns.
 #
@@ -47,6 +63,7 @@ allow_no_privacy = false  # true: this site also runs jobs without differential 
 # text = "text"           # the column that holds the text
 # label = "label"         # the column that holds the label
 # unit = ""               # e.g. "patient_id": whose records belong together
+# unit_name = "patient" # what jobs call that unit, if not by the column's name
 # group = ""              # e.g. "ward"; used by simulations alone
 
 # [models]                # where a job's base model lies on this machine, if not in the cache

@@ -25,6 +25,7 @@ from typing import Any, Literal
 from client.config import SiteHome
 from client.importing import OLD_TABLES, import_account
 from client.journal import Journal, Writer
+from client.lifetime import cap_of
 from client.signing import AccountKey
 from common.code import code_sha256
 from common.errors import JobRefused, LedgerBroken, RoundRefused
@@ -51,6 +52,7 @@ from common.privacy.entries import (
     Terms,
 )
 from common.privacy.ledger import Head
+from common.privacy.lifetime import cap_to_dict
 
 __all__ = ["Charge", "JobRow", "Outbox", "RoundKey", "Submission", "Terms", "spent"]
 
@@ -114,8 +116,15 @@ class Outbox:
 
     @classmethod
     def of(cls, home: SiteHome) -> "Outbox":
-        """The account of a site's home, signed with its key."""
-        return cls(home.account_path, home.path(home.config.certificates.key), site=home.site)
+        """The account of a site's home, signed with its key and made with its policy's cap."""
+        policy = home.config.policy
+        return cls(
+            home.account_path,
+            home.path(home.config.certificates.key),
+            site=home.site,
+            cap=cap_to_dict(cap_of(policy)),
+            unit=policy.required_unit or "",
+        )
 
     @property
     def _account(self) -> Account:

@@ -18,9 +18,9 @@ import structlog
 from flwr.app import Message
 
 from client import presence, session
+from client.account import open_account
 from client.config import SiteHome
 from client.identity import Identity, read_identity
-from client.outbox import Outbox
 from client.presence import Presence
 from client.session import LinkConfig, State
 from common.errors import StorageFailed
@@ -68,7 +68,7 @@ def run(home: SiteHome, stop: threading.Event) -> None:
     identity = read_identity(home)
     identity.check()
     with presence.hold(home.folder):
-        outbox = Outbox.of(home)
+        outbox = open_account(home)
         observer = Observer(home.folder)
         _warn(home, identity)
         log.info("site starts", site=home.site, server=home.config.server, home=str(home.folder))

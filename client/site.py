@@ -4,6 +4,8 @@ The order within a round is the privacy argument: verify what came, reserve all 
 and noise, store the finished bytes durably, and only then hand them out.
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -11,9 +13,13 @@ import structlog
 import torch
 from flwr.app import RecordDict
 
+from client.account import life_of, open_account, recorded_cap
+from client.approval import require_approval
 from client.config import SiteHome
-from client.outbox import Outbox, RoundKey, Terms, spent
-from client.policy import admit, plan
+from client.estimate import require_limits
+from client.lifetime import plan, require_room
+from client.outbox import Charge, RoundKey, Terms, spent
+from client.policy import admit
 from client.rehearsal import Rehearsal
 from client.train import Trainer
 from common.adapter import LoadedAdapter, Vector, load_adapter, vector_sha256
@@ -70,7 +76,8 @@ class Site:
 
     def __init__(self, home: SiteHome, keys: KeySource = fresh_key) -> None:
         self.home = home
-        self.outbox = Outbox.of(home)
+        self.outbox = open_account(home)
+        self._cap = recorded_cap(self.outbox)
         self._keys = keys
         self._trainers: dict[str, Trainer] = {}
         if home.config.runtime.threads:
@@ -84,7 +91,8 @@ class Site:
                 ``not participating`` and this site's own log has it.
             SelfCheckFailed: the mechanism does not do what its accounting assumes.
         """
-        job = admit(signed, self.home, self.outbox.charges())
+        job = admit(signed, self.home, life_of(self.outbox))
+        require_approval(signed, self.home, self.outbox.decisions())
         if job.sha256 not in self._trainers:
             trainer = self._prepare(job)
             cap_bytes = job_cap(job, trainer.adapter.table)
@@ -96,7 +104,7 @@ class Site:
         return self._trainers[job.sha256]
 
     def _prepare(self, job: Job) -> Trainer:
-        """Base model first, then data, then the self-checks."""
+        """Base model first, then the machine's limits, then data, then the self-checks."""
         try:
             folder = require_base(job, self.home.models, download=False)
         except (InvalidInput, JobRefused) as error:
@@ -107,14 +115,10 @@ class Site:
             adapter = load_adapter(job, folder, self.home.config.runtime.device)
         except InvalidInput as error:
             raise JobRefused(str(error)) from error
-        trainer = Trainer(
-            job=job,
-            adapter=adapter,
-            units=self._units(job, adapter),
-            mechanism=mechanism_of(job, self.home.site, self._keys_for(job)),
-            losses=task_of(job).per_example_loss,
-            rows=self._rows(adapter),
-        )
+        trainer = make_trainer(job, adapter, self.home, self._keys_for(job))
+        if self.outbox.cap(job.sha256) is None:  # once accepted, a slow hour ends no job
+            require_limits(trainer, self.home)
+        trainer = replace(trainer, units=self._units(job, adapter))
         try:
             passed = run_checks(Rehearsal(trainer, self.home.site))
         except (AccountingInDoubt, SelfCheckFailed) as error:
@@ -126,14 +130,6 @@ class Site:
     def _keys_for(self, job: Job) -> KeySource:
         # Without privacy the batches are public, so that a run can be repeated.
         return self._keys if job.is_private else public_keys(job.sha256, self.home.site)
-
-    def _rows(self, adapter: LoadedAdapter) -> int:
-        """Rows of a physical batch: what the owner set, or fewer where memory is short.
-
-        Two such buffers are held at once, where units have several records.
-        """
-        most = rows_within_memory(2 * adapter.table.size, adapter.device)
-        return min(self.home.config.runtime.physical_batch, most)
 
     def _units(self, job: Job, adapter: LoadedAdapter) -> list[list[Example]]:
         """The site's encoded records, by privacy unit."""
@@ -182,11 +178,16 @@ class Site:
         event = GaussianSteps(
             job.privacy.sampling_rate, job.noise_multiplier, job.training.local_steps
         )
-        self.outbox.reserve(key, event, vector.astype("<f4").tobytes(), _terms(job))
+        self.outbox.reserve(
+            key, event, vector.astype("<f4").tobytes(), _terms(job), within=self._life_allows
+        )
         log.info("round starts", job=job.job.name, round=key.round, steps=event.steps)
         stored = self.outbox.store(key, content_to_bytes(self._content(trainer, key, vector)))
         self._tell(job, key.round)
         return stored
+
+    def _life_allows(self, charges: Sequence[Charge]) -> None:
+        require_room(charges, self._cap)
 
     def _content(self, trainer: Trainer, key: RoundKey, vector: Vector) -> RecordDict:
         """A reserved round's one answer: its update or, in fixed words, that there is none.
@@ -232,6 +233,26 @@ class Site:
 def _terms(job: Job) -> Terms:
     privacy = job.privacy
     return Terms(unit=privacy.unit, unit_cap=privacy.unit_cap, delta=privacy.delta)
+
+
+def make_trainer(job: Job, adapter: LoadedAdapter, home: SiteHome, keys: KeySource) -> Trainer:
+    """The job's trainer at this site, without any units yet.
+
+    A physical batch has the rows that the owner set, or fewer where memory is short: two such
+    buffers are held at once where units have several records.
+    """
+    runtime = home.config.runtime
+    most = rows_within_memory(2 * adapter.table.size, adapter.device)
+    return Trainer(
+        job=job,
+        adapter=adapter,
+        units=(),
+        mechanism=mechanism_of(job, home.site, keys),
+        losses=task_of(job).per_example_loss,
+        rows=min(runtime.physical_batch, most),
+        engine=runtime.engine,
+        fused=runtime.fused,
+    )
 
 
 def _require_step(

@@ -13,7 +13,8 @@ from typing import Any
 
 from rich.text import Text
 
-from client import presence, screen
+from client import approval, presence, screen
+from client.account import read_life
 from client.config import SiteHome
 from client.identity import read_identity
 from client.outbox import Charge, JobRow, Outbox, spent
@@ -50,17 +51,28 @@ class LinkStatus:
 
 @dataclass(frozen=True, slots=True)
 class Spending:
-    """The site's account over all jobs: epsilon at ``delta``, and rounds that none covers."""
+    """The site's account over all jobs, at ``delta``.
+
+    Attributes:
+        epsilon: of the steps that were charged, as it is reported.
+        delta: the life's.
+        max_epsilon: the cap over the life of the data.
+        lifetime: which accountant enforces the cap.
+        drawn: epsilon by that accountant, with what open jobs may still spend.
+        uncovered_rounds: rounds without noise.
+    """
 
     epsilon: float
     delta: float
     max_epsilon: float
+    lifetime: str
+    drawn: float
     uncovered_rounds: int
 
     @property
     def left(self) -> float:
-        """About what the policy still allows: epsilons of jobs do not simply add up."""
-        return max(0.0, self.max_epsilon - self.epsilon)
+        """About what the cap still allows: epsilons of jobs do not simply add up."""
+        return max(0.0, self.max_epsilon - self.drawn)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,21 +104,23 @@ def status(home: SiteHome) -> Status:
     """Gather it; asks the server's port for the reason when no process runs."""
     days, fault = _certificate(home)
     charges, rows = _account(home)
-    policy = home.config.policy
+    life = read_life(home)
     spending = Spending(
-        epsilon=spent(charges, policy.max_delta),
-        delta=policy.max_delta,
-        max_epsilon=policy.max_epsilon,
+        epsilon=spent(charges, life.cap.delta),
+        delta=life.cap.delta,
+        max_epsilon=life.cap.max_epsilon,
+        lifetime=life.cap.name,
+        drawn=life.cap.epsilon(life.drawn()),
         uncovered_rounds=sum(not charge.is_private for charge in charges),
     )
-    jobs = tuple(_job(row, charges) for row in rows)
+    jobs = tuple(_job(row, charges) for row in rows) + _offered(home, rows)
     return Status(home.site, _link(home), days, fault, spending, jobs)
 
 
 def jobs(home: SiteHome) -> tuple[JobStatus, ...]:
-    """The jobs that this site takes or took part in, oldest first."""
+    """The jobs that this site takes or took part in, oldest first, then those not yet begun."""
     charges, rows = _account(home)
-    return tuple(_job(row, charges) for row in rows)
+    return tuple(_job(row, charges) for row in rows) + _offered(home, rows)
 
 
 def show(status: Status) -> None:
@@ -143,13 +157,20 @@ def _facts(status: Status) -> list[tuple[object, object]]:
         ("link", _words(link)),
         ("certificate", _days(status)),
         ("epsilon", f"{spending.epsilon:.3f} spent over all jobs, at delta {spending.delta:g}"),
-        ("budget", f"{spending.left:.3f} left of {spending.max_epsilon:g}"),
+        ("budget", _budget(spending)),
     ]
     if spending.uncovered_rounds:
         count = spending.uncovered_rounds
         rounds = f"{count} round{'' if count == 1 else 's'}"
         facts.append(("no privacy", Text(f"{rounds} without noise: no epsilon covers them", _WARN)))
     return [(Text(str(name), "dim"), fact) for name, fact in facts]
+
+
+def _budget(spending: Spending) -> str:
+    return (
+        f"{spending.left:.3f} left of {spending.max_epsilon:g} by {spending.lifetime}, "
+        f"{spending.drawn:.3f} drawn with what open jobs may still spend"
+    )
 
 
 _GOOD, _WARN, _BAD = "green", "yellow", "red"
@@ -220,6 +241,19 @@ def _account(home: SiteHome) -> tuple[list[Charge], list[JobRow]]:
         return [], []
     outbox = Outbox.of(home)
     return outbox.charges(), outbox.jobs()
+
+
+def _offered(home: SiteHome, rows: Sequence[JobRow]) -> tuple[JobStatus, ...]:
+    """Jobs that wait for a person's word, or have it and have not begun."""
+    if not home.account_path.exists():
+        return ()
+    begun = {row.sha256 for row in rows}
+    found = approval.offers(home, Outbox.of(home).decisions())
+    return tuple(
+        _job(JobRow(one.sha256, one.name, one.manifest, one.state, ""), ())
+        for one in found
+        if one.sha256 not in begun
+    )
 
 
 def _job(row: JobRow, charges: Sequence[Charge]) -> JobStatus:

@@ -4,6 +4,7 @@
     ├── InvalidInput (ValueError)    what somebody typed or a file holds: mend it, run again
     ├── Refusal                      a rule said no, and nothing was released
     │   ├── JobRefused               signature, site policy, base model or adapter table
+    │   ├── JobWaits                 a person has yet to decide: the same offer is made again
     │   ├── RoundRefused             a round that does not continue what this site knows
     │   ├── SelfCheckFailed          the mechanism is not what the accountant thinks it is
     │   ├── AccountingInDoubt        accountants that disagree, or one that fails
@@ -32,6 +33,10 @@ class Refusal(VeiltuneError):
 
 class JobRefused(Refusal):
     """A job that this site will not run."""
+
+
+class JobWaits(Refusal):
+    """A job that a person at this site has yet to approve or refuse."""
 
 
 class RoundRefused(Refusal):

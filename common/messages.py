@@ -29,6 +29,8 @@ NO_UPDATE = "update could not be made"
 WRONG_BASE = "model.base must be the job's at this site, got another or none"
 # Its disk, not the job: the same message may be answered better later.
 IN_TROUBLE = "site is in trouble"
+# Nobody at the site has looked at the job yet: asked again, it may say yes or no.
+WAITING = "job waits for a person at this site"
 
 _UPDATE_KEYS = {"arrays", "head", "manifest", "round"}
 _ROUND_KEYS = {"round", "input_sha256", "steps", "charged_steps"}
@@ -117,12 +119,17 @@ def read_verdict(content: RecordDict) -> Verdict | None:
     return Verdict(record.get("accepted") is True, str(record.get("reason", ""))[:500])
 
 
-def is_trouble(reply: Message) -> bool:
-    """Whether a site could not answer for now, which is as good as no answer."""
+def not_yet(reply: Message) -> str:
+    """Why a site could not answer for now, in fixed words; empty for an answer.
+
+    Such a reply is as good as none: the same message may be answered later.
+    """
     if not reply.has_content():
-        return True
+        return IN_TROUBLE
     said = read_verdict(reply.content)
-    return said is not None and not said.is_accepted and said.reason == IN_TROUBLE
+    if said is None or said.is_accepted or said.reason not in (IN_TROUBLE, WAITING):
+        return ""
+    return said.reason
 
 
 def order(

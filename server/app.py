@@ -28,7 +28,14 @@ from common.tasks.metrics import Metrics
 from server.checkpoint import Checkpoints, Receipt, RoundRecord
 from server.evaluate import HoldOut, load_hold_out
 from server.outcome import write_outcome
-from server.round import ASK_AGAIN_S, collect, in_words, open_book, site_of
+from server.round import (
+    ASK_A_PERSON_AGAIN_S,
+    ASK_AGAIN_S,
+    collect,
+    in_words,
+    open_book,
+    site_of,
+)
 from server.strategies import STRATEGIES
 from server.strategies.fedavg import global_record, read_global
 
@@ -125,6 +132,7 @@ class _Run:
     accepted: set[str] = field(default_factory=set)
     refused: dict[str, str] = field(default_factory=dict)
     missed: set[str] = field(default_factory=set)
+    waiting: set[str] = field(default_factory=set)
     not_before: dict[str, float] = field(default_factory=dict)
     last_round: int = 0
     receipts: dict[str, Receipt] = field(default_factory=dict)
@@ -181,8 +189,9 @@ class _Run:
     def _offer(self, silence_s: float = ASK_AGAIN_S) -> None:
         """Offer the job to connected sites that have not answered yet.
 
-        One that is in trouble is offered it again after a pause, one that says nothing after
-        ``silence_s``: it considers the same offer once, however often it comes.
+        One that is in trouble, or where a person has yet to decide, is offered it again after a
+        pause, one that says nothing after ``silence_s``: it considers the same offer once, however
+        often it comes.
         """
         now, connected = time.monotonic(), self._connected()
         # Who went away has perhaps been mended: it is offered the job as soon as it is back.
@@ -204,9 +213,8 @@ class _Run:
         self.not_before |= dict.fromkeys(silent, time.monotonic() + silence_s)
 
     def _take_verdict(self, site: str, reply: Message) -> None:
-        if messages.is_trouble(reply):
-            self.not_before[site] = time.monotonic() + ASK_AGAIN_S
-            log.warning("offer not answered", site=site, reason=messages.IN_TROUBLE)
+        if reason := messages.not_yet(reply):
+            self._postpone(site, reason)
             return
         self._witness(reply)
         verdict = messages.read_verdict(reply.content)
@@ -216,6 +224,16 @@ class _Run:
         else:
             self.refused[site] = verdict.reason if verdict else "error"
             log.warning("job refused", site=site, reason=self.refused[site])
+
+    def _postpone(self, site: str, reason: str) -> None:
+        """Ask again later; a site where a person decides is asked seldom, and noted once."""
+        is_waiting = reason == messages.WAITING
+        pause_s = ASK_A_PERSON_AGAIN_S if is_waiting else ASK_AGAIN_S
+        self.not_before[site] = time.monotonic() + pause_s
+        if site not in self.waiting:
+            log.warning("offer not answered", site=site, reason=reason)
+        if is_waiting:
+            self.waiting.add(site)
 
     def _send(
         self,

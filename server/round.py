@@ -24,6 +24,8 @@ from server.checkpoint import Receipt
 
 # Between two askings of a site that could not answer; less than a server that stops waits for.
 ASK_AGAIN_S = 3.0
+# A person takes longer, and then the job need not wait much longer still.
+ASK_A_PERSON_AGAIN_S = 10.0
 
 log = structlog.get_logger(__name__)
 
@@ -67,10 +69,10 @@ class RoundBook:
         return self._judge(site, reply, size)
 
     def pass_over(self, reply: Message) -> None:
-        """A reply that says no more than that the site is in trouble: it may do better later."""
+        """A reply that says no more than that the site cannot answer yet: it may do so later."""
         self._count(reply)
         site = site_of(self.job, reply)
-        log.warning("no update", site=site, round=self.round, reason=messages.IN_TROUBLE)
+        log.warning("no update", site=site, round=self.round, reason=messages.not_yet(reply))
 
     def _count(self, reply: Message) -> int:
         size = len(message_to_bytes(reply))
@@ -128,8 +130,9 @@ def collect(
     """Replies until all have come, or the quorum has and the deadline is over.
 
     Without a quorum at the deadline the sites that have not answered are asked again; they answer
-    with the same bytes. Those that have come meanwhile are asked too. A site in trouble has not
-    answered: it is asked again after a pause, or not at all where the others make the quorum.
+    with the same bytes. Those that have come meanwhile are asked too. A site in trouble, or one
+    where a person has yet to decide, has not answered: it is asked again after a pause, or not at
+    all where the others make the quorum.
 
     Args:
         grid: how sites are reached.
@@ -150,7 +153,7 @@ def collect(
             # A second reply would count twice.
             if reply.metadata.src_node_id not in waiting:
                 log.warning("reply dropped", round=book.round, reason="nobody waits for it")
-            elif messages.is_trouble(reply):
+            elif messages.not_yet(reply):
                 book.pass_over(reply)
             else:
                 del waiting[reply.metadata.src_node_id]

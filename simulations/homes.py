@@ -44,7 +44,13 @@ def write_home(
         "allow_no_privacy": not job.is_private,
     }
     if job.privacy.epsilon is not None and job.privacy.delta is not None:
-        policy |= {"max_epsilon": job.privacy.epsilon, "max_delta": job.privacy.delta}
+        policy |= {
+            "max_epsilon": job.privacy.epsilon,
+            "max_delta": job.privacy.delta,
+            # Just this job, fixed beforehand: so its own accounting is the life's as well.
+            "lifetime": "pld-schedule",
+            "schedule": [job.sha256],
+        }
     config = {
         "site": site,
         "server": server,

@@ -164,6 +164,9 @@ def _budgets(
 @lru_cache(maxsize=1024)
 def _step_cost(order: float, sampling_rate: float, noise_multiplier: float) -> float:
     cost = float(_divergences(np.array([order]), sampling_rate, noise_multiplier)[0])
+    if math.isinf(cost):
+        # Below order 2 the series may not converge; a divergence never falls as the order grows.
+        cost = float(_divergences(np.array([math.ceil(order)]), sampling_rate, noise_multiplier)[0])
     if math.isnan(cost):
         raise AccountingInDoubt(
             f"renyi divergence of order {order:g} must be a number, got none at rate "

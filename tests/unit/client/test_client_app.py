@@ -6,6 +6,7 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from client.app import make_client_app
+from client.approval import decide
 from common import messages
 from common.adapter import load_adapter
 from common.flower import become_server, message_from_bytes, message_to_bytes, new_context
@@ -105,6 +106,36 @@ def test_trouble_with_the_sites_disk_is_its_own_affair(
     assert said(send(one, messages.offer(signed), messages.OFFER)).reason == messages.IN_TROUBLE
     assert "account must be written" in logs.text
     assert str(one.home.folder) in logs.text
+
+
+def test_a_person_who_has_not_decided_is_waited_for_in_fixed_words(
+    site: MakeSite,
+    signed: SignedJob,
+    logs: Any,  # noqa: ANN401
+) -> None:
+    one = site(policy={"approval": "person"}, data={"notes": {"path": "not-there.csv"}})
+    for _ in range(2):
+        assert said(send(one, messages.offer(signed), messages.OFFER)).reason == messages.WAITING
+    assert logs.text.count("job waits for approval") == 1
+    decide(one.home, "wards", "approve", "Dr Ada")
+    assert said(send(one, messages.offer(signed), messages.OFFER)).reason == "not participating"
+    decide(one.home, "wards", "refuse", "Dr Ada")
+    assert "got a refusal" in said(send(one, messages.offer(signed), messages.OFFER)).reason
+
+
+def test_a_job_too_heavy_for_the_machine_is_refused_before_its_data_is_opened(
+    site: MakeSite,
+    signed: SignedJob,
+    logs: Any,  # noqa: ANN401
+) -> None:
+    nothing = {"data": {"notes": {"path": "not-there.csv"}}}
+    slow = site("A", policy={"max_minutes": 1e-7}, **nothing)
+    reason = said(send(slow, messages.offer(signed), messages.OFFER)).reason
+    assert reason == "time must be within this site's limit, got more"
+    assert "minutes" in logs.text  # by how much is in its own log
+    heavy = site("B", policy={"max_memory_gb": 1e-3}, **nothing)
+    reason = said(send(heavy, messages.offer(signed), messages.OFFER)).reason
+    assert reason == "memory must be within this site's limit, got more"
 
 
 def test_a_close_ends_the_job_at_the_site(site: MakeSite, signed: SignedJob) -> None:

@@ -1,3 +1,4 @@
+import getpass
 import json
 import os
 import signal
@@ -12,8 +13,10 @@ import pytest
 import tomli_w
 
 from client import cli
+from client.approval import require_approval
 from client.config import SiteHome
 from client.outbox import Outbox
+from common.errors import JobWaits
 from common.job import SignedJob
 from server.enrolment import enroll, init_server
 from server.link import LinkServer
@@ -89,7 +92,7 @@ def test_a_site_is_set_up_by_init_and_install(tmp_path: Path, capsys: Capture) -
         (["status"], "--site must be given before the command"),
         ([], "--site must be given before the command"),
         (["--site", "../x", "status"], "site must be 1 to 63 letters"),
-        (["--site", "A", "run"], "'run' (known: init, install, status, jobs, fetch, predict, data"),
+        (["--site", "A", "run"], "'run' (known: init, install, status, jobs, approve, refuse"),
         (["data", "check", "--site", "A"], "as in: fl-client --site SITE data check"),
         (["--site", "A", "--home", "/nowhere", "status"], "site A must be set up"),
         (["--site", "A", "--home", "/nowhere"], "site A must be set up"),
@@ -117,12 +120,47 @@ def test_jobs_lists_what_the_account_holds(
     assert run(home.folder, "jobs") == 0
     assert capsys.readouterr().out.startswith("no jobs yet")
     signed = manifest("icu")
-    Outbox(home.account_path).open_job(signed.job.sha256, "icu", signed.to_bytes())
+    Outbox.of(home).open_job(signed.job.sha256, "icu", signed.to_bytes())
     assert run(home.folder, "jobs", "--json") == 0
     (job,) = json.loads(capsys.readouterr().out)
     assert (job["name"], job["sha256"], job["state"]) == ("icu", signed.job.sha256, "running")
     assert run(home.folder, "jobs") == 0
     assert signed.job.sha256[:12] in capsys.readouterr().out
+
+
+def test_a_job_is_approved_and_refused_by_name(
+    homes: Homes, manifest: Manifest, capsys: Capture
+) -> None:
+    home, signed = homes.load(policy={"approval": "person"}), manifest("icu")
+    with pytest.raises(JobWaits):
+        require_approval(signed, home, Outbox.of(home).decisions())
+    assert run(home.folder, "jobs") == 0
+    assert "waiting for approval" in capsys.readouterr().out
+    assert run(home.folder, "approve", "icu", "--by", "Dr Ada") == 0
+    assert capsys.readouterr().out == f"job icu ({signed.job.sha256[:12]}) approved by Dr Ada\n"
+    assert run(home.folder, "refuse", signed.job.sha256[:6]) == 0
+    login = getpass.getuser()
+    assert capsys.readouterr().out.endswith(f"refused by {login}\n")
+    said = [(one.decision, one.who) for one in Outbox.of(home).decisions()]
+    assert said == [("approve", "Dr Ada"), ("refuse", login)]
+    assert run(home.folder, "approve", "letters") == 2
+    assert "job must be one of those here (icu)" in capsys.readouterr().err
+
+
+def test_a_preflight_without_the_base_still_judges(
+    homes: Homes, manifest: Manifest, tmp_path: Path, capsys: Capture
+) -> None:
+    home = homes.load(data={"notes": {"path": "nowhere.csv"}})
+    raw = manifest("icu").job.model_dump(mode="json", exclude_none=True)
+    raw["model"]["base"] = "./nowhere"
+    (tmp_path / "job.toml").write_text(tomli_w.dumps(raw))
+    assert run(home.folder, "preflight", str(tmp_path / "job.toml"), "--json") == 2
+    out, err = capsys.readouterr()
+    assert "error: model.base must be the job's on this machine, got" in err
+    found = json.loads(out)
+    assert found["bytes"] is found["load"] is None
+    assert [r["rule"] for r in found["rules"] if not r["is_met"]] == ["models"]
+    assert not home.account_path.exists()
 
 
 def test_a_data_check_without_a_job_counts_words(homes: Homes, capsys: Capture) -> None:
@@ -190,7 +228,7 @@ def test_a_predict_without_an_adapter_names_the_command(
     assert run(home.folder, "predict", "wards", "text") == 2
     assert "a site that has run none" in capsys.readouterr().err
     signed = manifest()
-    Outbox(home.account_path).open_job(signed.job.sha256, "wards", signed.to_bytes())
+    Outbox.of(home).open_job(signed.job.sha256, "wards", signed.to_bytes())
     assert run(home.folder, "predict", "wards", "text") == 2
     assert "fl-client --site A fetch wards" in capsys.readouterr().err
     assert run(home.folder, "predict", "wards", " \x07 ") == 2

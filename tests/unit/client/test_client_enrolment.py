@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from client.config import PolicySection
 from client.enrolment import init_site, install
 from common import pki
 from common.bundle import Bundle
+from common.config import parse
 from common.errors import InvalidInput
 
 NOW = dt.datetime.now(dt.UTC)
@@ -159,6 +161,8 @@ def test_a_bundle_becomes_certificate_root_and_settings(home: Path, csr: Path) -
             "max_epsilon": 3.5,
             "max_delta": 2e-6,
             "allow_no_privacy": False,
+            "approval": "automatic",
+            "lifetime": "rdp-filter",
         },
         "runtime": {"device": "auto", "threads": 0},
     }  # fmt: skip
@@ -180,8 +184,16 @@ def test_the_commented_example_is_a_data_section(home: Path, csr: Path) -> None:
     ]  # fmt: skip
     settings = tomllib.loads("\n".join(plain))
     assert settings["data"]["discharge-notes"] == {
-        "path": "notes.csv", "text": "text", "label": "label", "unit": "", "group": "",
+        "path": "notes.csv", "text": "text", "label": "label", "unit": "",
+        "unit_name": "patient", "group": "",
     }  # fmt: skip
+    # Every limit that is shown is one that the schema knows, with a value that it takes.
+    shown = [
+        line.removeprefix("# ") for line in lines
+        if line.startswith(("# max_", "# min_", "# required_", "# allowed_"))
+    ]  # fmt: skip
+    assert len(shown) == 10
+    parse(PolicySection, tomllib.loads("\n".join(shown)), "site.toml")
     assert settings["models"] == {"organisation/model": "/srv/models/model"}
 
 

@@ -46,7 +46,7 @@ class Finished:
 
     @property
     def outbox(self) -> Outbox:
-        return Outbox(self.home.account_path)
+        return Outbox.of(self.home)
 
     def accept(self, job: Job) -> None:
         signed = sign_job(job, OPERATOR)

@@ -5,18 +5,18 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from structlog.testing import capture_logs
 
 from client.config import SiteConfig, SiteHome
-from client.outbox import Charge
-from client.policy import admit, plan
+from client.lifetime import Life
+from client.policy import admit, rulings
 from common.config import parse
 from common.errors import JobRefused
 from common.job import Job, sign_job
-from common.privacy.accounting import GaussianSteps, epsilon
+from common.privacy.rdp_filter import RdpFilter
 
 KEY = Ed25519PrivateKey.from_private_bytes(b"\x05" * 32)
 SIGNER = KEY.public_key().public_bytes_raw().hex()
+ROOM = Life(RdpFilter.for_cap(40.0, 1e-5))
 
 
 def make(**privacy: Any) -> Job:  # noqa: ANN401
@@ -40,103 +40,168 @@ def make(**privacy: Any) -> Job:  # noqa: ANN401
     )
 
 
-def home(site: str = "A", name: str = "notes", **policy: Any) -> SiteHome:  # noqa: ANN401
+def home(
+    site: str = "A",
+    name: str = "notes",
+    mapped: dict[str, Any] | None = None,
+    **policy: Any,  # noqa: ANN401
+) -> SiteHome:
     config = {
         "site": site,
         "policy": {"allowed_signers": [SIGNER], "max_epsilon": 4.0, "max_delta": 1e-5} | policy,
-        "data": {name: {"path": "/nowhere/else.csv"}, "secret-ward": {"path": "x.csv"}},
+        "data": {
+            name: {"path": "/nowhere/else.csv"} | (mapped or {}),
+            "secret-ward": {"path": "x.csv"},
+        },
     }
     return SiteHome(Path("/nowhere"), parse(SiteConfig, config, "site.toml"))
 
 
-def charge(job: Job, steps: int, *, other: bool = True) -> Charge:
-    event = GaussianSteps(job.privacy.sampling_rate, job.noise_multiplier, steps)
-    return Charge("cd" * 32 if other else job.sha256, 1, event, "", is_acknowledged=False)
-
-
 def test_a_job_at_the_caps_is_admitted() -> None:
-    assert admit(sign_job(make(), KEY), home(), []) == make()
+    assert admit(sign_job(make(), KEY), home(), ROOM) == make()
 
 
-def test_the_plan_is_every_step_of_the_job_and_costs_at_most_its_epsilon() -> None:
-    job = make()
-    assert plan(job) == GaussianSteps(0.05, job.noise_multiplier, 12)
-    assert epsilon([plan(job)], 1e-5) <= 4.0
+NO_PRIVACY = {"mode": "none", "epsilon": None, "delta": None, "clip_norm": None}
+PATIENTS = {"unit": "patient_id", "unit_cap": 3}
 
 
 @pytest.mark.parametrize(
     ("job", "here", "says"),
     [
         (make(epsilon=4.01), home(), "privacy.epsilon must be at most this site's 4, got 4.01"),
-        (make(delta=1.1e-5), home(), "privacy.delta must be at most this site's 1e-05"),
-        (make(), home(max_epsilon=3.9), "privacy.epsilon must be at most"),
+        (
+            make(delta=1.1e-5),
+            home(),
+            "privacy.delta must be at most this site's 1e-05, got 1.1e-05",
+        ),
+        (make(), home(max_epsilon=3.9), "privacy.epsilon must be at most this site's 3.9, got 4"),
+        (
+            make(),
+            home(max_job_epsilon=2.5),
+            "privacy.epsilon must be at most this site's 2.5, got 4",
+        ),
+        (
+            make(),
+            home(max_job_delta=3e-6),
+            "privacy.delta must be at most this site's 3e-06, got 1e-05",
+        ),
         (make(), home("C"), "site must be one of A, B, got 'C'"),
         (make(), home(name="letters"), "data.name must be a data set of this site, got 'notes'"),
-        (make(), home(allowed_signers=[]), "signer must be one of the 0 allowed"),
-        (make(), home(allowed_signers=["ab" * 32]), "signer must be one of the 1 allowed"),
+        (
+            make(),
+            home(allowed_tasks=["token-cls", "regression"]),
+            "job.task must be one of token-cls, regression at this site, got 'seq-cls'",
+        ),
+        (
+            make(),
+            home(allowed_bases=["cd" * 32, "ef" * 32]),
+            "model.sha256 must be one of the 2 that this site allows, got abababababababab...",
+        ),
+        (
+            make(),
+            home(allowed_releases=[]),
+            "release must be one of none at this site, got 'update'",
+        ),
+        (
+            make(**NO_PRIVACY),
+            home(),
+            "privacy.mode must be 'site' here (allow_no_privacy = false), got 'none'",
+        ),
+        (
+            make(),
+            home(required_unit="patient_id", mapped={"unit": "patient_id"}),
+            "privacy.unit must be 'patient_id' at this site, got 'record'",
+        ),
+        (
+            make(**NO_PRIVACY),
+            home(required_unit="patient_id", allow_no_privacy=True),
+            "privacy.unit must be 'patient_id' at this site, got 'record'",
+        ),
+        (
+            make(**PATIENTS),
+            home(),
+            "privacy.unit must be 'record' or the unit that this site maps for the data set, "
+            "got 'patient_id'",
+        ),
+        (
+            make(**PATIENTS),
+            home(mapped={"unit": "case"}),
+            "privacy.unit must be 'record' or the unit that this site maps",
+        ),
+        (
+            make(**PATIENTS),
+            home(mapped={"unit": "patient_id", "unit_name": "case"}),
+            "privacy.unit must be 'record' or the unit that this site maps",
+        ),
+        (
+            make(),
+            home(min_population=301),
+            "data.population.A must be at least this site's 301, got 300",
+        ),
     ],
 )
 def test_a_job_beyond_the_sites_rules_is_refused(job: Job, here: SiteHome, says: str) -> None:
     with pytest.raises(JobRefused) as caught:
-        admit(sign_job(job, KEY), here, [])
-    assert says in str(caught.value)
+        admit(sign_job(job, KEY), here, ROOM)
+    assert str(caught.value).startswith(says)
 
 
-def test_a_refusal_does_not_name_the_sites_other_data() -> None:
-    with pytest.raises(JobRefused) as caught:
-        admit(sign_job(make(), KEY), home(name="letters"), [])
-    assert "secret" not in str(caught.value)
-    assert "letters" not in str(caught.value)
+@pytest.mark.parametrize(
+    ("job", "here"),
+    [
+        (make(), home(allowed_tasks=["token-cls", "seq-cls"])),
+        (make(), home(allowed_bases=["cd" * 32, "ab" * 32])),
+        (make(), home(min_population=300)),
+        (make(), home(max_job_epsilon=4.0, max_epsilon=9.0)),
+        (make(**PATIENTS), home(mapped={"unit": "patient_id"}, required_unit="patient_id")),
+        (make(**PATIENTS), home(mapped={"unit": "pat", "unit_name": "patient_id"})),
+        (make(**NO_PRIVACY), home(allow_no_privacy=True, min_noise_multiplier=7.0)),
+    ],
+)
+def test_a_job_within_the_sites_rules_is_admitted(job: Job, here: SiteHome) -> None:
+    assert admit(sign_job(job, KEY), here, ROOM) == job
 
 
-def test_a_job_without_privacy_needs_the_owners_word() -> None:
-    none = make(mode="none", epsilon=None, delta=None, clip_norm=None)
-    with pytest.raises(JobRefused, match="allow_no_privacy = false"):
-        admit(sign_job(none, KEY), home(), [])
-    assert admit(sign_job(none, KEY), home(allow_no_privacy=True), []) == none
-
-
-def test_jobs_that_each_fit_are_refused_where_together_they_do_not() -> None:
+def test_too_little_noise_is_refused_whatever_epsilon_it_makes() -> None:
     job = make()
+    noise = job.noise_multiplier
+    admit(sign_job(job, KEY), home(min_noise_multiplier=noise), ROOM)
+    with pytest.raises(JobRefused, match=r"noise multiplier must be at least this site's 0\.7"):
+        admit(sign_job(job, KEY), home(min_noise_multiplier=noise + 1e-3), ROOM)
+
+
+@pytest.mark.parametrize("signers", [[], ["ab" * 32]])
+def test_a_strangers_job_is_refused_before_any_other_rule(signers: list[str]) -> None:
+    with pytest.raises(JobRefused, match=f"signer must be one of the {len(signers)} allowed"):
+        admit(sign_job(make(), KEY), home("C", allowed_signers=signers), ROOM)
+
+
+@pytest.mark.parametrize(
+    "mapped", [{}, {"unit": "secret_no"}, {"unit": "secret_no", "unit_name": "y"}]
+)
+def test_a_refusal_does_not_name_the_sites_other_data(mapped: dict[str, str]) -> None:
+    for job, here in (
+        (make(), home(name="letters")),
+        (make(**PATIENTS), home(mapped=mapped)),
+    ):
+        with pytest.raises(JobRefused) as caught:
+            admit(sign_job(job, KEY), here, ROOM)
+        assert "secret" not in str(caught.value)
+        assert "letters" not in str(caught.value)
+
+
+def test_the_lifes_cap_comes_last_and_holds_for_private_jobs_alone() -> None:
+    none_left = Life(RdpFilter.for_cap(0.5, 1e-5))
     with pytest.raises(JobRefused, match="epsilon over the life of this site's data"):
-        admit(sign_job(job, KEY), home(), [charge(job, 3)])
-    with pytest.raises(JobRefused, match="epsilon over the life"):
-        admit(sign_job(job, KEY), home(max_epsilon=4.1), [charge(job, 12)])
-    # Twice the steps cost less than twice the epsilon.
-    admit(sign_job(job, KEY), home(max_epsilon=7.0), [charge(job, 12)])
+        admit(sign_job(make(), KEY), home(), none_left)
+    with pytest.raises(JobRefused, match=r"privacy\.epsilon must be"):
+        admit(sign_job(make(epsilon=4.5), KEY), home(), none_left)
+    public = make(**NO_PRIVACY)
+    assert admit(sign_job(public, KEY), home(allow_no_privacy=True), none_left) == public
 
 
-def test_the_life_of_the_data_is_measured_by_the_accountant_over_all_events() -> None:
-    job = make()
-    earlier = [charge(job, 12), charge(make(sampling_rate=0.2), 7)]
-    total = epsilon([c.event for c in earlier] + [plan(job)], 1e-5)
-    admit(sign_job(job, KEY), home(max_epsilon=total + 1e-6), earlier)
-    with pytest.raises(JobRefused, match="epsilon over the life"):
-        admit(sign_job(job, KEY), home(max_epsilon=total - 1e-3), earlier)
-
-
-def test_what_the_site_spent_on_other_jobs_stays_in_its_own_log() -> None:
-    job = make()
-    earlier = [charge(job, 12), charge(make(sampling_rate=0.2), 7)]
-    with capture_logs() as events, pytest.raises(JobRefused) as caught:
-        admit(sign_job(job, KEY), home(), earlier)
-    assert str(caught.value) == (
-        "epsilon over the life of this site's data must stay within its limit of 4, "
-        "got more with this job"
-    )
-    (event,) = events
-    assert event["log_level"] == "warning"
-    assert event["epsilon"] == epsilon([c.event for c in earlier] + [plan(job)], 1e-5)
-
-
-def test_a_jobs_own_charges_are_part_of_its_plan() -> None:
-    job = make()
-    admit(sign_job(job, KEY), home(), [charge(job, 12, other=False)])
-
-
-def test_steps_that_were_charged_count_whether_or_not_their_bytes_left() -> None:
-    job = make()
-    unreleased = charge(job, 12)
-    assert not unreleased.is_released
-    with pytest.raises(JobRefused, match="epsilon over the life"):
-        admit(sign_job(job, KEY), home(), [unreleased])
+def test_every_rule_names_its_key_in_site_toml() -> None:
+    known = {f"policy.{key}" for key in SiteConfig.model_fields["policy"].annotation.model_fields}  # type: ignore[union-attr]
+    keys = [ruling.rule for ruling in rulings(make(), home())]
+    assert len(set(keys)) == len(keys)
+    assert set(keys) <= known | {"site", "data", "data.unit"}

@@ -141,11 +141,11 @@ def test_a_state_file_that_cannot_be_written_ends_nothing(homes: Homes) -> None:
 
 def test_a_job_s_cap_outlives_the_process(homes: Homes, manifest: Manifest) -> None:
     home, signed = homes.load(), manifest()
-    outbox = Outbox(home.account_path)
+    outbox = Outbox.of(home)
     assert outbox.cap(signed.job.sha256) is None
     outbox.open_job(signed.job.sha256, "wards", signed.to_bytes(), 123_457)
     outbox.open_job(signed.job.sha256, "wards", signed.to_bytes(), 999)
-    assert Outbox(home.account_path).cap(signed.job.sha256) == 123_457
+    assert Outbox.of(home).cap(signed.job.sha256) == 123_457
 
 
 def test_an_order_of_an_accepted_job_is_taken_after_a_restart(
@@ -174,7 +174,7 @@ def test_an_order_of_an_accepted_job_is_taken_after_a_restart(
     order = messages.order(signed, adapter.table, adapter.initial, 1, None)
     reply = ask(link, signed, messages.TRAIN, order)
     assert messages.read_update(reply, signed.job, adapter.table).round == 1
-    (charge,) = Outbox(home.account_path).charges()
+    (charge,) = Outbox.of(home).charges()
     assert charge.is_released
 
 

@@ -301,7 +301,7 @@ def test_the_charge_is_durable_before_a_record_is_touched(
 
     def watched(units: int, rate: float, stream: Stream) -> NDArray[np.int64]:
         # As another process would see it.
-        found.append(sum(c.event.steps for c in Outbox(one.home.account_path).charges()))
+        found.append(sum(c.event.steps for c in Outbox.of(one.home).charges()))
         return sound(units, rate, stream)
 
     monkeypatch.setattr(sampling, "poisson_sample", watched)

@@ -40,6 +40,8 @@ def test_what_is_not_said_is_the_cautious_default(tmp_path: Path) -> None:
     assert policy.allowed_signers == ()
     assert (policy.max_epsilon, policy.max_delta) == (8.0, 1e-5)
     assert policy.allow_no_privacy is False
+    assert policy.lifetime == "rdp-filter"
+    assert policy.allowed_releases == ("update",)
 
 
 @pytest.mark.parametrize("name", ["../x", "..", "/etc", "a/b", "", "-x"])
@@ -64,12 +66,89 @@ def test_a_site_whose_name_is_a_path_has_no_home(tmp_path: Path, name: str) -> N
         ('site = "A"\n[data.notes]\ntext = "y"', "data.notes.path must be given"),
         ('site = "A"\nserver = "https://x"', "server must be"),
         ('site = "A"\n[runtime]\ndevice = "tpu"', "runtime.device must be"),
+        ('site = "A"\n[runtime]\nengine = "fast"', "runtime.engine must be"),
+        (
+            'site = "A"\n[runtime]\nengine = "opacus"\nfused = true',
+            "runtime.fused must be false with engine 'opacus', got true",
+        ),
+        (
+            'site = "A"\n[policy]\nmax_epsilon = 2.5\nmax_job_epsilon = 3.5',
+            "policy.max_job_epsilon must be at most policy.max_epsilon, 2.5, got 3.5",
+        ),
+        (
+            'site = "A"\n[policy]\nmax_job_delta = 2e-5',
+            "policy.max_job_delta must be at most policy.max_delta, 1e-05, got 2e-05",
+        ),
+        (
+            'site = "A"\n[policy]\nlifetime = "pld-schedule"',
+            "policy.schedule must be a list of jobs' sha256 with lifetime 'pld-schedule', "
+            "got 0 entries",
+        ),
+        (
+            f'site = "A"\n[policy]\nschedule = ["{"ab" * 32}"]',
+            "policy.schedule must be empty with lifetime 'rdp-filter', got 1 entries",
+        ),
+        (
+            'site = "A"\n[policy]\nlifetime = "pld-schedule"\n'
+            f'schedule = ["{"ab" * 32}", "{"ab" * 32}"]',
+            "policy.schedule must be of distinct jobs, got one twice",
+        ),
+        ('site = "A"\n[policy]\nlifetime = "prv"', "policy.lifetime must be"),
+        ('site = "A"\n[policy]\napproval = "anybody"', "policy.approval must be"),
+        ('site = "A"\n[policy]\nallowed_releases = ["logits"]', "policy.allowed_releases.0 must"),
+        ('site = "A"\n[policy]\nallowed_bases = ["AB"]', "policy.allowed_bases.0 must be"),
+        ('site = "A"\n[policy]\nmax_minutes = 0', "policy.max_minutes must be greater than 0"),
+        (
+            'site = "A"\n[data.notes]\npath = "y"\nunit_name = "patient"',
+            "data.notes.unit_name must be absent without a unit column, got 'patient'",
+        ),
     ],
 )
 def test_a_faulty_file_is_refused_by_its_key(tmp_path: Path, text: str, says: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         load_home(write(tmp_path, text), "A")
     assert says in str(caught.value)
+
+
+def test_every_fault_is_told_at_once_the_one_beside_the_other(tmp_path: Path) -> None:
+    text = """
+site = "A"
+[policy]
+max_epsilon = 2.5
+max_job_epsilon = 3.5
+min_population = 0
+approval = "anybody"
+lifetime = "pld-schedule"
+colour = 3
+[runtime]
+engine = "opacus"
+fused = true
+threads = -1
+"""
+    with pytest.raises(InvalidInput) as caught:
+        load_home(write(tmp_path, text), "A")
+    for key in ("max_job_epsilon", "min_population", "approval", "schedule", "colour"):
+        assert f"policy.{key} must be" in str(caught.value)
+    assert "runtime.threads must be" in str(caught.value)
+    assert "runtime.fused must be" in str(caught.value)
+
+
+def test_a_jobs_own_limits_are_those_of_the_life_unless_they_are_given(tmp_path: Path) -> None:
+    policy = load_home(write(tmp_path), "A").config.policy
+    assert (policy.job_epsilon, policy.job_delta) == (3.5, 1e-5)
+    own = 'site = "A"\n[policy]\nmax_job_epsilon = 2.0\nmax_job_delta = 3e-6'
+    policy = load_home(write(tmp_path, own), "A").config.policy
+    assert (policy.job_epsilon, policy.job_delta) == (2.0, 3e-6)
+
+
+def test_a_unit_is_called_by_its_column_unless_jobs_call_it_otherwise(tmp_path: Path) -> None:
+    home = load_home(write(tmp_path), "A")
+    assert home.data_set("notes").unit_called == "patient"
+    text = WHOLE.replace('unit = "patient"', 'unit = "pat_no"\nunit_name = "patient_id"')
+    notes = load_home(write(tmp_path, text), "A").data_set("notes")
+    assert (notes.unit_called, notes.columns.unit) == ("patient_id", "pat_no")
+    bare = load_home(write(tmp_path, 'site = "A"\n[data.notes]\npath = "y"'), "A")
+    assert bare.data_set("notes").unit_called == ""
 
 
 def test_an_absent_home_says_what_to_do(tmp_path: Path) -> None:

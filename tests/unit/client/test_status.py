@@ -6,13 +6,15 @@ from typing import Protocol
 
 import pytest
 
-from client import presence, screen, status
+from client import approval, presence, screen, status
+from client.approval import require_approval
 from client.config import SiteHome
 from client.outbox import Outbox, RoundKey
 from client.presence import Presence
-from common.errors import InvalidInput
+from common.errors import InvalidInput, JobWaits
 from common.job import SignedJob
 from common.privacy.accounting import GaussianSteps, epsilon
+from common.privacy.rdp_filter import RdpFilter
 from server.link import LinkServer
 
 Manifest = Callable[..., SignedJob]
@@ -31,7 +33,7 @@ class Homes(Protocol):
 
 
 def accept(home: SiteHome, signed: SignedJob, events: list[GaussianSteps]) -> Outbox:
-    outbox = Outbox(home.account_path)
+    outbox = Outbox.of(home)
     outbox.open_job(signed.job.sha256, signed.job.job.name, signed.to_bytes(), 9_000_000)
     for number, event in enumerate(events, start=1):
         outbox.reserve(RoundKey(signed.job.sha256, number, f"{number:064x}"), event, b"\0" * 4)
@@ -90,13 +92,45 @@ def test_epsilon_is_that_of_the_recorded_steps_at_each_delta(
     ]
     together = epsilon([GaussianSteps(0.05, 1.3, 20)], 1e-4)
     assert found.spending.epsilon == together
-    assert found.spending.left == pytest.approx(7.0 - together)
+    # No job stated a plan, so what was charged is all that is drawn; the filter counts more.
+    cap = RdpFilter.for_cap(7.0, 1e-4)
+    drawn = cap.epsilon([GaussianSteps(0.05, 1.3, 20)])
+    assert found.spending.drawn == drawn > together
+    assert found.spending.left == pytest.approx(7.0 - drawn)
     out = shown(found, capsys)
     assert f"{together:.3f} spent over all jobs, at delta 0.0001" in out
-    assert f"{7 - together:.3f} left of 7" in out
+    assert f"{7 - drawn:.3f} left of 7 by {cap.name}, {drawn:.3f} drawn" in out
     wards = next(line.split() for line in out.splitlines() if line.startswith("wards"))
     assert wards[2:] == ["running", "3/12", f"{found.jobs[0].epsilon:.3f}", "6", "1e-05"]
     assert "no privacy" not in out
+
+
+def test_an_open_job_holds_its_whole_plan(homes: Homes, manifest: Manifest) -> None:
+    home, signed = homes.load(), manifest("wards")
+    whole = GaussianSteps(0.05, 1.3, 48)
+    outbox = Outbox.of(home)
+    outbox.open_job(signed.job.sha256, "wards", signed.to_bytes(), 9_000_000, whole)
+    outbox.reserve(RoundKey(signed.job.sha256, 1, "cd" * 32), NOISY, b"\0" * 4)
+    cap = RdpFilter.for_cap(7.0, 1e-4)
+    assert status.status(home).spending.drawn == cap.epsilon([whole])
+    outbox.close_job(signed.job.sha256, "stopped", "")
+    assert status.status(home).spending.drawn == cap.epsilon([NOISY])
+
+
+def test_a_job_that_waits_for_a_person_is_listed(
+    homes: Homes, manifest: Manifest, capsys: Capture
+) -> None:
+    home, signed = homes.load(policy={"approval": "person"}), manifest("wards")
+    assert status.jobs(home) == ()
+    with pytest.raises(JobWaits):
+        require_approval(signed, home, Outbox.of(home).decisions())
+    (job,) = status.jobs(home)
+    assert (job.name, job.state, job.rounds) == ("wards", "waiting for approval", 0)
+    assert "waiting for approval" in shown(status.status(home), capsys)
+    approval.decide(home, "wards", "approve", "Dr Ada")
+    assert [job.state for job in status.jobs(home)] == ["approved"]
+    accept(home, signed, [NOISY])
+    assert [job.state for job in status.jobs(home)] == ["running"]
 
 
 def test_rounds_without_noise_are_counted_apart(

@@ -157,6 +157,26 @@ def troubled(to: Message) -> Message:
     return Message(messages.verdict(accepted=False, reason=messages.IN_TROUBLE), reply_to=to)
 
 
+def waiting(to: Message) -> Message:
+    return Message(messages.verdict(accepted=False, reason=messages.WAITING), reply_to=to)
+
+
+def test_a_site_where_a_person_decides_is_asked_again(
+    made: Job,
+    book: RoundBook,
+    monkeypatch: pytest.MonkeyPatch,
+    logs: Any,  # noqa: ANN401
+) -> None:
+    monkeypatch.setattr("server.round.ASK_AGAIN_S", 0.2)
+    grid = Told(
+        lambda batch: [reply(book, batch[0]), waiting(batch[1]), waiting(batch[2])],
+        lambda batch: [waiting(batch[0]), reply(book, batch[1])],
+    )
+    assert [site for site, _ in read_all(grid, made, book)] == ["A", "C"]
+    assert book.refused == {}
+    assert logs.text.count("job waits for a person") == 3
+
+
 @pytest.mark.parametrize("fault", [broken, troubled])
 def test_a_site_in_trouble_is_asked_again_after_a_pause(
     fault: Callable[[Message], Message],

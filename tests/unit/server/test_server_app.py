@@ -1,5 +1,6 @@
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from flwr.app import Error, Message
 from flwr.serverapp import Grid
 
+from client.approval import decide
 from common import messages
 from common.adapter import load_adapter
 from common.audit.recompute import check_outcome
@@ -24,6 +26,7 @@ from simulations.grids import InProcessGrid
 
 MakeJob = Callable[..., Job]
 MakeFederation = Callable[..., Any]
+MakeSite = Callable[..., Any]
 
 
 def grid(fed: Any) -> InProcessGrid:  # noqa: ANN401 -- the root conftest's own
@@ -103,6 +106,51 @@ def test_a_fault_that_passes_at_one_site_ends_no_job(
     assert {site.name: site.steps for site in fed.run().sites} == {"A": 2, "B": 2}
     asked = [name for name, m in fed.requests if m.metadata.message_type == kind]
     assert asked == ["A", "B", "B", "B"]
+
+
+def test_a_job_begins_without_a_site_where_nobody_decides_and_takes_it_in_once_they_do(
+    make_job: MakeJob,
+    federation: MakeFederation,
+    site: MakeSite,
+    monkeypatch: pytest.MonkeyPatch,
+    logs: Any,  # noqa: ANN401
+) -> None:
+    monkeypatch.setattr("server.app.ASK_A_PERSON_AGAIN_S", 0.2)
+    made = make_job(training={"rounds": 3, "quorum": 1, "deadline_s": 1.5})
+    fed = federation(made)
+    fed.sites["B"] = site("B", policy={"approval": "person"})
+    decided: list[bool] = []
+
+    def tap(name: str, reply: Message) -> Message:
+        if reply.metadata.message_type == TRAIN and not decided:
+            assert name == "A"
+            decided.append(True)
+            decide(fed.sites["B"].home, "wards", "approve", "Dr Ada")
+            time.sleep(0.3)  # until the pause is over
+        return reply
+
+    fed.tap = tap
+    assert {one.name: one.steps for one in fed.run().sites} == {"A": 6, "B": 4}
+    kinds = [(name, m.metadata.message_type) for name, m in fed.requests]
+    assert kinds.count(("B", OFFER)) > 2
+    assert logs.text.count("job waits for a person at this site") == 1
+
+
+def test_a_person_who_says_no_ends_the_wait(
+    make_job: MakeJob, federation: MakeFederation, site: MakeSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.app.ASK_A_PERSON_AGAIN_S", 0.2)
+    fed = federation(make_job(training={"rounds": 1}))
+    fed.sites["B"] = site("B", policy={"approval": "person"})
+
+    def tap(name: str, reply: Message) -> Message:
+        if name == "B" and messages.not_yet(reply):
+            decide(fed.sites["B"].home, "wards", "refuse", "Dr Ada")
+        return reply
+
+    fed.tap = tap
+    with pytest.raises(JobRefused, match="B: job must be approved by a person at this site, got"):
+        fed.run()
 
 
 class Hung(Away):

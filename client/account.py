@@ -1,0 +1,43 @@
+"""A home's account, opened with the cap over the life of its data.
+
+Not covered: what the cap allows (client/lifetime.py), what the account holds (client/outbox.py).
+"""
+
+from client.config import SiteHome
+from client.lifetime import Life, cap_of, require_unchanged
+from client.outbox import Outbox
+from common.privacy.lifetime import PldSchedule, cap_from_dict
+from common.privacy.rdp_filter import RdpFilter
+
+
+def open_account(home: SiteHome) -> Outbox:
+    """The home's account, made with the cap of ``site.toml`` if there is none.
+
+    Raises:
+        InvalidInput: ``site.toml`` no longer says what the account was made with.
+        StorageFailed: it cannot be opened.
+    """
+    outbox = Outbox.of(home)
+    require_unchanged(home.config.policy, recorded_cap(outbox))
+    return outbox
+
+
+def read_life(home: SiteHome) -> Life:
+    """How the life's budget stands, for commands: no account is made by being asked.
+
+    Raises:
+        InvalidInput, StorageFailed: as ``open_account``.
+    """
+    if not home.account_path.exists():
+        return Life(cap_of(home.config.policy))
+    return life_of(open_account(home))
+
+
+def life_of(outbox: Outbox) -> Life:
+    """How the life's budget stands in an account."""
+    return Life(recorded_cap(outbox), outbox.submissions(), outbox.charges())
+
+
+def recorded_cap(outbox: Outbox) -> RdpFilter | PldSchedule:
+    """The cap in a ledger's first entry."""
+    return cap_from_dict(outbox.lifetime_cap())

@@ -1,0 +1,167 @@
+"""The cap over the life of a site's data: which of the two, and whether a job fits under it.
+
+``rdp-filter`` lets jobs be chosen after looking at earlier results; ``pld-schedule`` admits just
+the jobs that the site named when its ledger was made. Which of them, and the cap, is fixed in the
+ledger's first entry: ``site.toml`` has to agree with it from then on.
+
+Not covered: a job's own epsilon, delta and noise (client/policy.py).
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from client.config import PolicySection
+from common.errors import InvalidInput, JobRefused, RoundRefused
+from common.job import Job
+from common.privacy.account import RUNNING, Charge, Submission
+from common.privacy.accounting import GaussianSteps, epsilon
+from common.privacy.lifetime import LifetimeCap, PldSchedule
+from common.privacy.rdp_filter import RdpFilter
+
+_MOST_NOISE = 1000.0
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """The cap, and what jobs have spent of it or may still spend: see ``drawn``."""
+
+    cap: LifetimeCap
+    submissions: Sequence[Submission] = ()
+    charges: Sequence[Charge] = ()
+
+    def drawn(self, but: str = "") -> list[GaussianSteps]:
+        """Private steps of all jobs, leaving out the job of sha256 ``but``.
+
+        A job that is open holds all of its plan, since each of its rounds may still be asked for;
+        one that is closed has spent what was charged.
+        """
+        held = {s.sha256: s.plan for s in self.submissions if s.state == RUNNING and s.plan}
+        charged = [c.event for c in self.charges if c.job_sha256 not in {but, *held}]
+        plans = [event for sha256, event in held.items() if sha256 != but]
+        return [event for event in (*plans, *charged) if event.noise_multiplier > 0]
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """A noise multiplier with which a job would have fitted, and its epsilon at the job's delta."""
+
+    noise_multiplier: float
+    epsilon: float
+
+
+def plan(job: Job) -> GaussianSteps:
+    """The whole of a job's steps at a site."""
+    return GaussianSteps(job.privacy.sampling_rate, job.noise_multiplier, job.steps)
+
+
+def cap_of(policy: PolicySection) -> RdpFilter | PldSchedule:
+    """The cap that ``site.toml`` asks for, before there is a ledger.
+
+    Raises:
+        InvalidInput: no filter has an order that reaches the cap.
+    """
+    if policy.lifetime == "pld-schedule":
+        return PldSchedule(policy.schedule, policy.max_epsilon, policy.max_delta)
+    return RdpFilter.for_cap(policy.max_epsilon, policy.max_delta)
+
+
+def require_unchanged(policy: PolicySection, cap: RdpFilter | PldSchedule) -> None:
+    """Check that ``site.toml`` still says what the ledger was made with.
+
+    Raises:
+        InvalidInput: every key that differs.
+    """
+    is_schedule = isinstance(cap, PldSchedule)
+    fixed = {
+        "lifetime": "pld-schedule" if is_schedule else "rdp-filter",
+        "schedule": cap.jobs if isinstance(cap, PldSchedule) else (),
+        "max_epsilon": cap.max_epsilon,
+        "max_delta": cap.delta,
+    }
+    faults = [
+        f"policy.{key} must be the ledger's {_short(value)} (fixed when it was made), "
+        f"got {_short(getattr(policy, key))}"
+        for key, value in fixed.items()
+        if getattr(policy, key) != value
+    ]
+    if faults:
+        raise InvalidInput(f"site.toml: {'; '.join(faults)}")
+
+
+def require_lifetime(job: Job, life: Life) -> None:
+    """Check that all of a job's steps fit under the cap, beside all that other jobs drew.
+
+    Raises:
+        JobRefused: they do not. By how much tells of other operators' jobs, and stays in this
+            site's own log.
+    """
+    if not life.cap.covers(job.sha256):
+        raise JobRefused("job must be one of this site's schedule, got another")
+    if life.cap.allows([*life.drawn(but=job.sha256), plan(job)]):
+        return
+    log.warning("job over the life's limit", job=job.job.name, **_figures(job, life))
+    raise JobRefused(
+        f"epsilon over the life of this site's data must stay within its limit of "
+        f"{life.cap.max_epsilon:g}, got more with this job"
+    )
+
+
+def require_room(charges: Iterable[Charge], cap: LifetimeCap) -> None:
+    """Check what is about to be charged, whatever any job was admitted with.
+
+    Raises:
+        RoundRefused: it is more than the cap.
+    """
+    if not cap.allows(charge.event for charge in charges if charge.is_private):
+        raise RoundRefused(
+            "epsilon over the life of this site's data must stay within its limit, "
+            "got more with this round"
+        )
+
+
+def fitting(job: Job, life: Life) -> Fit | None:
+    """The least noise with which the job's steps would fit, or ``None`` where none would.
+
+    The epsilon that comes with it is rounded down, so that a job that asks for it fits.
+    """
+    rate, steps, before = job.privacy.sampling_rate, job.steps, life.drawn(but=job.sha256)
+
+    def fits(noise: float) -> bool:
+        return life.cap.allows([*before, GaussianSteps(rate, noise, steps)])
+
+    low, high = job.noise_multiplier, max(1.0, 2 * job.noise_multiplier)
+    while not fits(high):
+        low, high = high, 2 * high
+        if high > _MOST_NOISE:
+            return None
+    while high - low > 1e-3 * high:
+        middle = (low + high) / 2
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    cost = epsilon([GaussianSteps(rate, high, steps)], job.privacy.delta or life.cap.delta)
+    return Fit(high, math.floor(cost * 100) / 100)
+
+
+def _figures(job: Job, life: Life) -> dict[str, object]:
+    """Both accountants' figures after the job, and what would fit."""
+    cap, after = life.cap, [*life.drawn(but=job.sha256), plan(job)]
+    fit = fitting(job, life)
+    return {
+        "lifetime": cap.name,
+        "epsilon": round(cap.epsilon(after), 3),
+        "epsilon_by_pld": round(epsilon(after, cap.delta), 3),
+        "max_epsilon": cap.max_epsilon,
+        "would_fit": "no epsilon"
+        if fit is None
+        else f"privacy.epsilon {fit.epsilon:g} (noise multiplier {fit.noise_multiplier:.3f})",
+    }
+
+
+def _short(value: object) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(str(one)[:12] for one in value)}]"
+    return repr(value)

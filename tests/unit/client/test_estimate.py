@@ -1,0 +1,119 @@
+"""Estimates against what really travels, and against what really is computed."""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from client.estimate import GIB, _example, measure, traffic
+from client.site import make_trainer
+from client.train import Trainer
+from common.adapter import load_adapter
+from common.flower import message_to_bytes
+from common.job import Job
+from common.messages import TRAIN
+from common.privacy.stream import fresh_key
+
+if TYPE_CHECKING:
+    from client.site import Site
+
+MakeJob = Callable[..., Job]
+MakeSite = Callable[..., "Site"]
+
+
+def trainer_of(job: Job, one: "Site") -> Trainer:
+    adapter = load_adapter(job, Path(job.model.base), "cpu")
+    return make_trainer(job, adapter, one.home, fresh_key)
+
+
+@pytest.mark.parametrize("codec", ["fp32", "bf16"])
+def test_bytes_are_those_of_a_real_federations_messages(
+    codec: str,
+    make_job: MakeJob,
+    federation: Callable[..., Any],
+) -> None:
+    training = {"rounds": 2, "codec": codec}
+    job = make_job(adapter={"targets": ["query", "value"], "rank": 16}, training=training)
+    fed = federation(job)
+    fed.run()
+    found = traffic(job, load_adapter(job, Path(job.model.base), "cpu").table)
+    # The second round has a receipt; what link and Flower add is less than 1 KiB.
+    for predicted, sent in ((found.up_round, fed.replies), (found.down_round, fed.requests)):
+        sizes = [len(message_to_bytes(m)) for _, m in sent if m.metadata.message_type == TRAIN]
+        assert len(sizes) == 4
+        assert all(abs(size - predicted) < 1024 for size in sizes)
+        assert found.up_round > 6000  # so that a wrong item size would show
+    assert (found.up, found.down) == (2 * found.up_round, 2 * found.down_round)
+
+
+def test_time_is_that_of_all_steps_at_the_greatest_length(
+    make_job: MakeJob, site: MakeSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow model makes the arithmetic visible: 40 ms a part, 15 ms a release, exactly counted."""
+    training = {"rounds": 5, "local_steps": 3}
+    job = make_job(training=training, privacy={"sampling_rate": 0.5})
+    trainer = replace(trainer_of(job, site()), rows=4)
+    seen: list[tuple[int, ...]] = []
+
+    class Slow(Trainer):
+        def bounded_sum(self, units: Any) -> torch.Tensor:  # noqa: ANN401
+            seen.extend((len(unit), len(unit[0].input_ids)) for unit in units)
+            time.sleep(0.04)
+            return self.mechanism.zero(self.adapter.table.size, self.adapter.device)
+
+    slow = Slow(**{name: getattr(trainer, name) for name in trainer.__dataclass_fields__})
+    monkeypatch.setattr(type(trainer.mechanism), "release", lambda *_: time.sleep(0.015))
+    load = measure(slow)
+    assert set(seen) == {(1, 48)}
+    # 36 units at rate 0.5 are 18 expected: 5 parts of 4.
+    assert load.minutes * 60 == pytest.approx(15 * (5 * 0.04 + 0.015), rel=0.2)
+
+
+def test_units_take_as_long_as_their_most_records(make_job: MakeJob, site: MakeSite) -> None:
+    """Twenty records a unit cost about twenty times one, however few of them are timed."""
+    one = site()
+    single = measure(trainer_of(make_job(), one))
+    privacy = {"unit": "patient_id", "unit_cap": 20}
+    many = measure(trainer_of(make_job(privacy=privacy), one))
+    assert 5 < many.minutes / single.minutes < 60
+
+
+def test_the_estimate_agrees_with_a_whole_rounds_clock(make_job: MakeJob, site: MakeSite) -> None:
+    job = make_job(training={"rounds": 1, "local_steps": 8}, privacy={"sampling_rate": 0.9})
+    trainer = trainer_of(job, site())
+    units = [[_example(job, seed)] for seed in range(36)]
+    begun = time.perf_counter()
+    replace(trainer, units=units).train_round(trainer.adapter.initial, 1)
+    took = time.perf_counter() - begun
+    assert took / 3 < measure(trainer).minutes * 60 < took * 3
+
+
+def test_memory_is_the_peak_while_a_part_is_computed(make_job: MakeJob, site: MakeSite) -> None:
+    trainer = trainer_of(make_job(), site())
+
+    class Hungry(Trainer):
+        def bounded_sum(self, units: Any) -> torch.Tensor:  # noqa: ANN401
+            torch.ones(GIB // 4, dtype=torch.uint8)
+            return super().bounded_sum(units)
+
+    hungry = Hungry(**{name: getattr(trainer, name) for name in trainer.__dataclass_fields__})
+    more = measure(hungry).memory_gb
+    less = measure(trainer).memory_gb  # after the other: an earlier peak is no part of it
+    assert 0.2 < more - less < 0.35
+
+
+def test_no_record_and_no_start_is_touched(make_job: MakeJob, site: MakeSite) -> None:
+    job = make_job()
+    trainer = trainer_of(job, site())
+
+    class Nobody(list[Any]):
+        def __len__(self) -> int:
+            raise AssertionError("units were looked at")
+
+        __iter__ = __getitem__ = __len__  # type: ignore[assignment]
+
+    measure(replace(trainer, units=Nobody()))
