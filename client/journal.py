@@ -189,7 +189,8 @@ class Journal:
                     yield db
                 finally:
                     db.close()
-            except sqlite3.Error as error:
+            # SQLite quotes a damaged schema in its message, and sqlite3 cannot always decode that.
+            except (sqlite3.Error, UnicodeDecodeError) as error:
                 raise StorageFailed(
                     f"account must be written to {self._path}, got: {error}"
                 ) from error
