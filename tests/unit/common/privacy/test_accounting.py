@@ -174,10 +174,10 @@ def test_a_target_is_met_when_reached_exactly_and_missed_by_a_hair() -> None:
     target = {"delta": 1e-5, "sampling_rate": 0.02, "steps": 150}
     noise = calibrate(epsilon=1.0, delta=1e-5, sampling_rate=0.02, steps=150)
     cost = epsilon([GaussianSteps(0.02, noise, 150)], 1e-5)
-    assert calibrate(epsilon=cost, **target) == noise  # type: ignore[arg-type]
+    assert calibrate(epsilon=cost, **target) == noise
     # Within the last refinement's gain of the target, and still above it.
     less = cost - 1e-6
-    more = calibrate(epsilon=less, **target)  # type: ignore[arg-type]
+    more = calibrate(epsilon=less, **target)
     assert epsilon([GaussianSteps(0.02, more, 150)], 1e-5) <= less
 
 
