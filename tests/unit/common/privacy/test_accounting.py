@@ -170,6 +170,17 @@ def test_a_target_that_no_noise_reaches_is_refused() -> None:
         calibrate(epsilon=1e-9, delta=1e-12, sampling_rate=1.0, steps=10)
 
 
+def test_a_target_is_met_when_reached_exactly_and_missed_by_a_hair() -> None:
+    target = {"delta": 1e-5, "sampling_rate": 0.02, "steps": 150}
+    noise = calibrate(epsilon=1.0, delta=1e-5, sampling_rate=0.02, steps=150)
+    cost = epsilon([GaussianSteps(0.02, noise, 150)], 1e-5)
+    assert calibrate(epsilon=cost, **target) == noise
+    # Within the last refinement's gain of the target, and still above it.
+    less = cost - 1e-6
+    more = calibrate(epsilon=less, **target)
+    assert epsilon([GaussianSteps(0.02, more, 150)], 1e-5) <= less
+
+
 @pytest.mark.slow
 def test_a_target_is_calibrated_on_as_fine_a_grid_as_it_is_reported() -> None:
     # On a grid of 1e-3 this noise costs more than 1.96, and no noise so low would do.
