@@ -1,9 +1,9 @@
 """A site's account in use, to be killed at any point: no model, no link.
 
-    python account_driver.py FOLDER all|send
+    python account_driver.py FOLDER
 
-``all`` does every operation there is, ``send`` answers one round; started again, either goes on
-where it was. The file ``wire`` stands for the network: a line there has left the site.
+answers one round; ``run`` does every operation there is. Started again, either goes on where it
+was. The file ``wire`` stands for the network: a line there has left the site.
 """
 
 import hashlib
@@ -48,9 +48,6 @@ def send(box: Outbox, wire: Path, round_: int) -> None:
 if __name__ == "__main__":
     try:
         home = Path(sys.argv[1])
-        if sys.argv[2] == "all":
-            run(home)
-        else:
-            send(Outbox(home / "account.db"), home / "wire", ROUNDS[0])
+        send(Outbox(home / "account.db"), home / "wire", ROUNDS[0])
     except (StorageFailed, OSError) as error:  # the latter from the wire
         sys.exit(f"storage failed: {error}")

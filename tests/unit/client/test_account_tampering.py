@@ -109,6 +109,20 @@ def test_a_process_that_runs_notices_that_its_ledger_was_cut_or_replaced(
             act()
 
 
+def test_a_process_that_runs_notices_another_history_of_the_same_length(
+    path: Path, tmp_path: Path
+) -> None:
+    running = fill(path)
+    shutil.copy(path, tmp_path / "account.copy")
+    running.reserve(key(3), EVENT, b"start")
+    (tmp_path / "account.copy").replace(path)
+    other = Outbox(path)
+    for round_ in (5, 6):
+        other.reserve(key(round_), EVENT, b"start")
+        with pytest.raises(LedgerBroken, match="entry 9 must be the one read before"):
+            running.charges()
+
+
 def test_our_own_code_cannot_change_an_entry(path: Path) -> None:
     fill(path)
     with closing(sqlite3.connect(path)) as db:

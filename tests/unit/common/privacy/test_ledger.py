@@ -182,6 +182,15 @@ def test_an_entry_that_another_key_signed_is_named() -> None:
             chain.extend(chain.tail.row(ROWS[seq].body, OTHER))
 
 
+def test_an_entry_that_says_another_number_is_named() -> None:
+    chain = Chain()
+    for row in ROWS[:2]:
+        chain.extend(row)
+    body = write_entry(Decided, seq=3, at=STAMP, salt=SALT, **LIFE[2][1])
+    with pytest.raises(LedgerBroken, match="ledger entry 2 must say its number, got 3"):
+        chain.extend(chain.tail.row(body, KEY))
+
+
 def test_a_new_key_signs_from_the_entry_that_names_it() -> None:
     chain = Chain()
     for row in ROWS:
