@@ -41,7 +41,7 @@ def test_bytes_are_those_of_a_real_federations_messages(
     fed = federation(job)
     fed.run()
     found = traffic(job, load_adapter(job, Path(job.model.base), "cpu").table)
-    # The second round has a receipt; the link's own words and Flower's metadata are less than 1 KiB.
+    # The second round has a receipt; metadata takes less than 1 KiB.
     for predicted, sent in ((found.up_round, fed.replies), (found.down_round, fed.requests)):
         sizes = [len(message_to_bytes(m)) for _, m in sent if m.metadata.message_type == TRAIN]
         assert len(sizes) == 4
