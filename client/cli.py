@@ -188,13 +188,19 @@ By = Annotated[str, typer.Option("--by", help="Who decides, if not who is logged
 
 @app.command()
 def approve(context: typer.Context, job: JobName, by: By = "") -> None:
-    """Say yes to a job that waits for a person; the ledger keeps who said so and when."""
+    """Say yes to a job that waits for a person.
+
+    The ledger keeps who said so and when.
+    """
     _decide(context, job, "approve", by)
 
 
 @app.command()
 def refuse(context: typer.Context, job: JobName, by: By = "") -> None:
-    """Say no to a job that was offered, also to one that runs; the ledger keeps who and when."""
+    """Say no to a job, also to one that runs.
+
+    The ledger keeps who said so and when.
+    """
     _decide(context, job, "refuse", by)
 
 
@@ -215,9 +221,9 @@ def preflight(
     job: Annotated[Path, typer.Argument(help="A job's file, as the operator hands it around.")],
     as_json: AsJson = False,
 ) -> None:
-    """Predict a job's verdict, epsilon, bytes, memory and time; nothing is sent or charged.
+    """Predict a job's verdict, epsilon, bytes, memory and time.
 
-    Measured on public random tokens: no record is read.
+    Nothing is sent or charged, and no record is read: it measures on public random tokens.
     """
     home = _home(context)
     from client import preflight as flight

@@ -94,10 +94,10 @@ class Status:
 
 def as_json(figures: JobStatus | Spending) -> dict[str, Any]:
     """As JSON has it: no infinity."""
-    shown = asdict(figures)
-    if shown["epsilon"] is not None and not math.isfinite(shown["epsilon"]):
-        shown["epsilon"] = None
-    return shown
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in asdict(figures).items()
+    }
 
 
 def status(home: SiteHome) -> Status:

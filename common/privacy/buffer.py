@@ -1,11 +1,12 @@
-"""The (n, P) buffer that a backward pass fills with per-sample gradients.
+"""The flat buffer that per-sample gradients are written into, one row a sample.
 
-A linear layer's gradient for one sample is an outer product summed over tokens. Written for each
-sample apart it takes the same multiplications as the sum over the batch that autograd would form,
-and here it is formed instead of it.
+Not covered: parameters spread over several devices; layers that see something other than the batch
+in their first dimension when it happens to be as long as the batch (position ids without a batch
+dimension, T = n): the self-check on neighbours is what finds those.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -13,102 +14,112 @@ from torch import Tensor, nn
 from common.errors import SelfCheckFailed
 
 
-class GradientBuffer:
-    """Per-sample gradients of ``parameters``, flat and in their order; float32 or wider. Sensitive.
+@dataclass(frozen=True, slots=True)
+class _Place:
+    name: str
+    columns: slice
+    shape: torch.Size
 
-    A parameter that is used more than once adds up.
+
+class Buffer:
+    """(n, P) numbers, opened before a backward pass and complete after it.
+
+    Every trainable parameter has its columns. What is written twice is added, as autograd adds the
+    uses of a parameter, and a parameter that is never written makes ``close`` refuse.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        self._parameters = dict(parameters)
-        self._places: dict[int, tuple[str, int]] = {}
-        self.size = 0
-        for name, parameter in self._parameters.items():
-            self._places[id(parameter)] = (name, self.size)
-            self.size += parameter.numel()
+        dtypes = {parameter.dtype for parameter in parameters.values()}
+        self.dtype = torch.float64 if torch.float64 in dtypes else torch.float32
+        self.device = next((p.device for p in parameters.values()), torch.device("cpu"))
+        self._places: dict[int, _Place] = {}
         self._written: set[int] = set()
-        self.rows = torch.empty(0)
+        offset = 0
+        for name, parameter in parameters.items():
+            columns = slice(offset, offset + parameter.numel())
+            self._places[id(parameter)] = _Place(name, columns, parameter.shape)
+            offset = columns.stop
+        self.size = offset
+        self._rows = torch.empty(0, offset, dtype=self.dtype, device=self.device)
 
-    def begin(self, samples: int) -> None:
-        """Make room for a batch of ``samples``; nothing is written yet."""
-        first = next(iter(self._parameters.values()))
-        wide = any(p.dtype == torch.float64 for p in self._parameters.values())
-        dtype = torch.float64 if wide else torch.float32
-        self.rows = torch.empty((samples, self.size), dtype=dtype, device=first.device)
+    def open(self, samples: int) -> None:
+        """Make room for ``samples`` rows; nothing counts as written."""
         self._written.clear()
+        self._rows = torch.empty(samples, self.size, dtype=self.dtype, device=self.device)
 
-    def add_outer(self, parameter: Tensor, left: Tensor, right: Tensor, scale: float = 1.0) -> None:
-        """Add ``scale`` times the sum over tokens of ``left`` times ``right``, for each sample.
+    def holds(self, parameter: Tensor | None) -> bool:
+        """Whether the parameter has columns here."""
+        return id(parameter) in self._places
+
+    def names(self, parameters: Iterator[nn.Parameter]) -> list[str]:
+        """The names of those parameters that have columns here."""
+        return [self._places[id(p)].name for p in parameters if self.holds(p)]
+
+    def add_outer(self, parameter: nn.Parameter, left: Tensor, right: Tensor) -> None:
+        """Add each sample's sum over positions of the outer product left x right.
 
         Args:
-            parameter: whose gradient it is, (o, i).
-            left: (n, ..., o).
-            right: (n, ..., i).
-            scale: a constant of the layer.
-        """
-        place = self._place(parameter, left)
-        a, b = _tokens(left).to(place.dtype).transpose(1, 2), _tokens(right).to(place.dtype)
-        view = place.view(len(place), *parameter.shape)
-        if id(parameter) in self._written:
-            view.baddbmm_(a, b, alpha=scale)
-        else:
-            torch.bmm(a, b, out=view)
-            if scale != 1:
-                view.mul_(scale)
-        self._written.add(id(parameter))
-
-    def add(self, parameter: Tensor, gradients: Tensor) -> None:
-        """Add ``gradients``, (n, *parameter.shape)."""
-        place = self._place(parameter, gradients)
-        flat = gradients.reshape(len(gradients), -1)
-        if id(parameter) in self._written:
-            place += flat
-        else:
-            place.copy_(flat)
-        self._written.add(id(parameter))
-
-    def add_over_tokens(self, parameter: Tensor, gradients: Tensor) -> None:
-        """Add ``gradients``, (n, ..., o), summed over tokens: a bias' gradient."""
-        self.add(parameter, _tokens(gradients).to(self.rows.dtype).sum(dim=1))
-
-    def finish(self) -> Tensor:
-        """The filled (n, P) rows.
+            parameter: of shape (L, R).
+            left: (n, ..., L).
+            right: (n, ..., R).
 
         Raises:
-            SelfCheckFailed: a parameter got no gradient: clipping would miss it.
+            SelfCheckFailed: the first dimension of either is not n.
         """
-        for name, parameter in self._parameters.items():
-            if id(parameter) not in self._written:
-                raise wrong_rows(name, parameter, "none")
-        return self.rows
+        self.require_rows(parameter, left, right)
+        place = self._places[id(parameter)]
+        rows = self._rows[:, place.columns].view(len(self._rows), *place.shape)
+        factors = self._positions(left).transpose(1, 2), self._positions(right)
+        if id(parameter) in self._written:
+            rows.baddbmm_(*factors)
+        else:
+            torch.bmm(*factors, out=rows)
+            self._written.add(id(parameter))
 
-    def named(self, rows: Tensor) -> dict[str, Tensor]:
-        """Views of ``rows`` by parameter, (n, *parameter.shape)."""
-        views = {}
-        for name, parameter in self._parameters.items():
-            start = self._places[id(parameter)][1]
-            part = rows[:, start : start + parameter.numel()]
-            views[name] = part.view(len(rows), *parameter.shape)
-        return views
+    def add_positions(self, parameter: nn.Parameter, gradient: Tensor) -> None:
+        """Add each sample's sum over positions of ``gradient``, (n, ..., *parameter.shape[-1:])."""
+        self.require_rows(parameter, gradient)
+        self.add(parameter, self._positions(gradient).sum(dim=1))
 
-    def _place(self, parameter: Tensor, gradients: Tensor) -> Tensor:
-        name, start = self._places[id(parameter)]
-        if len(gradients) != len(self.rows):
-            raise wrong_rows(name, parameter, "other rows")
-        return self.rows[:, start : start + parameter.numel()]
+    def add(self, parameter: nn.Parameter, gradient: Tensor) -> None:
+        """Add one gradient a sample, (n, *parameter.shape)."""
+        self.require_rows(parameter, gradient)
+        rows = self._rows[:, self._places[id(parameter)].columns]
+        if id(parameter) in self._written:
+            rows += gradient.flatten(1)
+        else:
+            rows.copy_(gradient.flatten(1))
+            self._written.add(id(parameter))
+
+    def close(self) -> Tensor:
+        """The (n, P) rows. Sensitive.
+
+        Raises:
+            SelfCheckFailed: a parameter was never written.
+        """
+        for key, place in self._places.items():
+            if key not in self._written:
+                raise refused(place.name, place.shape, "none")
+        return self._rows
+
+    def _positions(self, tensor: Tensor) -> Tensor:
+        """(n, ..., D) as (n, positions, D), in the buffer's dtype."""
+        flat = tensor.unsqueeze(1) if tensor.dim() == 2 else tensor.flatten(1, -2)
+        return flat.to(self.dtype)
+
+    def require_rows(self, parameter: nn.Parameter, *tensors: Tensor) -> None:
+        """Refuse a tensor whose first dimension is not the batch."""
+        place = self._places[id(parameter)]
+        if any(tensor.dim() < 2 or len(tensor) != len(self._rows) for tensor in tensors):
+            raise refused(place.name, place.shape, "other rows")
 
 
-def wrong_rows(name: str, parameter: Tensor, found: str) -> SelfCheckFailed:
-    """The error for a parameter without a row a sample.
+def refused(name: str, shape: torch.Size, found: str) -> SelfCheckFailed:
+    """What clipping would miss.
 
-    A site sends its refusals to the server: how many samples there are stays out of it.
+    A site sends its refusals to the server: how many samples there are stays out of them.
     """
     return SelfCheckFailed(
-        f"per-sample gradient of {name} must have one row of shape {tuple(parameter.shape)} "
+        f"per-sample gradient of {name} must have one row of shape {tuple(shape)} "
         f"a sample, got {found}"
     )
-
-
-def _tokens(values: Tensor) -> Tensor:
-    """(n, ..., d) as (n, T, d)."""
-    return values.unsqueeze(1) if values.dim() == 2 else values.flatten(1, -2)

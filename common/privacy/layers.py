@@ -1,216 +1,221 @@
-"""Layers that write per-sample gradients in their backward pass.
+"""Layers that write per-sample gradients into a buffer while autograd goes backward.
 
-``watch`` puts these in place of the forward passes of a model's trainable layers and takes them
-away again: linear layers (PEFT's A and B and heads among them), transformers' Conv1D, and PEFT's
-whole LoRA layer where its forward pass is the plain one (``fused``). Other layers keep their own
-forward pass and get Opacus' grad samplers (Yousefpour et al. 2021,
-https://arxiv.org/abs/2109.12298), by hooks.
+A linear layer's weight gradient for a sample is the sum over positions of the outer product of the
+output's gradient and the input: a batched product over samples has as many operations as the one
+summed product it stands in for. All other layers are sampled by Opacus (Yousefpour et al. 2021,
+https://arxiv.org/abs/2109.12298): its own sampler for the type, or its vmap over one sample.
 
-Not covered, and refused by name: layers that take more than one input (DoRA), parameters that no
-layer of their own holds (LoRA on embeddings), layers that are bypassed.
+Not covered, and refused by name: layers called with more than one tensor (attention's packed
+weights, DoRA), layers with buffers, modules that hold parameters beside other modules, embeddings
+whose gradient depends on the batch; compiled modules.
 """
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
-from opacus import GradSampleModule
+from opacus.grad_sample import GradSampleModule
 from opacus.grad_sample.functorch import ft_compute_per_sample_gradient, prepare_layer
-from peft.tuners import lora
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from common.errors import SelfCheckFailed
-from common.privacy.buffer import GradientBuffer
+from common.privacy.buffer import Buffer
+from common.privacy.fused import fused_forward
 
-
-class _Linear(torch.autograd.Function):
-    """``x W^T + b``; the gradients of W and b go to the buffer, one a sample."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,  # noqa: ANN401
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        buffer: GradientBuffer,
-        is_transposed: bool,
-    ) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.bias, ctx.buffer, ctx.is_transposed = bias, buffer, is_transposed
-        return functional.linear(x, weight.t() if is_transposed else weight, bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        x, weight = ctx.saved_tensors
-        if ctx.needs_input_grad[1]:
-            # What the product was of: autocast may have rounded the input on the way in.
-            seen = x.to(g.dtype)
-            left, right = (seen, g) if ctx.is_transposed else (g, seen)
-            ctx.buffer.add_outer(weight, left, right)
-        if ctx.needs_input_grad[2]:
-            ctx.buffer.add_over_tokens(ctx.bias, g)
-        if not ctx.needs_input_grad[0]:
-            return None, None, None, None, None
-        matrix = weight.to(g.dtype)
-        back = g @ (matrix.t() if ctx.is_transposed else matrix)
-        return back.to(x.dtype), None, None, None, None
-
-
-class _FusedLora(torch.autograd.Function):
-    """``x W^T + b + s (x A^T) B^T`` with W and b frozen; A's and B's gradients go to the buffer."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,  # noqa: ANN401
-        x: Tensor,
-        base: nn.Linear,
-        a: Tensor,
-        b: Tensor,
-        scale: float,
-        buffer: GradientBuffer,
-    ) -> Tensor:
-        y, h = functional.linear(x, base.weight, base.bias), functional.linear(x, a)
-        y.view(-1, y.shape[-1]).addmm_(h.reshape(-1, h.shape[-1]), b.t(), alpha=scale)
-        ctx.save_for_backward(x, h, base.weight, a, b)
-        ctx.scale, ctx.buffer = scale, buffer
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        x, h, weight, a, b = ctx.saved_tensors
-        inner = g @ b
-        if ctx.scale != 1:
-            inner *= ctx.scale
-        if ctx.needs_input_grad[2]:
-            ctx.buffer.add_outer(a, inner, x)
-        if ctx.needs_input_grad[3]:
-            ctx.buffer.add_outer(b, g, h, ctx.scale)
-        back = None
-        if ctx.needs_input_grad[0]:
-            back = g @ weight
-            back.view(-1, back.shape[-1]).addmm_(inner.reshape(-1, inner.shape[-1]), a)
-        return back, None, None, None, None, None
+Forward = Callable[..., Any]
+Context = Any  # autograd's own takes any attribute
 
 
 @contextmanager
-def watch(model: nn.Module, buffer: GradientBuffer, *, fused: bool) -> Iterator[None]:
-    """Let the trainable layers of ``model`` fill ``buffer`` in every backward pass meanwhile.
+def recording(model: nn.Module, buffer: Buffer, *, fused: bool) -> Iterator[None]:
+    """Let every module that holds a parameter of ``buffer`` write to it; undone on leaving.
 
-    Raises:
-        SelfCheckFailed: a trainable parameter that no layer of a known kind holds.
+    Only the instances' ``forward`` is replaced, so hooks and what calls the modules stay theirs.
     """
-    undo: list[Callable[[], None]] = []
+    replaced: list[tuple[nn.Module, Forward | None]] = []
     try:
-        for name, layer in model.named_modules():
-            if fused and _is_plain_lora(layer):
-                undo.append(_replace_forward(layer, partial(_lora_forward, layer, buffer)))
-            if any(p.requires_grad for p in layer.parameters(recurse=False)):
-                undo.append(_watch_layer(name, layer, buffer))
+        for module in model.modules():
+            forward = _recorded_forward(module, buffer)
+            if forward is None and fused:
+                forward = fused_forward(module, buffer)
+            if forward is not None:
+                replaced.append((module, module.__dict__.get("forward")))
+                module.forward = forward
         yield
     finally:
-        for step in reversed(undo):
-            step()
+        for module, before in replaced:
+            del module.forward
+            if before is not None:
+                module.forward = before
 
 
-def _watch_layer(name: str, layer: nn.Module, buffer: GradientBuffer) -> Callable[[], None]:
-    is_own = "forward" in vars(layer)
-    if type(layer).forward is nn.Linear.forward and not is_own:
-        return _replace_forward(layer, partial(_linear_forward, layer, buffer, False))
-    if type(layer) is Conv1D and not is_own:
-        return _replace_forward(layer, partial(_linear_forward, layer, buffer, True))
-    if isinstance(layer, nn.ParameterDict | nn.ParameterList) or any(
-        True for _ in layer.children()
-    ):
-        held = [n for n, p in layer.named_parameters(recurse=False) if p.requires_grad]
-        raise SelfCheckFailed(
-            f"trainable parameter {name}.{held[0]} must belong to a layer of its own, "
-            f"got one of {type(layer).__name__}"
+def _recorded_forward(module: nn.Module, buffer: Buffer) -> Forward | None:
+    own = list(module.parameters(recurse=False))
+    if not any(buffer.holds(parameter) for parameter in own):
+        return None
+    is_plain = "forward" not in module.__dict__
+    if is_plain and type(module).forward in (nn.Linear.forward, Conv1D.forward):
+        return _linear_forward(module, buffer)
+    return _sampled_forward(module, buffer)
+
+
+def _linear_forward(layer: nn.Module, buffer: Buffer) -> Forward:
+    def forward(x: Tensor) -> Tensor:
+        y: Tensor = _Linear.apply(  # type: ignore[no-untyped-call]
+            x, layer.weight, layer.bias, layer, buffer
         )
-    return _hook_sampler(name, layer, buffer)
+        return y
+
+    return forward
 
 
-def _replace_forward(layer: nn.Module, forward: Callable[..., Tensor]) -> Callable[[], None]:
-    layer.forward = forward
+class _Linear(torch.autograd.Function):
+    """y = x W^T + b, or x W + b for Conv1D; W and b get rows in the buffer, never a sum."""
 
-    def undo() -> None:
-        del layer.forward
+    @staticmethod
+    def forward(
+        ctx: Context,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        layer: nn.Module,
+        buffer: Buffer,
+    ) -> Tensor:
+        ctx.input_dtype, ctx.layer, ctx.buffer = x.dtype, layer, buffer
+        cast = _autocast_dtype(x)
+        if cast is not None:  # what autocast itself would keep for the backward pass
+            x = x.to(cast)
+        ctx.save_for_backward(x)
+        return functional.linear(x, weight.t() if isinstance(layer, Conv1D) else weight, bias)
 
-    return undo
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Context, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        layer, buffer = ctx.layer, ctx.buffer
+        is_transposed = isinstance(layer, Conv1D)
+        with torch.autocast(gradient.device.type, enabled=False):
+            if buffer.holds(layer.weight):
+                pair = (x, gradient) if is_transposed else (gradient, x)
+                buffer.add_outer(layer.weight, *pair)
+            if buffer.holds(layer.bias):
+                buffer.add_positions(layer.bias, gradient)
+            back = None
+            if ctx.needs_input_grad[0]:
+                weight = layer.weight.t() if is_transposed else layer.weight
+                back = (gradient @ weight.to(gradient.dtype)).to(ctx.input_dtype)
+        return back, None, None, None, None
 
 
-def _linear_forward(layer: Any, buffer: GradientBuffer, is_transposed: bool, x: Tensor) -> Tensor:  # noqa: ANN401
-    return _Linear.apply(x, layer.weight, layer.bias, buffer, is_transposed)  # type: ignore[no-any-return,no-untyped-call]
+def _autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """What autocast would turn ``x`` into, if anything; it leaves float64 alone."""
+    if not torch.is_autocast_enabled(x.device.type) or x.dtype == torch.float64:
+        return None
+    return torch.get_autocast_dtype(x.device.type)
 
 
-def _is_plain_lora(layer: nn.Module) -> bool:
-    """Whether PEFT's layer adds one adapter's product and does nothing else."""
-    if type(layer) is not lora.Linear or "forward" in vars(layer):
-        return False
-    if len(layer.active_adapters) != 1 or layer.merged or layer.disable_adapters:
-        return False
-    (name,) = layer.active_adapters
-    base = layer.get_base_layer()
-    if type(base).forward is not nn.Linear.forward or name not in layer.lora_A:
-        return False
-    a, b = layer.lora_A[name], layer.lora_B[name]
-    return (
-        not any(p.requires_grad for p in base.parameters())
-        and isinstance(layer.lora_dropout[name], nn.Identity)
-        and name not in layer.lora_variant
-        and a.bias is None
-        and b.bias is None
-        and {a.weight.dtype, b.weight.dtype} == {base.weight.dtype}
+def _sampled_forward(module: nn.Module, buffer: Buffer) -> Forward:
+    """The module's own forward on detached parameters, with Opacus' sampler behind it.
+
+    With its parameters detached autograd forms no sum for them, so a sum that does appear comes
+    from another use of the parameter and is refused.
+    """
+    names = ", ".join(buffer.names(module.parameters(recurse=False)))
+    if any(True for _ in module.children()):
+        raise _no_sampler(names, "held beside other modules")
+    if "forward" in module.__dict__:
+        raise _no_sampler(names, "a replaced forward")
+    own = [p for p in module.parameters(recurse=False) if buffer.holds(p)]
+    detached = copy.copy(module)
+    detached._parameters = {
+        name: None if p is None else nn.Parameter(p.detach(), requires_grad=False)
+        for name, p in module._parameters.items()
+    }
+    sample = _sampler(module, names)
+
+    def write(x: Tensor, gradient: Tensor) -> None:
+        for parameter in own:
+            buffer.require_rows(parameter, x, gradient)
+        for parameter, rows in sample(x, gradient).items():
+            if buffer.holds(parameter):
+                buffer.add(parameter, rows)
+
+    def forward(*arguments: object, **named: object) -> Tensor:
+        if len(arguments) != 1 or named or not isinstance(arguments[0], Tensor):
+            raise _no_sampler(names, "a call with other than one tensor")
+        output = detached.forward(*arguments)
+        if not isinstance(output, Tensor):
+            raise _no_sampler(names, "an output other than one tensor")
+        tapped: Tensor = _Tap.apply(  # type: ignore[no-untyped-call]
+            output, arguments[0].detach(), write, *own
+        )
+        return tapped
+
+    return forward
+
+
+class _Tap(torch.autograd.Function):
+    """The identity, which hands on a layer's input and its output's gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Context,
+        output: Tensor,
+        x: Tensor,
+        write: Callable[[Tensor, Tensor], None],
+        *own: Tensor,
+    ) -> Tensor:
+        ctx.write, ctx.others = write, 2 + len(own)
+        ctx.save_for_backward(x)
+        return output.view_as(output)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Context, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        with torch.autocast(gradient.device.type, enabled=False):
+            ctx.write(x, gradient)
+        return gradient, *([None] * ctx.others)
+
+
+def _sampler(
+    module: nn.Module, names: str
+) -> Callable[[Tensor, Tensor], dict[nn.Parameter, Tensor]]:
+    plain = copy.copy(module)  # the samplers leave attributes on what they are given
+    registered = GradSampleModule.GRAD_SAMPLERS.get(type(module))
+    if isinstance(module, nn.LayerNorm) and module.bias is None:
+        registered = None  # Opacus' sampler for LayerNorm expects a bias
+    if isinstance(module, nn.Embedding):
+        _require_independent(module, names)
+    if registered is None:
+        try:
+            prepare_layer(plain)
+        except NotImplementedError as error:
+            raise _no_sampler(names, "a layer that Opacus does not support") from error
+        registered = ft_compute_per_sample_gradient
+    dtype = next(module.parameters(recurse=False)).dtype
+
+    def sample(x: Tensor, gradient: Tensor) -> dict[nn.Parameter, Tensor]:
+        inputs = x.to(dtype) if x.is_floating_point() else x
+        rows: dict[nn.Parameter, Tensor] = registered(plain, [inputs], gradient.to(dtype))
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            next(iter(rows.values()))[:, module.padding_idx] = 0  # as autograd leaves it
+        return rows
+
+    return sample
+
+
+def _require_independent(module: nn.Embedding, names: str) -> None:
+    if module.scale_grad_by_freq or module.max_norm is not None or module.sparse:
+        raise _no_sampler(names, "an embedding with max_norm, scale_grad_by_freq or sparse")
+
+
+def _no_sampler(names: str, found: str) -> SelfCheckFailed:
+    return SelfCheckFailed(
+        f"{names} must belong to a layer that has per-sample gradients, got {found}"
     )
-
-
-def _lora_forward(layer: Any, buffer: GradientBuffer, x: Tensor, *rest: Any, **kind: Any) -> Tensor:  # noqa: ANN401
-    (name,) = layer.active_adapters
-    a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
-    if rest or kind or x.dtype != a.dtype or torch.is_autocast_enabled(x.device.type):
-        found: Tensor = type(layer).forward(layer, x, *rest, **kind)
-        return found
-    base, scale = layer.get_base_layer(), layer.scaling[name]
-    return _FusedLora.apply(x, base, a, b, scale, buffer)  # type: ignore[no-any-return,no-untyped-call]
-
-
-def _hook_sampler(name: str, layer: nn.Module, buffer: GradientBuffer) -> Callable[[], None]:
-    """Let Opacus make per-sample gradients of a layer's input and its output's gradient."""
-    sampler = GradSampleModule.GRAD_SAMPLERS.get(type(layer))
-    if sampler is None:
-        prepare_layer(layer)
-        sampler = ft_compute_per_sample_gradient
-
-    def watch_output(_: nn.Module, args: Any, kinds: Any, output: Any) -> None:  # noqa: ANN401
-        if not (isinstance(output, Tensor) and output.requires_grad):
-            return  # the first pass of a checkpoint
-        if len(args) != 1 or kinds:
-            raise SelfCheckFailed(
-                f"trainable layer {name} ({type(layer).__name__}) must take one input, got more"
-            )
-        seen = args[0].detach()
-        output.register_hook(  # type: ignore[no-untyped-call]
-            lambda g: _sample(layer, sampler, seen, g, buffer)
-        )
-
-    handle = layer.register_forward_hook(watch_output, with_kwargs=True)
-
-    def undo() -> None:
-        handle.remove()
-        vars(layer).pop("ft_compute_sample_grad", None)
-
-    return undo
-
-
-def _sample(
-    layer: nn.Module, sampler: Callable[..., Any], seen: Tensor, g: Tensor, buffer: GradientBuffer
-) -> None:
-    for parameter, gradients in sampler(layer, [seen], g.detach()).items():
-        if parameter.requires_grad:
-            buffer.add(parameter, gradients)

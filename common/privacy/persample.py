@@ -1,33 +1,37 @@
 """Per-sample gradients of a model's trainable parameters, in one backward pass.
 
-``native`` (layers.py) writes every sample's gradient into one (n, P) buffer in the backward pass
-itself, in place of the summed gradient: as many multiplications as without privacy. ``opacus``
-computes the same by Opacus' hooks (Yousefpour et al. 2021, https://arxiv.org/abs/2109.12298); it is
-the oracle that ``native`` is tested against, and can be chosen for training.
+``native`` writes them into one flat (n, P) buffer while autograd goes backward, in place of the
+summed gradients; ``opacus`` takes them from Opacus' hooks (Yousefpour et al. 2021,
+https://arxiv.org/abs/2109.12298) and is what the native engine is tested against.
 
-Not covered: DoRA and LoRA on embeddings (refused where the adapter is built, and here by name);
-``opacus`` with non-reentrant gradient checkpointing; batch-level losses (a mean over the batch's
-tokens leaks other records into a record's gradient, so only a per-example loss vector is accepted).
+Not covered: batch-level losses (a mean over the batch's tokens leaks other records into a record's
+gradient, so only a per-example loss vector is accepted; that each loss depends on one record alone
+is for the self-check on neighbours to find), DoRA and LoRA on embeddings (refused by name). Opacus'
+hooks miss parameters under non-reentrant gradient checkpointing, which is refused too.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 from typing import Any
 
-import psutil
 import torch
 from opacus import GradSampleModule
 from torch import Tensor, nn
 
 from common.errors import InvalidInput, SelfCheckFailed
-from common.privacy.buffer import GradientBuffer, wrong_rows
-from common.privacy.layers import watch
+from common.privacy.buffer import Buffer, refused
+from common.privacy.layers import recording
+from common.privacy.memory import rows_within_memory
 
-ENGINES = ("native", "opacus")
-MEMORY_SHARE = 0.25  # of what is free: the model and its activations need the rest
+__all__ = [
+    "flat_gradients",
+    "flatten",
+    "per_sample_gradients",
+    "rows_within_memory",
+    "trainable",
+]
 
-_CGROUP = Path("/sys/fs/cgroup")
+Losses = Callable[[], Tensor]
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -36,124 +40,54 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def per_sample_gradients(
-    model: nn.Module,
-    compute_losses: Callable[[], Tensor],
-    *,
-    engine: str = "native",
-    fused: bool = False,
+    model: nn.Module, compute_losses: Losses, *, engine: str = "native", fused: bool = False
 ) -> dict[str, Tensor]:
     """One gradient a sample for every trainable parameter.
 
-    Args:
-        model: in training mode; it is left as it was, without gradients.
-        compute_losses: runs the forward pass and returns the (n,) loss vector.
-        engine: ``native`` or ``opacus``.
-        fused: with ``native``, run PEFT's plain LoRA layers as one operation.
+    Args and errors as ``flat_gradients``.
 
     Returns:
-        name -> (n, *parameter.shape), float32 or wider. Sensitive.
-
-    Raises:
-        InvalidInput: no such engine.
-        SelfCheckFailed: a loss that is no vector; a parameter without a gradient for each sample:
-            clipping would miss it.
+        name -> (n, *parameter.shape), views of one (n, P) buffer. Sensitive.
     """
     rows = flat_gradients(model, compute_losses, engine=engine, fused=fused)
-    return GradientBuffer(trainable(model)).named(rows)
+    parameters = trainable(model)
+    parts = torch.split(rows, [p.numel() for p in parameters.values()], dim=1)
+    return {
+        name: part.view(len(rows), *p.shape)
+        for (name, p), part in zip(parameters.items(), parts, strict=True)
+    }
 
 
 def flat_gradients(
-    model: nn.Module,
-    compute_losses: Callable[[], Tensor],
-    *,
-    engine: str = "native",
-    fused: bool = False,
+    model: nn.Module, compute_losses: Losses, *, engine: str = "native", fused: bool = False
 ) -> Tensor:
-    """``per_sample_gradients`` side by side in name order, (n, P)."""
+    """One flat gradient a sample, side by side in ``trainable`` order.
+
+    Args:
+        model: left as it was found, but for gradients, which are cleared.
+        compute_losses: runs the forward pass and returns the (n,) loss vector; n may be 0, and a
+            forward pass of ``model`` on a batch of no rows is then not run.
+        engine: ``native`` or ``opacus``; the latter needs the model in training mode.
+        fused: replace peft's plain LoRA forward by one step (native only).
+
+    Returns:
+        (n, P) float32, or float64 if any trainable parameter is. Sensitive. A row that is not
+        finite leaves the others as they are.
+
+    Raises:
+        InvalidInput: no such engine, or none that fuses.
+        SelfCheckFailed: losses are no vector, or a parameter got no gradient for each sample:
+            clipping would miss it.
+    """
     if engine not in ENGINES:
         raise InvalidInput(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
-    parameters = trainable(model)
-    if not parameters:
-        raise SelfCheckFailed("model must have trainable parameters, got none")
-    compute = _with_native if engine == "native" else _with_opacus
+    if fused and engine != "native":
+        raise InvalidInput(f"fused must be false for the engine {engine}, got true")
+    _clear(model)
     try:
-        with _no_empty_forward(model):
-            return compute(model, parameters, compute_losses, fused)
-    except _EmptyBatch:
-        buffer = GradientBuffer(parameters)
-        buffer.begin(0)
-        return buffer.rows
+        return ENGINES[engine](model, compute_losses, fused)
     finally:
-        for p in model.parameters():
-            p.grad = None
-
-
-def _with_native(
-    model: nn.Module,
-    parameters: dict[str, nn.Parameter],
-    compute_losses: Callable[[], Tensor],
-    fused: bool,
-) -> Tensor:
-    buffer = GradientBuffer(parameters)
-    with watch(model, buffer, fused=fused):
-        losses = _checked(compute_losses())
-        buffer.begin(len(losses))
-        torch.autograd.backward(losses.sum())
-    return buffer.finish()
-
-
-def _with_opacus(
-    model: nn.Module,
-    parameters: dict[str, nn.Parameter],
-    compute_losses: Callable[[], Tensor],
-    fused: bool,
-) -> Tensor:
-    wrapped = GradSampleModule(model, batch_first=True, loss_reduction="sum")
-    try:
-        losses = _checked(compute_losses())
-        torch.autograd.backward(losses.sum())
-        return flatten({name: _take(name, p, len(losses)) for name, p in parameters.items()})
-    finally:
-        wrapped.to_standard_module()
-
-
-class _EmptyBatch(Exception):
-    """There is nothing to compute."""
-
-
-@contextmanager
-def _no_empty_forward(model: nn.Module) -> Iterator[None]:
-    """Leave before the forward pass of an empty batch, which attention cannot reshape."""
-
-    def look(_: nn.Module, args: tuple[Any, ...], kinds: dict[str, Any]) -> None:
-        given = (*args, *kinds.values())
-        if any(isinstance(v, Tensor) and v.dim() and not len(v) for v in given):
-            raise _EmptyBatch
-
-    handle = model.register_forward_pre_hook(look, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def _checked(losses: Tensor) -> Tensor:
-    if losses.dim() != 1:
-        raise SelfCheckFailed(
-            f"loss must be a vector of one value a sample, got {losses.dim()} dimensions"
-        )
-    if not len(losses):
-        raise _EmptyBatch
-    return losses
-
-
-def _take(name: str, parameter: nn.Parameter, samples: int) -> Tensor:
-    gradient = getattr(parameter, "grad_sample", None)
-    if not isinstance(gradient, Tensor):
-        raise wrong_rows(name, parameter, "none")
-    if gradient.shape != (samples, *parameter.shape):
-        raise wrong_rows(name, parameter, "other rows")
-    return gradient if gradient.dtype == torch.float64 else gradient.float()
+        _clear(model)
 
 
 def flatten(gradients: dict[str, Tensor]) -> Tensor:
@@ -161,20 +95,102 @@ def flatten(gradients: dict[str, Tensor]) -> Tensor:
     return torch.cat([gradients[name].flatten(1) for name in sorted(gradients)], dim=1)
 
 
-def rows_within_memory(size: int, device: torch.device) -> int:
-    """How many rows of ``size`` float32 numbers fit a quarter of the memory that is free now.
+def _native(model: nn.Module, compute_losses: Losses, fused: bool) -> Tensor:
+    parameters = trainable(model)
+    buffer = Buffer(parameters)
+    with recording(model, buffer, fused=fused):
+        losses = _losses(model, compute_losses)
+        if losses is None:
+            return _no_rows(model)
+        buffer.open(len(losses))
+        _backward(losses)
+    for name, parameter in parameters.items():
+        if parameter.grad is not None:
+            raise refused(name, parameter.shape, "a sum from outside its layer")
+    return buffer.close()
 
-    Returns:
-        At least 1: what that needs cannot be done without.
-    """
-    return max(1, int(MEMORY_SHARE * _free_bytes(device)) // (4 * max(1, size)))
+
+def _opacus(model: nn.Module, compute_losses: Losses, fused: bool) -> Tensor:
+    del fused
+    with _hooked(model):
+        losses = _losses(model, compute_losses)
+        if losses is None:
+            return _no_rows(model)
+        _backward(losses)
+        parameters = trainable(model)
+        return flatten({name: _take(name, p, len(losses)) for name, p in parameters.items()})
 
 
-def _free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    free = int(psutil.virtual_memory().available)
-    with suppress(OSError, ValueError):  # no control group, or none with a limit
-        limit = int((_CGROUP / "memory.max").read_text())
-        free = min(free, limit - int((_CGROUP / "memory.current").read_text()))
-    return free
+ENGINES: dict[str, Callable[[nn.Module, Losses, bool], Tensor]] = {
+    "native": _native,
+    "opacus": _opacus,
+}
+
+
+@contextmanager
+def _hooked(model: nn.Module) -> Iterator[None]:
+    before = {module: set(vars(module)) for module in model.modules()}
+    kinds = {module: module._is_full_backward_hook for module in before}
+    wrapped = GradSampleModule(model, batch_first=True, loss_reduction="sum")
+    try:
+        yield
+    finally:
+        wrapped.to_standard_module()
+        for module, names in before.items():  # what a pass that broke off leaves behind
+            module._is_full_backward_hook = kinds[module]
+            for name in set(vars(module)) - names:
+                delattr(module, name)
+
+
+def _take(name: str, parameter: nn.Parameter, samples: int) -> Tensor:
+    gradient = getattr(parameter, "grad_sample", None)
+    if not isinstance(gradient, Tensor):
+        raise refused(name, parameter.shape, "none")
+    if gradient.shape != (samples, *parameter.shape):
+        raise refused(name, parameter.shape, "other rows")
+    return gradient if gradient.dtype == torch.float64 else gradient.float()
+
+
+class _NoRowsGiven(BaseException):
+    """Ends a forward pass on a batch of no rows, which attention's reshapes cannot take."""
+
+
+def _losses(model: nn.Module, compute_losses: Losses) -> Tensor | None:
+    """The (n,) losses; none if the batch has no rows."""
+    hook = model.register_forward_pre_hook(_stop_without_rows, with_kwargs=True, prepend=True)
+    try:
+        losses = compute_losses()
+    except _NoRowsGiven:
+        return None
+    finally:
+        hook.remove()
+    if losses.dim() != 1:
+        raise SelfCheckFailed(
+            f"loss must be a vector of one value a sample, got {losses.dim()} dimensions"
+        )
+    return losses if len(losses) else None
+
+
+def _stop_without_rows(
+    module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]
+) -> None:
+    del module
+    given = [value for value in (*arguments, *named.values()) if isinstance(value, Tensor)]
+    if any(value.dim() and not len(value) for value in given):
+        raise _NoRowsGiven
+
+
+def _backward(losses: Tensor) -> None:
+    """Each loss by itself: a sum would carry a loss that is not finite into the others."""
+    if losses.requires_grad:
+        torch.autograd.backward(losses, torch.ones_like(losses))
+
+
+def _no_rows(model: nn.Module) -> Tensor:
+    buffer = Buffer(trainable(model))
+    return torch.empty(0, buffer.size, dtype=buffer.dtype, device=buffer.device)
+
+
+def _clear(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        parameter.grad = None

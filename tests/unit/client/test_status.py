@@ -154,8 +154,9 @@ def test_no_budget_is_left_past_the_maximum(homes: Homes, manifest: Manifest) ->
 
 
 def test_an_epsilon_without_bound_is_null_in_json() -> None:
-    spending = status.Spending(float("inf"), 1e-5, 7.0, 0)
-    assert status.as_json(spending)["epsilon"] is None
+    spending = status.Spending(float("inf"), 1e-5, 7.0, "rdp-filter", float("inf"), 0)
+    found = status.as_json(spending)
+    assert (found["epsilon"], found["drawn"], found["delta"]) == (None, None, 1e-5)
     assert spending.left == 0
 
 

@@ -1,0 +1,111 @@
+"""peft's plain LoRA forward as one autograd step that keeps only x and x A^T.
+
+y = x W^T + b + s (x A^T) B^T. Sums in a different order than peft, so results differ by rounding.
+It stands in only where peft's own forward is that formula: everything else goes through peft.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from peft.tuners.lora.layer import Linear as LoraLinear
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
+
+from common.privacy.buffer import Buffer
+
+Context = Any  # autograd's own takes any attribute
+
+
+def fused_forward(module: nn.Module, buffer: Buffer) -> Callable[..., Any] | None:
+    """A forward for ``module`` if it is a plain LoRA layer now, else none."""
+    if type(module) is not LoraLinear or "forward" in module.__dict__ or not _is_plain(module):
+        return None
+    (adapter,) = module.active_adapters
+    a, b = module.lora_A[adapter], module.lora_B[adapter]
+    base: Any = module.base_layer
+    scaling, peft_forward = float(module.scaling[adapter]), module.forward
+
+    def forward(x: Tensor, *arguments: object, **named: object) -> Tensor:
+        dtypes = {x.dtype, base.weight.dtype, a.weight.dtype, b.weight.dtype}
+        if arguments or named or len(dtypes) > 1 or torch.is_autocast_enabled(x.device.type):
+            y: Tensor = peft_forward(x, *arguments, **named)
+            return y
+        fused: Tensor = _Lora.apply(  # type: ignore[no-untyped-call]
+            x, a.weight, b.weight, base, scaling, buffer
+        )
+        return fused
+
+    return forward
+
+
+def _is_plain(module: LoraLinear) -> bool:
+    if module.disable_adapters or module.merged or len(module.active_adapters) != 1:
+        return False
+    (adapter,) = module.active_adapters
+    if adapter not in module.lora_A or adapter in module.lora_variant:
+        return False
+    base, a, b = module.base_layer, module.lora_A[adapter], module.lora_B[adapter]
+    dropout = module.lora_dropout[adapter]
+    return (
+        (isinstance(dropout, nn.Identity) or getattr(dropout, "p", None) == 0.0)
+        and type(base) in (nn.Linear, Conv1D)
+        and type(a) is type(b) is nn.Linear
+        and a.bias is None
+        and b.bias is None
+        and not any(p.requires_grad for p in base.parameters())
+        and not any(_is_watched(layer) for layer in (base, a, b, dropout))
+    )
+
+
+def _is_watched(layer: nn.Module) -> bool:
+    """Whether somebody's hook would no longer run."""
+    return bool(
+        layer._forward_hooks
+        or layer._forward_pre_hooks
+        or layer._backward_hooks
+        or layer._backward_pre_hooks
+    )
+
+
+class _Lora(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Context,
+        x: Tensor,
+        a: Tensor,
+        b: Tensor,
+        base: Any,  # noqa: ANN401 -- either kind of linear layer
+        scaling: float,
+        buffer: Buffer,
+    ) -> Tensor:
+        flat = x.flatten(0, -2)
+        low = functional.linear(flat, a).mul_(scaling)  # (positions, R)
+        y = functional.linear(flat, _weight(base), base.bias).addmm_(low, b.t())
+        ctx.save_for_backward(x, low.view(*x.shape[:-1], -1))
+        ctx.a, ctx.b, ctx.base, ctx.scaling, ctx.buffer = a, b, base, scaling, buffer
+        return y.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Context, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, low = ctx.saved_tensors
+        a, b, buffer = ctx.a, ctx.b, ctx.buffer
+        flat = gradient.flatten(0, -2)
+        down = (flat @ b).mul_(ctx.scaling)  # (positions, R)
+        if buffer.holds(b):
+            buffer.add_outer(b, gradient, low)
+        if buffer.holds(a):
+            buffer.add_outer(a, down.view(*gradient.shape[:-1], -1), x)
+        back = None
+        if ctx.needs_input_grad[0]:
+            back = (flat @ _weight(ctx.base)).addmm_(down, a).view(x.shape)
+        return back, None, None, None, None, None
+
+
+def _weight(base: Any) -> Tensor:  # noqa: ANN401
+    """(out, in) of either kind of linear layer."""
+    weight: Tensor = base.weight
+    return weight.t() if isinstance(base, Conv1D) else weight
