@@ -35,6 +35,7 @@ SCHEMA = (
     "CREATE TABLE content (job_sha256 TEXT NOT NULL, round INTEGER NOT NULL, start BLOB, "
     "payload BLOB, PRIMARY KEY (job_sha256, round)) STRICT",
 )
+TABLES = {"entry", "manifest", "content"}
 OPERATIONS = (
     "create", "open-job", "reserve", "store", "acknowledge", "close-job", "decide", "rekey",
 )  # fmt: skip
@@ -105,8 +106,9 @@ class Journal:
             before = _tables(writer.db)
             if "entry" in before:
                 return  # another process was first
-            for statement in SCHEMA:
-                writer.db.execute(statement)
+            if not before & TABLES:
+                for statement in SCHEMA:
+                    writer.db.execute(statement)
             fill(writer, before)
 
     @contextmanager
@@ -189,7 +191,7 @@ class Journal:
                     yield db
                 finally:
                     db.close()
-            # SQLite quotes a damaged schema in its message, and sqlite3 cannot always decode that.
+            # The latter is how sqlite3 fails to tell of a damaged schema.
             except (sqlite3.Error, UnicodeDecodeError) as error:
                 raise StorageFailed(
                     f"account must be written to {self._path}, got: {error}"
@@ -203,6 +205,8 @@ def _set_up(db: sqlite3.Connection, path: Path) -> None:
             f"account must be kept with a rollback journal (journal_mode=DELETE), got {mode} in "
             f"{path}, where acknowledged charges may have been lost"
         )
+    # A text that was damaged is then another text, not an error of Python's own.
+    db.text_factory = lambda text: text.decode(errors="replace")
     db.execute("PRAGMA journal_mode=DELETE")
     db.execute("PRAGMA synchronous=EXTRA")
 

@@ -107,8 +107,13 @@ class Outbox:
         unit: str = "",
     ) -> None:
         def fill(writer: Writer, before: set[str]) -> None:
+            if before not in (set(), OLD_TABLES):
+                raise LedgerBroken(
+                    f"account must be new, a ledger or one of the first version, got tables "
+                    f"{', '.join(sorted(before))}"
+                )
             writer.append(Created, site=site, cap=dict(cap or {}), unit=unit)
-            if before >= OLD_TABLES:
+            if before:
                 import_account(writer)
 
         self.journal = Journal(path, AccountKey(path, key))

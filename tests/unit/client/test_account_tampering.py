@@ -123,6 +123,24 @@ def test_a_process_that_runs_notices_another_history_of_the_same_length(
             running.charges()
 
 
+@pytest.mark.parametrize(
+    ("version", "table"), [("ledger", "entry"), ("first", "release"), ("first", "job")]
+)
+def test_an_account_whose_table_is_gone_is_not_begun_anew(
+    path: Path, version: str, table: str
+) -> None:
+    if version == "first":
+        shutil.copy(GOLDEN / "account_v1.db", path)
+    else:
+        fill(path)
+    with closing(sqlite3.connect(path)) as db:
+        db.execute(f"ALTER TABLE {table} RENAME TO lost")
+        db.commit()
+    for _ in range(2):
+        with pytest.raises(LedgerBroken, match="account must be new, a ledger or one of the first"):
+            Outbox(path)
+
+
 def test_our_own_code_cannot_change_an_entry(path: Path) -> None:
     fill(path)
     with closing(sqlite3.connect(path)) as db:
