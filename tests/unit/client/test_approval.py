@@ -112,6 +112,6 @@ def test_without_a_login_name_it_has_to_be_given(monkeypatch: pytest.MonkeyPatch
     def nobody() -> str:
         raise KeyError("getpwuid(): uid not found: 4711")
 
-    monkeypatch.setattr(approval.getpass, "getuser", nobody)
+    monkeypatch.setattr("getpass.getuser", nobody)
     with pytest.raises(InvalidInput, match="who must be given with --by"):
         approval.login_name()
