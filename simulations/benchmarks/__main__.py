@@ -1,30 +1,41 @@
-"""``python -m simulations.benchmarks NAME --json``: one benchmark, one JSON object on stdout."""
+"""``python -m simulations.benchmarks NAME --json``: one benchmark, one JSON object on stdout.
+
+Without ``--json`` a benchmark that has a ``table`` is shown as one.
+"""
 
 import argparse
 import importlib
 import json
 import sys
-from collections.abc import Callable, Sequence
-from typing import NoReturn
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any, NoReturn
+
+from rich.console import Console
 
 from common.errors import InvalidInput, VeiltuneError
 
 BENCHMARKS = {
+    "dp-step": "simulations.benchmarks.dp_step",
     "link": "simulations.benchmarks.link",
 }
-
-Benchmark = Callable[[], dict[str, object]]
+# Which options a benchmark takes beside --json.
+OPTIONS = {"dp-step": ("rounds", "targets"), "link": ()}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark that ``argv`` names and print what it measured."""
     try:
         options = _parse(argv)
-        result = _find(options.name)()
+        benchmark = _find(options.name)
+        result = benchmark.benchmark(**_own_options(options))
     except VeiltuneError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 -- this is the command
         return 2
-    print(_text(result, as_json=options.json))  # noqa: T201
+    if hasattr(benchmark, "table") and not options.json:
+        Console().print(benchmark.table(result))
+    else:
+        print(_text(result, as_json=options.json))  # noqa: T201
     return 0
 
 
@@ -37,15 +48,24 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = _Parser(prog="python -m simulations.benchmarks", description=__doc__)
     parser.add_argument("name", help=", ".join(BENCHMARKS))
     parser.add_argument("--json", action="store_true", help="one JSON object, on one line")
+    parser.add_argument("--rounds", type=int, help="dp-step: timed rounds")
+    parser.add_argument("--targets", help="dp-step: qv, or all for every dense layer")
     return parser.parse_args(argv)
 
 
-def _find(name: str) -> Benchmark:
+def _own_options(options: argparse.Namespace) -> dict[str, Any]:
+    given = {k: v for k in ("rounds", "targets") if (v := getattr(options, k)) is not None}
+    for option in given:
+        if option not in OPTIONS[options.name]:
+            raise InvalidInput(f"{options.name} must be run without --{option}, got one")
+    return given
+
+
+def _find(name: str) -> ModuleType:
     if name not in BENCHMARKS:
         raise InvalidInput(f"benchmark must be one of {', '.join(BENCHMARKS)}, got {name!r}")
     # Imported by need: a benchmark may load torch and another must not pay for it.
-    benchmark: Benchmark = importlib.import_module(BENCHMARKS[name]).benchmark
-    return benchmark
+    return importlib.import_module(BENCHMARKS[name])
 
 
 def _text(result: dict[str, object], *, as_json: bool) -> str:

@@ -14,7 +14,26 @@ def test_an_unknown_benchmark_is_one_line_that_names_the_known_ones(
     assert main(argv) == 2
     out, complaint = capsys.readouterr()
     assert out == ""
-    assert complaint == f"error: benchmark must be one of link, got {argv[0]!r}\n"
+    assert complaint == f"error: benchmark must be one of dp-step, link, got {argv[0]!r}\n"
+
+
+def test_an_option_of_another_benchmark_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["link", "--rounds", "7"]) == 2
+    assert capsys.readouterr().err == "error: link must be run without --rounds, got one\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "complaint"),
+    [
+        (["--targets", "qk"], "targets must be one of qv, all, got 'qk'"),
+        (["--rounds", "1"], "rounds must be at least 2, got 1"),
+    ],
+)
+def test_a_wrong_option_is_one_line_before_anything_runs(
+    argv: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["dp-step", "--json", *argv]) == 2
+    assert capsys.readouterr().err == f"error: {complaint}\n"
 
 
 def test_the_relay_counts_what_passes_both_ways() -> None:
