@@ -109,7 +109,7 @@ def test_a_head_that_contradicts_is_named_and_the_longer_one_kept(
     become_server()
     fed = federation(job())
     checkpoints, known = fed.checkpoints, other_ledger(2)
-    run = _Run(fed.signed, *[None] * 3, checkpoints, print)  # type: ignore[arg-type]
+    run = _Run(fed.signed, None, None, None, checkpoints, print)  # type: ignore[arg-type]
 
     def say(said: Head) -> None:
         asked = Message(RecordDict(), node_id("B"), messages.OFFER)
