@@ -41,7 +41,10 @@ class _Linear(torch.autograd.Function):
         is_transposed: bool,
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.bias, ctx.buffer, ctx.is_transposed = bias, buffer, is_transposed
+        # Where non-reentrant checkpointing recomputes, a saved tensor is another object than the
+        # parameter that the buffer knows.
+        ctx.parameters = weight, bias
+        ctx.buffer, ctx.is_transposed = buffer, is_transposed
         return functional.linear(x, weight.t() if is_transposed else weight, bias)
 
     @staticmethod
@@ -52,9 +55,9 @@ class _Linear(torch.autograd.Function):
             # What the product was of: autocast may have rounded the input on the way in.
             seen = x.to(g.dtype)
             left, right = (seen, g) if ctx.is_transposed else (g, seen)
-            ctx.buffer.add_outer(weight, left, right)
+            ctx.buffer.add_outer(ctx.parameters[0], left, right)
         if ctx.needs_input_grad[2]:
-            ctx.buffer.add_over_tokens(ctx.bias, g)
+            ctx.buffer.add_over_tokens(ctx.parameters[1], g)
         if not ctx.needs_input_grad[0]:
             return None, None, None, None, None
         matrix = weight.to(g.dtype)
@@ -78,7 +81,7 @@ class _FusedLora(torch.autograd.Function):
         y, h = functional.linear(x, base.weight, base.bias), functional.linear(x, a)
         y.view(-1, y.shape[-1]).addmm_(h.reshape(-1, h.shape[-1]), b.t(), alpha=scale)
         ctx.save_for_backward(x, h, base.weight, a, b)
-        ctx.scale, ctx.buffer = scale, buffer
+        ctx.parameters, ctx.scale, ctx.buffer = (a, b), scale, buffer
         return y
 
     @staticmethod
@@ -89,9 +92,9 @@ class _FusedLora(torch.autograd.Function):
         if ctx.scale != 1:
             inner *= ctx.scale
         if ctx.needs_input_grad[2]:
-            ctx.buffer.add_outer(a, inner, x)
+            ctx.buffer.add_outer(ctx.parameters[0], inner, x)
         if ctx.needs_input_grad[3]:
-            ctx.buffer.add_outer(b, g, h, ctx.scale)
+            ctx.buffer.add_outer(ctx.parameters[1], g, h, ctx.scale)
         back = None
         if ctx.needs_input_grad[0]:
             back = g @ weight

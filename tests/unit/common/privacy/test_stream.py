@@ -2,7 +2,6 @@ import os
 import shutil
 import subprocess
 
-import numpy as np
 import pytest
 from scipy import stats
 
