@@ -184,7 +184,7 @@ def _lora_forward(layer: Any, buffer: GradientBuffer, x: Tensor, *rest: Any, **k
 
 
 def _hook_sampler(name: str, layer: nn.Module, buffer: GradientBuffer) -> Callable[[], None]:
-    """Let Opacus compute a layer's per-sample gradients from its input and its output's gradient."""
+    """Let Opacus compute per-sample gradients from a layer's input and its output's gradient."""
     sampler = GradSampleModule.GRAD_SAMPLERS.get(type(layer))
     if sampler is None:
         prepare_layer(layer)

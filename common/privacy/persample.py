@@ -115,6 +115,9 @@ def _with_opacus(
         return flatten({name: _take(name, p, len(losses)) for name, p in parameters.items()})
     finally:
         wrapped.to_standard_module()
+        for module in model.modules():  # Opacus leaves these, full of records after an error
+            vars(module).pop("activations", None)
+            vars(module).pop("max_batch_len", None)
 
 
 class _EmptyBatch(Exception):

@@ -58,8 +58,10 @@ class Case:
             rows.append(torch.cat([part.flatten() for part in parts]))
         return torch.stack(rows)
 
-    def found(self, rows: slice = slice(None), **options: Any) -> Tensor:
-        return flat_gradients(self.model, lambda: self.losses(rows), **options)
+    def found(
+        self, rows: slice = slice(None), *, engine: str = "native", fused: bool = False
+    ) -> Tensor:
+        return flat_gradients(self.model, lambda: self.losses(rows), engine=engine, fused=fused)
 
 
 def bert(*, tokens: bool = False) -> nn.Module:
@@ -111,7 +113,7 @@ def case(
     targets: list[str] | str,
     saved: list[str] | None = None,
     dtype: torch.dtype = torch.float32,
-    **options: Any,
+    **options: object,
 ) -> Case:
     """``base`` with LoRA away from its start, and ragged right-padded inputs."""
     config = LoraConfig(r=3, lora_alpha=5, target_modules=targets, modules_to_save=saved, **options)
