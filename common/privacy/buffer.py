@@ -48,7 +48,7 @@ class GradientBuffer:
         """
         place = self._place(parameter, left)
         a, b = _tokens(left).to(place.dtype).transpose(1, 2), _tokens(right).to(place.dtype)
-        view = place.unflatten(1, parameter.shape)
+        view = place.view(-1, *parameter.shape)
         if id(parameter) in self._written:
             view.baddbmm_(a, b, alpha=scale)
         else:
@@ -88,7 +88,7 @@ class GradientBuffer:
         for name, parameter in self._parameters.items():
             start = self._places[id(parameter)][1]
             part = rows[:, start : start + parameter.numel()]
-            views[name] = part.unflatten(1, parameter.shape) if parameter.dim() else part[:, 0]
+            views[name] = part.view(-1, *parameter.shape)
         return views
 
     def _place(self, parameter: Tensor, gradients: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ class _Linear(torch.autograd.Function):
     """``x W^T + b``; the gradients of W and b go to the buffer, one a sample."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,  # noqa: ANN401
         x: Tensor,
         weight: Tensor,
@@ -48,7 +48,7 @@ class _Linear(torch.autograd.Function):
         return functional.linear(x, weight.t() if is_transposed else weight, bias)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         x, weight = ctx.saved_tensors
         if ctx.needs_input_grad[1]:
@@ -69,7 +69,7 @@ class _FusedLora(torch.autograd.Function):
     """``x W^T + b + s (x A^T) B^T`` with W and b frozen; A's and B's gradients go to the buffer."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,  # noqa: ANN401
         x: Tensor,
         base: nn.Linear,
@@ -85,7 +85,7 @@ class _FusedLora(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         x, h, weight, a, b = ctx.saved_tensors
         inner = g @ b
@@ -198,7 +198,9 @@ def _hook_sampler(name: str, layer: nn.Module, buffer: GradientBuffer) -> Callab
                 f"trainable layer {name} ({type(layer).__name__}) must take one input, got more"
             )
         seen = args[0].detach()
-        output.register_hook(lambda g: _sample(layer, sampler, seen, g, buffer))
+        output.register_hook(  # type: ignore[no-untyped-call]
+            lambda g: _sample(layer, sampler, seen, g, buffer)
+        )
 
     handle = layer.register_forward_hook(watch_output, with_kwargs=True)
 

@@ -72,7 +72,7 @@ def bert(*, tokens: bool = False) -> nn.Module:
         num_attention_heads=2,
         intermediate_size=24,
         max_position_embeddings=TOKENS,
-        num_labels=LABELS,
+        num_labels=LABELS,  # type: ignore[call-arg]
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
     )
@@ -116,7 +116,7 @@ def case(
     **options: object,
 ) -> Case:
     """``base`` with LoRA away from its start, and ragged right-padded inputs."""
-    config = LoraConfig(r=3, lora_alpha=5, target_modules=targets, modules_to_save=saved, **options)
+    config = LoraConfig(r=3, lora_alpha=5, target_modules=targets, modules_to_save=saved, **options)  # type: ignore[arg-type]
     model: nn.Module = get_peft_model(base, config).to(dtype).train()
     draw = torch.Generator().manual_seed(9)
     with torch.no_grad():

@@ -223,7 +223,7 @@ def test_rows_fill_a_quarter_of_what_the_machine_or_its_group_has_left(
     expected: int,
 ) -> None:
     memory = virtual_memory()._replace(available=available)
-    monkeypatch.setattr(persample.psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
     monkeypatch.setattr(persample, "_CGROUP", tmp_path)
     if limit is not None and current is not None:
         (tmp_path / "memory.max").write_text(limit)
