@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from multiprocessing import get_context
 from pathlib import Path
@@ -119,7 +120,8 @@ def _on_cuda(rounds: int, targets: str) -> dict[str, object]:
         return time.perf_counter()
 
     found: dict[str, object] = {"device": torch.cuda.get_device_name()}
-    for name, build in (("minilm", lambda: minilm(targets)), ("llama_1b", llama_1b)):
+    builds = {"minilm": partial(minilm, targets), "llama_1b": llama_1b}
+    for name, build in builds.items():
         model = build().to("cuda", torch.bfloat16)
         found[name] = _measure(model, rounds, f"{name} on CUDA", clock)
     return found
