@@ -115,9 +115,8 @@ def _native(model: nn.Module, clip_norm: float, *, fused: bool) -> Step:
         rows = flat_gradients(model, lambda: losses(model, batch), fused=fused)
         total = clip_and_sum(rows, clip_norm).double() * (clip_norm / LATTICE)
         parameters = trainable(model).values()
-        for parameter, part in zip(
-            parameters, total.split([p.numel() for p in parameters]), strict=True
-        ):
+        sizes = [p.numel() for p in parameters]
+        for parameter, part in zip(parameters, torch.split(total, sizes), strict=True):
             parameter.grad = part.to(parameter.dtype).view_as(parameter)
         optimizer.step()
 

@@ -33,7 +33,7 @@ def lattice_noise(size: int, deviation: float, stream: Any) -> Any:  # noqa: ANN
 
 def clip_and_sum(gradients: Any, clip_norm: float) -> Any:  # noqa: ANN401
     if planted() == "no clip":
-        return (gradients.sum(dim=0) * (clipping.LATTICE / clip_norm)).long()
+        return (gradients * (clipping.LATTICE / clip_norm)).round().long().sum(dim=0)
     return sound_sum(gradients, clip_norm)
 
 

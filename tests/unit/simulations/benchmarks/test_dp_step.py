@@ -33,7 +33,7 @@ def model() -> nn.Module:
         num_hidden_layers=1,
         num_attention_heads=2,
         intermediate_size=24,
-        num_labels=dp_step.LABELS,
+        num_labels=dp_step.LABELS,  # type: ignore[call-arg]
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
     )
@@ -156,5 +156,5 @@ def test_the_table_shows_every_engine() -> None:
 @pytest.mark.slow
 def test_a_step_of_ours_takes_no_more_memory_than_its_target() -> None:
     plain = dp_step.peak_in_child("plain", "qv")
-    assert plain > 500 * 2**20
+    assert plain > 300 * 2**20
     assert dp_step.peak_in_child("ours", "qv") / plain <= 1.05
