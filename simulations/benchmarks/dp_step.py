@@ -120,7 +120,10 @@ def _on_cuda(rounds: int, targets: str) -> dict[str, object]:
         return time.perf_counter()
 
     found: dict[str, object] = {"device": torch.cuda.get_device_name()}
-    builds = {"minilm": partial(minilm, targets), "llama_1b": llama_1b}
+    builds: dict[str, Callable[[], nn.Module]] = {
+        "minilm": partial(minilm, targets),
+        "llama_1b": llama_1b,
+    }
     for name, build in builds.items():
         model = build().to("cuda", torch.bfloat16)
         found[name] = _measure(model, rounds, f"{name} on CUDA", clock)
