@@ -115,6 +115,18 @@ def test_a_double_row_whose_norm_overflows_counts_as_zero() -> None:
     assert clip_and_sum(rows, 2.0).tolist() == [LATTICE // 4, 0]
 
 
+def test_a_double_row_that_float32_cannot_hold_is_clipped_as_any_other() -> None:
+    total = clip_and_sum(torch.tensor([[3e39, -4e39]], dtype=torch.float64), 2.0)
+    assert total.tolist() == pytest.approx([0.6 * LATTICE, -0.8 * LATTICE], abs=2)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rows_of_few_digits_are_scaled_and_rounded_in_float32(dtype: torch.dtype) -> None:
+    rows = torch.tensor([[0.30, -0.21, 0.07]]).to(dtype)
+    expected = rows.double() * (LATTICE / 0.7)
+    assert torch.allclose(clip_and_sum(rows, 0.7).double(), expected[0], rtol=2e-6, atol=0.5)
+
+
 def test_no_rows_sum_to_zero() -> None:
     assert clip_and_sum(torch.zeros(0, 4), 0.7).tolist() == [0] * 4
 
