@@ -15,6 +15,7 @@ from client.config import load_home
 from client.site import Site
 from common import messages
 from common.errors import JobWaits, Refusal, VeiltuneError
+from common.privacy.ledger import WITNESSED
 
 log = structlog.get_logger(__name__)
 
@@ -26,7 +27,7 @@ def make_client_app(site_of: Callable[[Context], Site]) -> ClientApp:
     def continued_site(message: Message, context: Context) -> Site:
         """The site, unless its ledger is not the one that the server saw last."""
         site = site_of(context)
-        site.outbox.require_witnessed(messages.read_head(message.content, messages.WITNESSED))
+        site.outbox.require_witnessed(messages.read_head(message.content, WITNESSED))
         return site
 
     @app.query("offer")

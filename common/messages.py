@@ -20,7 +20,7 @@ from common.errors import JobRefused, UpdateRejected
 from common.job import MAX_INTEGER, Job, SignedJob, parse_signed_job
 from common.link.codecs import CODECS
 from common.link.payload import message_cap, pack, unpack
-from common.privacy.ledger import Head
+from common.privacy.ledger import WITNESSED, Head
 
 OFFER, TRAIN, CLOSE = "query.offer", "train", "query.close"
 
@@ -35,7 +35,7 @@ WAITING = "job waits for a person at this site"
 _UPDATE_KEYS = {"arrays", "head", "manifest", "round"}
 _ROUND_KEYS = {"round", "input_sha256", "steps", "charged_steps"}
 GLOBAL_CODEC = CODECS["fp32"]
-HEAD, WITNESSED = "head", "witnessed"
+HEAD = "head"
 _HEX_CHARACTERS = 400  # of a signature or a public key, at most
 
 

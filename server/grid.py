@@ -19,7 +19,7 @@ from flwr.serverapp import Grid
 from common.errors import InvalidInput, JobStopped
 from common.flower import Run, content_to_bytes, new_run, set_message_id
 from common.link.identity import node_id
-from common.messages import WITNESSED
+from common.privacy.ledger import WITNESSED
 from server.link import LinkServer
 from server.mailbox import Letter
 

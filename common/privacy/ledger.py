@@ -27,6 +27,7 @@ from common.privacy.entries import AnyEntry, Created, Rekeyed, read_entry
 ENTRY_DOMAIN = b"veiltune ledger entry v1\n"
 SIGNATURE_DOMAIN = b"veiltune ledger signature v1\n"
 HEAD_DOMAIN = b"veiltune ledger head v1\n"
+WITNESSED = "witnessed"  # the record of a message that holds the last head its sender saw
 _BEFORE_ALL = bytes(32)
 _SHA256 = ec.ECDSA(hashes.SHA256())
 

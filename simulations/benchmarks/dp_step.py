@@ -29,6 +29,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
 from rich.console import Console
@@ -262,12 +263,12 @@ def llama_1b() -> nn.Module:
 
 
 def _with_lora(base: nn.Module, targets: list[str], head: str) -> nn.Module:
-    torch.manual_seed(11)
     config = LoraConfig(r=RANK, target_modules=targets, modules_to_save=[head], task_type="SEQ_CLS")
     model: nn.Module = get_peft_model(base, config)
     with torch.no_grad():  # LoRA starts at B = 0, where A has no gradient
+        draw = np.random.Generator(np.random.PCG64(11))
         for parameter in trainable(model).values():
-            parameter.add_(torch.randn_like(parameter), alpha=0.02)
+            parameter.copy_(torch.from_numpy(0.05 * draw.standard_normal(parameter.shape)))
     return model.train()
 
 
@@ -332,7 +333,8 @@ def _status_bytes(field: str) -> int:
 
 def _mechanism_times() -> dict[str, object]:
     """Milliseconds of CPU for one release's noise, and for clipping one batch to the lattice."""
-    rows = torch.randn(RECORDS, _MECHANISM_SIZE, generator=torch.Generator().manual_seed(2))
+    draw = np.random.Generator(np.random.PCG64(2))
+    rows = torch.from_numpy(draw.standard_normal((RECORDS, _MECHANISM_SIZE), dtype=np.float32))
     deviation = 1.1 * sensitivity(_MECHANISM_SIZE)
 
     def noise() -> None:

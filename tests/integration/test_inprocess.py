@@ -13,6 +13,7 @@ from flwr.app import Array, Error, Message, RecordDict
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
+from client.account import open_account
 from common import messages
 from common.adapter import load_adapter, read_vector, vector_sha256, write_vector
 from common.audit.recompute import check_outcome
@@ -105,7 +106,7 @@ def test_runs_without_privacy_repeat_bit_for_bit(
         fed = federation(made, folder=place, **WITHOUT)
         for one in fed.sites.values():
             one.home.account_path.unlink()
-            one.outbox.__init__(one.home.account_path)
+            one.outbox = open_account(one.home)
         result = fed.run()
         assert not result.private
         assert {s.epsilon for s in result.sites} == {None}
@@ -163,7 +164,7 @@ def test_a_resumed_job_ends_as_one_that_was_never_cut(
     whole = federation(made, folder="whole", **WITHOUT)
     for one in whole.sites.values():
         one.home.account_path.unlink()
-        one.outbox.__init__(one.home.account_path)
+        one.outbox = open_account(one.home)
     whole.run()
     assert whole.checkpoints.latest(made.sha256)[1] == ended
 
@@ -203,10 +204,10 @@ def test_replies_hold_public_constants_and_noise_and_nothing_else(
     for _, reply in fed.replies:
         content = reply.content
         if reply.metadata.message_type != messages.TRAIN:
-            assert set(content) == {"verdict"}
+            assert set(content) <= {"verdict", "head"}
             assert dict(content.config_records["verdict"]) == {"accepted": True, "reason": ""}
             continue
-        assert set(content) == {"arrays", "manifest", "round"}
+        assert set(content) == {"arrays", "head", "manifest", "round"}
         assert not content.metric_records
         body = dict(content.config_records["round"])
         assert (body["round"], body["steps"], body["charged_steps"]) == (1, 2, 2)

@@ -14,7 +14,7 @@ from common.flower import become_server, set_message_id
 from common.job import Job
 from common.link.identity import node_id
 from common.privacy.entries import Created, Decided, write_entry
-from common.privacy.ledger import Chain, Head, public_hex
+from common.privacy.ledger import WITNESSED, Chain, Head, public_hex
 from server.app import _Run
 
 MakeJob = Callable[..., Job]
@@ -68,7 +68,7 @@ def test_every_job_is_offered_with_the_longest_head_of_all_jobs_before(
     later = federation(second, **WITHOUT)
     later.run()
     offered = {
-        name: messages.read_head(request.content, messages.WITNESSED)
+        name: messages.read_head(request.content, WITNESSED)
         for name, request in later.requests
         if request.metadata.message_type == messages.OFFER
     }

@@ -14,7 +14,7 @@ from common.errors import JobRefused, UpdateRejected
 from common.flower import content_from_bytes, content_to_bytes
 from common.job import Job, SignedJob, sign_job
 from common.messages import Receipt, Update
-from common.privacy.ledger import Head
+from common.privacy.ledger import WITNESSED, Head
 
 MakeJob = Callable[..., Job]
 TABLE = AdapterTable((TensorSpec("b", (3, 2)), TensorSpec("c", (5,))), "aa")
@@ -205,12 +205,12 @@ def test_a_ledgers_head_goes_both_ways(signed: SignedJob) -> None:
     sent = [
         (messages.update(signed.job, TABLE, Update(VECTOR, 3, START, 2, 6, HEAD)), messages.HEAD),
         (messages.verdict(accepted=True, head=HEAD), messages.HEAD),
-        (messages.offer(signed, HEAD), messages.WITNESSED),
-        (messages.order(signed, TABLE, VECTOR, 3, None, HEAD), messages.WITNESSED),
+        (messages.offer(signed, HEAD), WITNESSED),
+        (messages.order(signed, TABLE, VECTOR, 3, None, HEAD), WITNESSED),
     ]
     for content, name in sent:
         assert messages.read_head(wire(content), name) == HEAD
-    assert messages.read_head(wire(messages.offer(signed)), messages.WITNESSED) is None
+    assert messages.read_head(wire(messages.offer(signed)), WITNESSED) is None
     assert messages.read_head(wire(messages.verdict(accepted=True)), messages.HEAD) is None
 
 

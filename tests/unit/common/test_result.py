@@ -44,6 +44,7 @@ def example() -> dict[str, Any]:
         "privacy": {
             "mode": "site",
             "unit": "record",
+            "unit_cap": None,
             "neighbours": "add-or-remove-one",
             "sampler": "poisson",
             "sampling_rate": 0.05,
