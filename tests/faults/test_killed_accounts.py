@@ -130,6 +130,7 @@ def opened(place: Path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # a process a system call
 @needs_strace
 @pytest.mark.parametrize("call", ["fsync,fdatasync", "pwrite64", "unlink"])
 def test_a_kill_at_any_system_call_of_a_commit_leaves_it_whole_or_undone(
@@ -149,6 +150,7 @@ def test_a_kill_at_any_system_call_of_a_commit_leaves_it_whole_or_undone(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # a process a system call
 @needs_strace
 @pytest.mark.parametrize("call", ["fsync", "fdatasync", "pwrite64", "unlink"])
 def test_an_error_of_the_disk_at_any_call_hands_nothing_out_uncharged(

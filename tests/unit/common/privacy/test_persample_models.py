@@ -132,7 +132,7 @@ def make(
     model = get_peft_model(build(), config).to(dtype).train()
     with torch.no_grad():
         for parameter in trainable(model).values():
-            parameter.normal_(0, 0.1)
+            parameter.normal_(0, 0.02 if name.startswith("minilm") else 0.1)
     mask = torch.tensor([[1] * n + [0] * (max(lengths) - n) for n in lengths])
     input_ids = torch.randint(1, VOCABULARY, mask.shape) * mask
     labels = torch.randint(0, 5, mask.shape if per_token else mask.shape[:1])
