@@ -18,30 +18,22 @@ from flwr.serverapp import Grid, ServerApp
 
 from common import messages
 from common.adapter import LoadedAdapter, Vector, load_adapter, vector_sha256
-from common.errors import InvalidInput, JobRefused, JobStopped, UpdateRejected
+from common.errors import InvalidInput, JobStopped
 from common.flower import become_server
 from common.job import Job, SignedJob, parse_signed_job, verify_job
-from common.link.identity import node_id
 from common.model import require_base
 from common.result import Result
 from common.tasks.metrics import Metrics
 from server.checkpoint import Checkpoints, Receipt, RoundRecord
 from server.evaluate import HoldOut, load_hold_out
 from server.outcome import write_outcome
-from server.round import (
-    ASK_A_PERSON_AGAIN_S,
-    ASK_AGAIN_S,
-    collect,
-    in_words,
-    open_book,
-    site_of,
-)
+from server.participants import Participants
+from server.round import collect, open_book, site_of
 from server.strategies import STRATEGIES
 from server.strategies.fedavg import global_record, read_global
+from server.witness import witness
 
-_POLL_S = 0.1
 _CLOSE_TIMEOUT_S = 30.0
-_OFFER_TIMEOUT_S = 60.0
 
 log = structlog.get_logger(__name__)
 
@@ -96,7 +88,7 @@ def run_job(
     run = _Run(signed, adapter, load_hold_out(job, adapter), grid, checkpoints, observe)
     vector, metrics = run.resume()
     if run.last_round < job.training.rounds:
-        run.gather()
+        run.sites.gather()
     for round_ in range(run.last_round + 1, job.training.rounds + 1):
         vector, metrics = run.round(round_, vector)
     result = write_outcome(
@@ -129,13 +121,11 @@ class _Run:
     grid: Grid
     checkpoints: Checkpoints
     observe: Callable[[RoundRecord], None]
-    accepted: set[str] = field(default_factory=set)
-    refused: dict[str, str] = field(default_factory=dict)
-    missed: set[str] = field(default_factory=set)
-    waiting: set[str] = field(default_factory=set)
-    not_before: dict[str, float] = field(default_factory=dict)
     last_round: int = 0
     receipts: dict[str, Receipt] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.sites = Participants(self.signed, self.grid, self.checkpoints)
 
     @property
     def job(self) -> Job:
@@ -154,148 +144,34 @@ class _Run:
         vector = np.frombuffer(latest[1], dtype="<f4")
         return vector, self.hold_out.evaluate(vector)
 
-    def gather(self) -> None:
-        """Wait for the job's sites and offer it to them.
-
-        Until the deadline all are waited for, then those that make the quorum are enough.
-
-        Raises:
-            JobRefused: so many sites refuse that no quorum is left.
-        """
-        end = time.monotonic() + self.job.training.deadline_s
-        while True:
-            self._offer()
-            missing = set(self.job.sites) - self.accepted - set(self.refused)
-            enough = len(self.accepted) >= self.job.training.quorum
-            if not missing or (enough and time.monotonic() > end):
-                break
-            self._require_possible()
-            time.sleep(_POLL_S)
-        self._require_possible()
-
-    def _require_possible(self) -> None:
-        possible, quorum = len(self.job.sites) - len(self.refused), self.job.training.quorum
-        if possible < quorum:
-            raise JobRefused(
-                f"job must be accepted by {quorum} sites, got at most {possible}"
-                f"{in_words(self.refused)}"
-            )
-
-    def _connected(self) -> set[str]:
-        """The job's sites that the grid can reach now."""
-        nodes = set(self.grid.get_node_ids())
-        return {site for site in self.job.sites if node_id(site) in nodes}
-
-    def _offer(self, silence_s: float = ASK_AGAIN_S) -> None:
-        """Offer the job to connected sites that have not answered yet.
-
-        One that is in trouble, or where a person has yet to decide, is offered it again after a
-        pause, one that says nothing after ``silence_s``: it considers the same offer once, however
-        often it comes.
-        """
-        now, connected = time.monotonic(), self._connected()
-        # Who went away has perhaps been mended: it is offered the job as soon as it is back.
-        late = {s: t for s, t in self.not_before.items() if now < t and s in connected}
-        self.not_before = late
-        new = connected - self.accepted - set(self.refused) - set(late)
-        if not new:
-            return
-        silent = set(new)
-        timeout = min(_OFFER_TIMEOUT_S, self.job.training.deadline_s)
-
-        def content(site: str) -> RecordDict:
-            return messages.offer(self.signed, self.checkpoints.head(site))
-
-        for reply in self._send(new, messages.OFFER, content, "offer", timeout):
-            site = site_of(self.job, reply)
-            silent.discard(site)
-            self._take_verdict(site, reply)
-        self.not_before |= dict.fromkeys(silent, time.monotonic() + silence_s)
-
-    def _take_verdict(self, site: str, reply: Message) -> None:
-        if reason := messages.not_yet(reply):
-            self._postpone(site, reason)
-            return
-        self._witness(reply)
-        verdict = messages.read_verdict(reply.content)
-        if verdict is not None and verdict.is_accepted:
-            self.accepted.add(site)
-            log.info("job accepted", job=self.job.job.name, site=site)
-        else:
-            self.refused[site] = verdict.reason if verdict else "error"
-            log.warning("job refused", site=site, reason=self.refused[site])
-
-    def _postpone(self, site: str, reason: str) -> None:
-        """Ask again later; a site where a person decides is asked seldom, and noted once."""
-        is_waiting = reason == messages.WAITING
-        pause_s = ASK_A_PERSON_AGAIN_S if is_waiting else ASK_AGAIN_S
-        self.not_before[site] = time.monotonic() + pause_s
-        if site not in self.waiting:
-            log.warning("offer not answered", site=site, reason=reason)
-        if is_waiting:
-            self.waiting.add(site)
-
-    def _send(
-        self,
-        sites: Iterable[str],
-        message_type: str,
-        content: Callable[[str], RecordDict],
-        group_id: str,
-        timeout: float | None = None,
-    ) -> Iterable[Message]:
-        orders = [
-            Message(
-                content(site),
-                dst_node_id=node_id(site),
-                message_type=message_type,
-                group_id=group_id,
-            )
-            for site in sorted(sites)
-        ]
-        return self.grid.send_and_receive(orders, timeout=timeout or self.job.training.deadline_s)
-
-    def _present(self) -> set[str]:
-        """Accepting sites, but for those that were away in a round and have not come back.
-
-        A site that hangs on its offer holds up one round in every deadline, no more.
-        """
-        while True:
-            self._offer(self.job.training.deadline_s)
-            connected = self._connected()
-            present = self.accepted - (self.missed - connected)
-            if len(present) >= self.job.training.quorum:
-                return present
-            self._require_possible()
-            time.sleep(_POLL_S)
-
     def round(self, round_: int, vector: Vector) -> tuple[Vector, Metrics]:
         """Ask, collect, aggregate, evaluate, and make it durable."""
-        begun = time.monotonic()
+        begun, sites = time.monotonic(), self.sites
         asked: set[str] = set()
         book = open_book(self.job, self.adapter, round_, vector)
 
         def read(reply: Message) -> tuple[Vector, float] | None:
-            self._witness(reply)
+            witness(self.checkpoints, site_of(self.job, reply), reply)
             return book.read(reply)
 
         strategy = STRATEGIES["fedavg"](self._ask, read)
 
-        def orders(sites: set[str]) -> list[Message]:
-            if not sites:
+        def orders(to: set[str]) -> list[Message]:
+            if not to:
                 return []
-            asked.update(sites)
-            self.checkpoints.dispatch(self.job.sha256, round_, sorted(sites))
-            config = ConfigRecord({"sites": sorted(sites)})
+            asked.update(to)
+            self.checkpoints.dispatch(self.job.sha256, round_, sorted(to))
+            config = ConfigRecord({"sites": sorted(to)})
             return list(strategy.configure_train(round_, global_record(vector), config, self.grid))
 
         def latecomers() -> list[Message]:
-            self._offer()
-            return orders((self.accepted & self._connected()) - asked)
+            sites.offer()
+            return orders((sites.accepted & sites.connected()) - asked)
 
-        first = orders(self._present())
+        first = orders(sites.present())
         arrays, _ = strategy.aggregate_train(round_, collect(self.grid, first, book, latecomers))
         answered = {receipt.site for receipt in book.receipts} | set(book.refused)
-        self.missed = (self.missed | asked) - answered
+        sites.missed = (sites.missed | asked) - answered
         after = vector if arrays is None else read_global(arrays)
         return self._close_round(
             round_, after, book.receipts, begun, book.input_sha256, book.bytes_up
@@ -316,25 +192,6 @@ class _Run:
         if receipt is None:
             return None
         return messages.Receipt(receipt.round, receipt.payload_sha256, receipt.accepted)
-
-    def _witness(self, reply: Message) -> None:
-        """Remember the ledger head in a reply; one that contradicts an earlier one is named."""
-        site = site_of(self.job, reply)
-        try:
-            head = messages.read_head(reply.content, messages.HEAD) if reply.has_content() else None
-        except UpdateRejected as error:
-            log.warning("head not taken", site=site, reason=str(error))
-            return
-        if head is None:
-            return
-        if not head.is_signed():
-            log.warning("head not taken", site=site, reason="its signature is not its key's")
-            return
-        found = self.checkpoints.witness(site, head)
-        if found == "forked":
-            log.error("ledger forked", site=site, size=head.size, remedy="two copies are used")
-        elif found == "shorter":
-            log.warning("older ledger head", site=site, size=head.size)
 
     def _remember(self, receipts: Iterable[Receipt]) -> None:
         self.receipts.update({receipt.site: receipt for receipt in receipts})
@@ -382,10 +239,11 @@ class _Run:
         def content(site: str) -> RecordDict:
             return messages.close(self.job.sha256, state, vector, self._receipt_for(site))
 
-        sites = (self.accepted | set(self.receipts)) & self._connected()
-        for reply in self._send(sites, messages.CLOSE, content, "close", _CLOSE_TIMEOUT_S):
-            self._witness(reply)
-            log.info("job closed", site=site_of(self.job, reply))
+        sites = (self.sites.accepted | set(self.receipts)) & self.sites.connected()
+        for reply in self.sites.send(sites, messages.CLOSE, content, "close", _CLOSE_TIMEOUT_S):
+            site = site_of(self.job, reply)
+            witness(self.checkpoints, site, reply)
+            log.info("job closed", site=site)
 
 
 app = ServerApp()

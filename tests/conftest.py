@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hypothesis import settings
 
 import common  # noqa: F401
 from common.config import parse
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from common.privacy.stream import KeySource
     from common.result import Result
     from server.checkpoint import Checkpoints, RoundRecord
+
+# A slow machine is no fault of the code.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 OPERATOR = Ed25519PrivateKey.from_private_bytes(b"\x0b" * 32)
 SIGNER = OPERATOR.public_key().public_bytes_raw().hex()

@@ -313,6 +313,7 @@ def test_tls_1_2_is_refused_and_1_3_works(
         bytes.fromhex("16030100ff") + os.urandom(40),  # a TLS record that is cut short
         os.urandom(5000),
     ],
+    ids=["http", "http2", "cut short", "noise"],
 )
 def test_plaintext_and_garbage_end_their_connection_alone(
     server: LinkServer, loopback: Loopback, connect: Callable[..., RawSite], data: bytes

@@ -15,7 +15,7 @@ from common.job import Job
 from common.link.identity import node_id
 from common.privacy.entries import Created, Decided, write_entry
 from common.privacy.ledger import WITNESSED, Chain, Head, public_hex
-from server.app import _Run
+from server.witness import witness
 
 MakeJob = Callable[..., Job]
 MakeFederation = Callable[..., Any]
@@ -109,12 +109,12 @@ def test_a_head_that_contradicts_is_named_and_the_longer_one_kept(
     become_server()
     fed = federation(job())
     checkpoints, known = fed.checkpoints, other_ledger(2)
-    run = _Run(fed.signed, None, None, None, checkpoints, print)  # type: ignore[arg-type]
 
     def say(said: Head) -> None:
         asked = Message(RecordDict(), node_id("B"), messages.OFFER)
         set_message_id(asked, "1")
-        run._witness(Message(messages.verdict(accepted=True, head=said), reply_to=asked))
+        reply = Message(messages.verdict(accepted=True, head=said), reply_to=asked)
+        witness(checkpoints, "B", reply)
 
     say(known)
     say(head)

@@ -172,9 +172,7 @@ def facts(box: Outbox) -> list[object]:
     return [box.charges(), stored, box.latest_input(JOB), box.jobs(), box.decisions()]
 
 
-@settings(
-    max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=250, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_flipped_bit_anywhere_in_the_file_is_found_or_changes_nothing(
     data: st.DataObject, tmp_path: Path

@@ -155,7 +155,7 @@ def test_epsilon_is_that_of_all_charges_over_all_jobs(outbox: Outbox) -> None:
     assert spent(outbox.charges(), 1e-5) == expected
 
 
-@settings(max_examples=15, stateful_step_count=20, deadline=None)
+@settings(max_examples=15, stateful_step_count=20)
 class Account(RuleBasedStateMachine):
     """Any order of calls, with the process ending anywhere between two of them."""
 

@@ -90,7 +90,7 @@ def test_a_table_names_what_it_holds() -> None:
     assert len({t.sha256 for t in (table, *others)}) == 4
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_what_is_written_is_read_back(job: MakeJob, seed: int) -> None:
     adapter = load(job())

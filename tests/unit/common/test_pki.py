@@ -284,7 +284,7 @@ def test_a_hostile_name_gets_no_request_and_no_certificate(name: str) -> None:
         pki.issue_site(csr, INTERMEDIATE, now=NOW)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.text(max_size=70))
 def test_what_is_issued_names_exactly_a_plain_name(name: str) -> None:
     plain = bool(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_\-]{0,62}", name))
@@ -299,7 +299,7 @@ def test_what_is_issued_names_exactly_a_plain_name(name: str) -> None:
 
 
 @given(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}", fullmatch=True))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_plain_name_survives_the_certificate(name: str) -> None:
     _, csr = pki.new_site_key_and_csr(name)
     assert pki.read_identity(pki.issue_site(csr, INTERMEDIATE, now=NOW)) == name
@@ -335,7 +335,7 @@ def test_a_certificate_without_one_plain_site_uri_has_no_identity(certificate: b
         pki.read_identity(certificate)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.binary(max_size=300), st.integers(0, 400))
 def test_bytes_that_are_no_certificate_are_refused(junk: bytes, position: int) -> None:
     edited = SITE[:position] + junk + SITE[position + len(junk) :]

@@ -19,9 +19,9 @@ from common.flower import new_context
 from common.job import Job
 from common.link.identity import node_id
 from common.messages import CLOSE, OFFER, TRAIN, job_cap
-from server.app import _Run, app, final_vector, message_cap, run_job
+from server.app import app, final_vector, message_cap, run_job
 from server.checkpoint import RoundRecord
-from server.evaluate import load_hold_out
+from server.participants import Participants
 from simulations.grids import InProcessGrid
 
 MakeJob = Callable[..., Job]
@@ -87,7 +87,7 @@ def test_a_finished_job_is_run_again_without_asking_any_site_to_train(
 def test_a_fault_that_passes_at_one_site_ends_no_job(
     kind: str, make_job: MakeJob, federation: MakeFederation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.app.ASK_AGAIN_S", 0.2)
+    monkeypatch.setattr("server.participants.ASK_AGAIN_S", 0.2)
     monkeypatch.setattr("server.round.ASK_AGAIN_S", 0.2)
     fed = federation(make_job(training={"rounds": 1}))
     said = [
@@ -115,7 +115,7 @@ def test_a_job_begins_without_a_site_where_nobody_decides_and_takes_it_in_once_t
     monkeypatch: pytest.MonkeyPatch,
     logs: Any,  # noqa: ANN401
 ) -> None:
-    monkeypatch.setattr("server.app.ASK_A_PERSON_AGAIN_S", 0.2)
+    monkeypatch.setattr("server.participants.ASK_A_PERSON_AGAIN_S", 0.2)
     made = make_job(training={"rounds": 3, "quorum": 1, "deadline_s": 1.5})
     fed = federation(made)
     fed.sites["B"] = site("B", policy={"approval": "person"})
@@ -139,7 +139,7 @@ def test_a_job_begins_without_a_site_where_nobody_decides_and_takes_it_in_once_t
 def test_a_person_who_says_no_ends_the_wait(
     make_job: MakeJob, federation: MakeFederation, site: MakeSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.app.ASK_A_PERSON_AGAIN_S", 0.2)
+    monkeypatch.setattr("server.participants.ASK_A_PERSON_AGAIN_S", 0.2)
     fed = federation(make_job(training={"rounds": 1}))
     fed.sites["B"] = site("B", policy={"approval": "person"})
 
@@ -182,12 +182,9 @@ def test_an_offer_is_waited_for_a_minute_at_most(
     inner = grid(fed)
     first, hung = inner.get_node_ids()
     over = Hung(inner, hung)
-    made = fed.signed.job
-    adapter = load_adapter(made, Path(made.model.base), "cpu")
-    held_out = load_hold_out(made, adapter)
-    job_run = _Run(fed.signed, adapter, held_out, over, fed.checkpoints, lambda _: None)
+    sites = Participants(fed.signed, over, fed.checkpoints)
     for _ in range(3):  # rounds, each within the deadline of the one before
-        assert {node_id(site) for site in job_run._present()} == {first}
+        assert {node_id(site) for site in sites.present()} == {first}
     assert over.waited == [waited_s]
 
 

@@ -97,7 +97,7 @@ def test_the_noise_generators_share_is_taken_from_delta() -> None:
         epsilon(events, 2.0**-54)
 
 
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=4)
 @given(
     rate=st.sampled_from([0.01, 0.2, 1.0]),
     noise=st.floats(1.0, 5),
@@ -150,7 +150,7 @@ def test_nothing_executed_costs_nothing_and_no_noise_costs_everything() -> None:
     assert epsilon([GaussianSteps(0.1, 0.0, 1), GaussianSteps(0.1, 3.0, 5)], 1e-5) == math.inf
 
 
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=3)
 @given(
     target=st.floats(0.3, 12),
     rate=st.floats(0.005, 0.5),

@@ -73,7 +73,7 @@ def test_one_sampled_step_matches_numerical_integration() -> None:
     assert mixture_delta(epsilon - 0.02, 0.3, 0.9, 4) > 1e-3
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(rate=st.floats(0.01, 0.3), noise=st.floats(0.7, 3), steps=st.integers(1, 200))
 def test_a_group_of_one_costs_what_the_accountant_says_or_a_little_more(
     rate: float, noise: float, steps: int
@@ -84,7 +84,7 @@ def test_a_group_of_one_costs_what_the_accountant_says_or_a_little_more(
     assert alone - 1e-6 <= group.epsilon(event, 1e-5, 1) <= alone + 0.005 * steps + 0.01
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(records=st.integers(2, 6), noise=st.floats(5, 12))
 def test_the_mechanisms_own_bound_is_never_worse_than_the_chain(records: int, noise: float) -> None:
     event = GaussianSteps(0.05, noise, 40)

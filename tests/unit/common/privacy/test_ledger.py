@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import InvalidInput, LedgerBroken
@@ -145,7 +145,6 @@ def test_what_is_replayed_is_what_was_charged() -> None:
     assert account.charges(SECOND) == []
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_a_flipped_bit_of_any_row_is_named(data: st.DataObject) -> None:
     rows = list(ROWS)

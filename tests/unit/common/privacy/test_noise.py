@@ -62,7 +62,7 @@ def test_large_deviations_are_gaussian_in_every_moment(deviation: float) -> None
         assert abs(np.mean(drawn**power) - moment) < 6 * spread / root
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     words=st.lists(st.integers(0, ONES), min_size=1, max_size=20),
     deviation=st.floats(0.3, 2.0**22),

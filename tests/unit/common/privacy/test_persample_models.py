@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+from common.errors import SelfCheckFailed
 from common.model import locate
 from common.privacy.persample import flat_gradients, flatten, per_sample_gradients, trainable
 
@@ -194,11 +196,18 @@ def test_rows_are_the_single_example_gradients_and_opacus_own(
 
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("reentrant", [False, True])
-@pytest.mark.parametrize(("name", "targets"), [("seq", DENSE), ("llama", "all-linear")])
+@pytest.mark.parametrize(
+    ("name", "targets", "options"),
+    [
+        ("seq", DENSE, {}),
+        ("llama", "all-linear", {}),
+        ("llama", ("q_proj",), {"modules_to_save": ["input_layernorm", "lm_head"]}),
+    ],
+)
 def test_gradient_checkpointing_changes_nothing(
-    name: str, targets: Targets, reentrant: bool, fused: bool
+    name: str, targets: Targets, options: dict[str, Any], reentrant: bool, fused: bool
 ) -> None:
-    case = make(name, targets)
+    case = make(name, targets, torch.float64, **options)
     expected = one_by_one(case)
     model: Any = case.model
     model.enable_input_require_grads()
@@ -207,8 +216,9 @@ def test_gradient_checkpointing_changes_nothing(
 
 
 @pytest.mark.parametrize("size", [1, 3])
-def test_micro_batches_give_the_rows_of_the_whole_batch(size: int) -> None:
-    case = make("seq", "all-linear", lengths=(9, 4, 7, 9, 2, 5, 8))
+@pytest.mark.parametrize("name", ["seq", "llama", "gpt2"])
+def test_micro_batches_give_the_rows_of_the_whole_batch(name: str, size: int) -> None:
+    case = make(name, "all-linear", torch.float64, lengths=(9, 4, 7, 9, 2, 5, 8))
     whole = flat_gradients(case.model, case.losses)
     parts = [
         flat_gradients(case.model, lambda i=i: case.losses(slice(i, i + size)))  # type: ignore[misc]
@@ -268,16 +278,67 @@ def test_a_row_that_is_not_finite_leaves_the_others_alone(engine: str) -> None:
     assert torch.equal(found[[0, 2]], clean[[0, 2]])
 
 
-@pytest.mark.parametrize("head", ["LayerNorm", "word_embeddings"])
-def test_other_layers_are_sampled_by_opacus(head: str) -> None:
-    case = make("seq", QUERY_VALUE, modules_to_save=["classifier", head])
+@pytest.mark.parametrize(
+    ("name", "targets", "options"),
+    [
+        ("seq", QUERY_VALUE, {"modules_to_save": ["classifier", "LayerNorm"]}),
+        ("seq", QUERY_VALUE, {"modules_to_save": ["classifier", "word_embeddings"]}),
+        ("seq", QUERY_VALUE, {"lora_bias": True}),
+        ("seq", QUERY_VALUE, {"use_rslora": True}),
+        ("llama", ("q_proj",), {"modules_to_save": ["embed_tokens"]}),
+        ("llama", "all-linear", {"modules_to_save": ["norm", "input_layernorm"]}),
+        ("gpt2", ("c_attn",), {"modules_to_save": ["c_fc"]}),
+    ],
+)
+def test_other_layers_and_kinds_of_lora(
+    name: str, targets: Targets, options: dict[str, Any]
+) -> None:
+    case = make(name, targets, torch.float64, **options)
+    expected = one_by_one(case)
+    require_close(flat_gradients(case.model, case.losses), expected)
+    require_close(flat_gradients(case.model, case.losses, fused=True), expected)
+
+
+class Tied(nn.Module):
+    """One layer used twice, and one whose weight is another one's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.twice = nn.Linear(4, 4)
+        self.embedding = nn.Embedding(11, 4)
+        self.head = nn.Linear(4, 11, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> SimpleNamespace:
+        x = self.embedding(input_ids) * attention_mask[..., None]
+        return SimpleNamespace(logits=self.head(self.twice(torch.tanh(self.twice(x)))))
+
+
+def test_parameters_used_twice_and_tied_weights_add_up() -> None:
+    torch.manual_seed(6)
+    ids = torch.tensor([[1, 2, 3], [4, 4, 5], [10, 0, 2]])
+    case = Case(Tied().double(), ids, (ids > 0).double(), ids.roll(-1, dims=1), per_token=True)
+    assert list(trainable(case.model)) == ["embedding.weight", "twice.bias", "twice.weight"]
     require_close(flat_gradients(case.model, case.losses), one_by_one(case))
 
 
-def test_a_norm_that_opacus_has_no_sampler_for_goes_through_vmap() -> None:
-    case = make("llama", "all-linear", modules_to_save=["norm", "input_layernorm"])
-    assert any("norm" in name for name in trainable(case.model))
-    require_close(flat_gradients(case.model, case.losses), one_by_one(case))
+@pytest.mark.parametrize("engine", ["native", "opacus"])
+def test_positions_without_a_batch_are_refused_without_its_size(engine: str) -> None:
+    case = make("gpt2", ("c_attn",), modules_to_save=["wpe"])
+    with pytest.raises(SelfCheckFailed, match=r"per-sample gradient of .*wpe.* must") as caught:
+        flat_gradients(case.model, case.losses, engine=engine)
+    assert str(caught.value).endswith("a sample, got other rows")
+    assert "(16, 24)" in str(caught.value)  # the parameter's own shape, which is public
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("name", ["seq", "tok", "llama", "gpt2"])
+def test_rows_are_the_single_example_gradients_on_cuda(name: str, fused: bool) -> None:
+    made = make(name, "all-linear", torch.float64)
+    tensors = (made.input_ids.cuda(), made.mask.cuda(), made.labels.cuda())
+    case = Case(made.model.cuda(), *tensors, made.per_token)
+    require_close(flat_gradients(case.model, case.losses, fused=fused), one_by_one(case))
 
 
 def test_values_are_views_of_one_buffer_in_name_order() -> None:

@@ -35,7 +35,7 @@ def test_without_sampling_the_cost_is_the_gaussians_closed_form(
     assert cost == pytest.approx(steps * order / (2 * noise**2), rel=1e-9)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     order=st.sampled_from([2.0, 3.4, 6.6, 17.0, 32.0]),
     rate=st.floats(0.001, 0.3),
