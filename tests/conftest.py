@@ -5,6 +5,7 @@ imported where it is used, since most tests do without.
 """
 
 import csv
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from common.privacy.stream import KeySource
     from common.result import Result
     from server.checkpoint import Checkpoints, RoundRecord
+
+# Before torch is imported, and for every process that a test starts: they run side by side.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A slow machine is no fault of the code.
 settings.register_profile("untimed", deadline=None)
