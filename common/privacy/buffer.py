@@ -13,6 +13,10 @@ from torch import Tensor, nn
 
 from common.errors import SelfCheckFailed
 
+# Rows start 64 bytes apart or a multiple, so that every row of a parameter is aligned as any other:
+# matrix products take another path by alignment, and a record would differ with its row.
+_ALIGNED = 16
+
 
 @dataclass(frozen=True, slots=True)
 class _Place:
@@ -40,12 +44,14 @@ class Buffer:
             self._places[id(parameter)] = _Place(name, columns, parameter.shape)
             offset = columns.stop
         self.size = offset
-        self._rows = torch.empty(0, offset, dtype=self.dtype, device=self.device)
+        self.open(0)
 
     def open(self, samples: int) -> None:
         """Make room for ``samples`` rows; nothing counts as written."""
         self._written.clear()
-        self._rows = torch.empty(samples, self.size, dtype=self.dtype, device=self.device)
+        stride = -(-self.size // _ALIGNED) * _ALIGNED
+        whole = torch.empty(samples, stride, dtype=self.dtype, device=self.device)
+        self._rows = whole[:, : self.size]
 
     def holds(self, parameter: Tensor | None) -> bool:
         """Whether the parameter has columns here."""
@@ -92,7 +98,7 @@ class Buffer:
             self._written.add(id(parameter))
 
     def close(self) -> Tensor:
-        """The (n, P) rows. Sensitive.
+        """The (n, P) rows, whose stride is longer than P. Sensitive.
 
         Raises:
             SelfCheckFailed: a parameter was never written.

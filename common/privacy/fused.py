@@ -33,10 +33,11 @@ def fused_forward(module: nn.Module, buffer: Buffer) -> Callable[..., Any] | Non
         if arguments or named or len(dtypes) > 1 or torch.is_autocast_enabled(x.device.type):
             y: Tensor = peft_forward(x, *arguments, **named)
             return y
-        fused: Tensor = _Lora.apply(  # type: ignore[no-untyped-call]
-            x, a.weight, b.weight, base, scaling, buffer
+        lead = x.shape[:-1]
+        flat: Tensor = _Lora.apply(  # type: ignore[no-untyped-call]
+            x.reshape(-1, x.shape[-1]), a.weight, b.weight, base, scaling, buffer, lead
         )
-        return fused
+        return flat.view(*lead, flat.shape[-1])
 
     return forward
 
@@ -56,14 +57,15 @@ def _is_plain(module: LoraLinear) -> bool:
         and a.bias is None
         and b.bias is None
         and not any(p.requires_grad for p in base.parameters())
-        and not any(_is_watched(layer) for layer in (base, a, b, dropout))
+        and not any(_is_altered(layer) for layer in (base, a, b, dropout))
     )
 
 
-def _is_watched(layer: nn.Module) -> bool:
-    """Whether somebody's hook would no longer run."""
+def _is_altered(layer: nn.Module) -> bool:
+    """Whether somebody's hook or forward would no longer run."""
     return bool(
-        layer._forward_hooks
+        "forward" in layer.__dict__
+        or layer._forward_hooks
         or layer._forward_pre_hooks
         or layer._backward_hooks
         or layer._backward_pre_hooks
@@ -80,29 +82,40 @@ class _Lora(torch.autograd.Function):
         base: Any,  # noqa: ANN401 -- either kind of linear layer
         scaling: float,
         buffer: Buffer,
+        lead: torch.Size,
     ) -> Tensor:
-        flat = x.flatten(0, -2)
-        low = functional.linear(flat, a).mul_(scaling)  # (positions, R)
-        y = functional.linear(flat, _weight(base), base.bias).addmm_(low, b.t())
-        ctx.save_for_backward(x, low.view(*x.shape[:-1], -1))
-        ctx.a, ctx.b, ctx.base, ctx.scaling, ctx.buffer = a, b, base, scaling, buffer
-        return y.view(*x.shape[:-1], -1)
+        """``x`` is (positions of all samples, D), ``lead`` the dimensions that they had."""
+        low = functional.linear(x, a).mul_(scaling)  # (positions, R)
+        y = functional.linear(x, _weight(base), base.bias).addmm_(low, b.t())
+        ctx.save_for_backward(x, low)
+        ctx.a, ctx.b, ctx.base, ctx.scaling, ctx.buffer, ctx.lead = (
+            a,
+            b,
+            base,
+            scaling,
+            buffer,
+            lead,
+        )
+        return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Context, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Write the rows of A and B; only the input gets a gradient."""
         x, low = ctx.saved_tensors
         a, b, buffer = ctx.a, ctx.b, ctx.buffer
-        flat = gradient.flatten(0, -2)
-        down = (flat @ b).mul_(ctx.scaling)  # (positions, R)
+        down = (gradient @ b).mul_(ctx.scaling)  # (positions, R)
+        outputs, lows, downs, inputs = (
+            t.view(*ctx.lead, t.shape[-1]) for t in (gradient, low, down, x)
+        )
         if buffer.holds(b):
-            buffer.add_outer(b, gradient, low)
+            buffer.add_outer(b, outputs, lows)
         if buffer.holds(a):
-            buffer.add_outer(a, down.view(*gradient.shape[:-1], -1), x)
+            buffer.add_outer(a, downs, inputs)
         back = None
         if ctx.needs_input_grad[0]:
-            back = (flat @ _weight(ctx.base)).addmm_(down, a).view(x.shape)
-        return back, None, None, None, None, None
+            back = (gradient @ _weight(ctx.base)).addmm_(down, a)
+        return back, None, None, None, None, None, None
 
 
 def _weight(base: Any) -> Tensor:  # noqa: ANN401

@@ -66,10 +66,16 @@ def _recorded_forward(module: nn.Module, buffer: Buffer) -> Forward | None:
 
 def _linear_forward(layer: nn.Module, buffer: Buffer) -> Forward:
     def forward(x: Tensor) -> Tensor:
-        y: Tensor = _Linear.apply(  # type: ignore[no-untyped-call]
-            x, layer.weight, layer.bias, layer, buffer
+        for tensor in (layer.weight, layer.bias):
+            if isinstance(tensor, Tensor) and tensor.requires_grad and not buffer.holds(tensor):
+                names = ", ".join(buffer.names(layer.parameters(recurse=False)))
+                raise _no_sampler(names, "a weight or bias that is computed from others")
+        lead = x.shape[:-1]
+        # Flat and unflattened outside: a view from within could not be changed in place.
+        flat: Tensor = _Linear.apply(  # type: ignore[no-untyped-call]
+            x.reshape(-1, x.shape[-1]), layer.weight, layer.bias, layer, buffer, lead
         )
-        return y
+        return flat.view(*lead, flat.shape[-1])
 
     return forward
 
@@ -85,8 +91,10 @@ class _Linear(torch.autograd.Function):
         bias: Tensor | None,
         layer: nn.Module,
         buffer: Buffer,
+        lead: torch.Size,
     ) -> Tensor:
-        ctx.input_dtype, ctx.layer, ctx.buffer = x.dtype, layer, buffer
+        """``x`` is (positions of all samples, D), ``lead`` the dimensions that they had."""
+        ctx.input_dtype, ctx.layer, ctx.buffer, ctx.lead = x.dtype, layer, buffer, lead
         cast = _autocast_dtype(x)
         if cast is not None:  # what autocast itself would keep for the backward pass
             x = x.to(cast)
@@ -96,20 +104,22 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Context, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Write the rows of weight and bias; only the input gets a gradient."""
         (x,) = ctx.saved_tensors
         layer, buffer = ctx.layer, ctx.buffer
         is_transposed = isinstance(layer, Conv1D)
+        inputs, outputs = (t.view(*ctx.lead, t.shape[-1]) for t in (x, gradient))
         with torch.autocast(gradient.device.type, enabled=False):
             if buffer.holds(layer.weight):
-                pair = (x, gradient) if is_transposed else (gradient, x)
+                pair = (inputs, outputs) if is_transposed else (outputs, inputs)
                 buffer.add_outer(layer.weight, *pair)
             if buffer.holds(layer.bias):
-                buffer.add_positions(layer.bias, gradient)
+                buffer.add_positions(layer.bias, outputs)
             back = None
             if ctx.needs_input_grad[0]:
                 weight = layer.weight.t() if is_transposed else layer.weight
                 back = (gradient @ weight.to(gradient.dtype)).to(ctx.input_dtype)
-        return back, None, None, None, None
+        return back, None, None, None, None, None
 
 
 def _autocast_dtype(x: Tensor) -> torch.dtype | None:
@@ -170,13 +180,15 @@ class _Tap(torch.autograd.Function):
         write: Callable[[Tensor, Tensor], None],
         *own: Tensor,
     ) -> Tensor:
+        """A copy of ``output``, which what follows may change in place."""
         ctx.write, ctx.others = write, 2 + len(own)
         ctx.save_for_backward(x)
-        return output.view_as(output)
+        return output.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Context, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Hand input and gradient to the sampler."""
         (x,) = ctx.saved_tensors
         with torch.autocast(gradient.device.type, enabled=False):
             ctx.write(x, gradient)

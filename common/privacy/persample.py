@@ -10,13 +10,15 @@ is for the self-check on neighbours to find), DoRA and LoRA on embeddings (refus
 hooks miss parameters under non-reentrant gradient checkpointing, which is refused too.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from opacus import GradSampleModule
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.hooks import RemovableHandle
 
 from common.errors import InvalidInput, SelfCheckFailed
 from common.privacy.buffer import Buffer, refused
@@ -65,8 +67,8 @@ def flat_gradients(
 
     Args:
         model: left as it was found, but for gradients, which are cleared.
-        compute_losses: runs the forward pass and returns the (n,) loss vector; n may be 0, and a
-            forward pass of ``model`` on a batch of no rows is then not run.
+        compute_losses: runs the forward pass and returns the (n,) loss vector; n may be 0: a pass
+            that gives ``model`` an empty tensor first is not run on.
         engine: ``native`` or ``opacus``; the latter needs the model in training mode.
         fused: replace peft's plain LoRA forward by one step (native only).
 
@@ -76,18 +78,27 @@ def flat_gradients(
 
     Raises:
         InvalidInput: no such engine, or none that fuses.
-        SelfCheckFailed: losses are no vector, or a parameter got no gradient for each sample:
-            clipping would miss it.
+        SelfCheckFailed: losses are no vector, a layer mixes samples (batch statistics), or a
+            parameter got no gradient for each sample: clipping would miss it.
     """
     if engine not in ENGINES:
         raise InvalidInput(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
     if fused and engine != "native":
         raise InvalidInput(f"fused must be false for the engine {engine}, got true")
+    _require_separate(model)
     _clear(model)
     try:
         return ENGINES[engine](model, compute_losses, fused)
     finally:
         _clear(model)
+
+
+def _require_separate(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
+            raise SelfCheckFailed(
+                f"{name or 'model'} must keep samples apart, got statistics over the batch"
+            )
 
 
 def flatten(gradients: dict[str, Tensor]) -> Tensor:
@@ -157,13 +168,11 @@ class _NoRowsGiven(BaseException):
 
 def _losses(model: nn.Module, compute_losses: Losses) -> Tensor | None:
     """The (n,) losses; none if the batch has no rows."""
-    hook = model.register_forward_pre_hook(_stop_without_rows, with_kwargs=True, prepend=True)
-    try:
-        losses = compute_losses()
-    except _NoRowsGiven:
-        return None
-    finally:
-        hook.remove()
+    with _stopped_without_rows(model):
+        try:
+            losses = compute_losses()
+        except _NoRowsGiven:
+            return None
     if losses.dim() != 1:
         raise SelfCheckFailed(
             f"loss must be a vector of one value a sample, got {losses.dim()} dimensions"
@@ -171,13 +180,44 @@ def _losses(model: nn.Module, compute_losses: Losses) -> Tensor | None:
     return losses if len(losses) else None
 
 
-def _stop_without_rows(
-    module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]
-) -> None:
-    del module
-    given = [value for value in (*arguments, *named.values()) if isinstance(value, Tensor)]
-    if any(value.dim() and not len(value) for value in given):
-        raise _NoRowsGiven
+@contextmanager
+def _stopped_without_rows(model: nn.Module) -> Iterator[None]:
+    """The first call into ``model`` ends the pass if the first tensor that it is given is empty.
+
+    Later ones may be empty in a batch that is not: an expert that no token is sent to.
+    """
+    hooks: list[RemovableHandle] = []
+
+    def look(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        del module
+        _remove(hooks)
+        first = next(_tensors((*arguments, *named.values())), None)
+        if first is not None and not len(first):
+            raise _NoRowsGiven
+
+    for module in model.modules():
+        hooks.append(module.register_forward_pre_hook(look, with_kwargs=True, prepend=True))
+    try:
+        yield
+    finally:
+        _remove(hooks)
+
+
+def _remove(hooks: list[RemovableHandle]) -> None:
+    while hooks:
+        hooks.pop().remove()
+
+
+def _tensors(values: Iterable[object]) -> Iterator[Tensor]:
+    """Tensors of one dimension or more, also within mappings and sequences, in order."""
+    for value in values:
+        if isinstance(value, Tensor):
+            if value.dim():
+                yield value
+        elif isinstance(value, Mapping):
+            yield from _tensors(value.values())
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)
 
 
 def _backward(losses: Tensor) -> None:

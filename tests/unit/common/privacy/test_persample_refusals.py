@@ -102,7 +102,9 @@ def by_hand(layer: Any, x: Tensor) -> Tensor:  # noqa: ANN401
         (nn.LayerNorm(3), lambda m, x: x * m(x[:1]), INPUTS, r"layer\.weight .* other rows"),
         (nn.Linear(3, 3), lambda m, x: x + 0 * m.bias, INPUTS, r"outside its layer"),
         (Packed(), call, INPUTS, r"layer\.scale must belong .* beside other modules"),
-        (nn.BatchNorm1d(4), call, INPUTS, r"layer\.weight, layer\.bias must belong"),
+        (nn.BatchNorm1d(4), call, INPUTS, "layer must keep samples apart, got statistics"),
+        (nn.BatchNorm1d(4).eval(), call, INPUTS, r"layer\.weight, layer\.bias must belong"),
+        (nn.BatchNorm1d(4, track_running_stats=False).eval(), call, INPUTS, "layer must keep"),
         (nn.Bilinear(3, 3, 2), lambda m, x: m(x, x), INPUTS, r"other than one tensor"),
         (nn.Embedding(6, 3, scale_grad_by_freq=True), call, IDS, r"layer\.weight must .*freq"),
         (nn.LSTM(3, 2), lambda m, x: m(x)[0], INPUTS, r"layer\.weight_ih_l0"),
@@ -190,3 +192,93 @@ def test_losses_that_do_not_depend_on_the_model_are_refused() -> None:
     model = Model(nn.Linear(3, 2), call)
     with pytest.raises(SelfCheckFailed, match=r"layer\.bias .* none"):
         flat_gradients(model, lambda: torch.ones(2))
+
+
+class Computed(nn.Module):
+    """The weight of one layer is computed from another's, which is used for itself as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.other = nn.Linear(3, 3), nn.Linear(3, 3)
+        del self.inner.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.inner.weight = self.other.weight.tanh()
+        y: Tensor = self.inner(x) + self.other(x)
+        return y
+
+
+def test_a_weight_that_is_computed_is_refused_by_its_layers_name() -> None:
+    model = Model(Computed(), call)
+    with pytest.raises(SelfCheckFailed, match=r"inner\.bias must belong .* computed from others"):
+        flat_gradients(model, lambda: model(INPUTS))
+
+
+class Keyed(nn.Module):
+    """Takes a mapping, and beside it a tensor that may be empty in a batch that is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, batch: dict[str, Tensor], extra: Tensor) -> Tensor:
+        rows: Tensor = self.layer(batch["x"]).view(-1, 4, 2)  # as attention's, it needs rows
+        return rows.flatten(1).sum(dim=1) + extra.sum()
+
+
+@pytest.mark.parametrize("engine", ["native", "opacus"])
+def test_only_a_batch_without_rows_has_none(engine: str) -> None:
+    model, nothing = Keyed(), torch.empty(0, 6)
+    rows = flat_gradients(model, lambda: model({"x": INPUTS}, nothing), engine=engine)
+    assert rows.shape == (2, 8)
+    assert bool(rows.any())
+    empty = flat_gradients(model, lambda: model({"x": INPUTS[:0]}, INPUTS), engine=engine)
+    assert empty.shape == (0, 8)
+
+
+def test_an_empty_batch_is_seen_where_an_inner_module_is_called() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.MultiheadAttention(4, 2))
+    model[1].requires_grad_(False)
+
+    def losses() -> Tensor:
+        x = model[0](INPUTS[:0])
+        y: Tensor = model[1](x, x, x)[0].view(-1, 4).sum(dim=1)
+        return y
+
+    assert flat_gradients(model, losses).shape == (0, 16)
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(3, 3), nn.LayerNorm(3)])
+def test_what_follows_may_work_in_place(layer: nn.Module) -> None:
+    torch.manual_seed(4)
+    model = Model(nn.Sequential(layer, nn.ReLU(inplace=True), nn.Linear(3, 2)), call)
+    found = flat_gradients(model, lambda: model(INPUTS))
+    assert float((found - alone(model, INPUTS)).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_lora_may_be_followed_in_place_and_its_base_replaced(fused: bool) -> None:
+    torch.manual_seed(4)
+    lora = LoraConfig(target_modules=["layer"], r=2, init_lora_weights=False)
+    model = get_peft_model(Model(nn.Linear(3, 4), lambda m, x: m(x).relu_()), lora)
+    base: Any = model.get_submodule("base_model.model.layer.base_layer")
+    plain = base.forward
+    for replaced in (plain, lambda x: 3 * plain(x)):
+        base.forward = replaced
+        found = flat_gradients(model, lambda: model(INPUTS), fused=fused)
+        assert float((found - alone(model, INPUTS)).abs().max()) < 1e-4
+
+
+def test_a_samples_row_is_the_same_bits_wherever_it_stands() -> None:
+    torch.manual_seed(8)
+    model = nn.Sequential(nn.Linear(384, 8, bias=False), nn.Linear(8, 5))
+    x = torch.randn(8, 128, 384)
+    assert sum(p.numel() for p in model.parameters()) % 2  # rows of odd length lie skewed
+
+    def rows(order: list[int]) -> Tensor:
+        return flat_gradients(model, lambda: model(x[order]).square().flatten(1).sum(dim=1))
+
+    first = rows(list(range(8)))
+    for turn in range(1, 8):
+        order = [(i + turn) % 8 for i in range(8)]
+        assert torch.equal(rows(order), first[order])
