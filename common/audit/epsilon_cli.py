@@ -1,7 +1,7 @@
 """``fl-audit epsilon``, ``calibrate`` and ``compose``: figures from a mechanism's parameters.
 
 Every figure is PLD's, which is reported, beside PRV's and RDP's, which check it. Where they do not
-agree the command says so and ends with 1.
+agree, or one of them gives no figure, the command says so and ends with 1.
 """
 
 import json
@@ -146,7 +146,7 @@ def compose_command(
 
 def _end(doubt: str) -> None:
     if doubt:
-        print(f"the accountants disagree: {doubt}", file=sys.stderr)
+        print(f"the figure is in doubt: {doubt}", file=sys.stderr)
         raise typer.Exit(FAILED)
 
 

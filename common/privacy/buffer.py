@@ -105,7 +105,7 @@ class Buffer:
         """
         for key, place in self._places.items():
             if key not in self._written:
-                raise refused(place.name, place.shape, "none")
+                raise refused(place.name, place.shape, "none: was it used?")
         return self._rows
 
     def _positions(self, tensor: Tensor) -> Tensor:

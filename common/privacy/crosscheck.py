@@ -66,7 +66,7 @@ def doubt_of_bound(pld: float, rdp: float) -> str:
 def compare(events: GaussianSteps | Iterable[GaussianSteps], delta: float) -> Epsilons:
     """The epsilon of ``events`` together at ``delta`` by three accountants.
 
-    Where PLD knows no bound, the others are not asked, and all three are infinite.
+    Where PLD knows no bound, PRV is not asked.
 
     Args:
         events: one, or all that were executed.
@@ -85,7 +85,7 @@ def compare(events: GaussianSteps | Iterable[GaussianSteps], delta: float) -> Ep
     if not spent:
         return Epsilons(pld, 0.0, 0.0)
     if pld == math.inf:
-        return Epsilons(pld, pld, pld)
+        return Epsilons(pld, pld, renyi_epsilon(spent, delta))
     prv = math.nan if _is_too_large(spent, usable) else _ask(PRVAccountant(), spent, usable)
     return Epsilons(pld, prv, renyi_epsilon(spent, delta))
 

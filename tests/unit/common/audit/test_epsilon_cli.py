@@ -51,7 +51,7 @@ def test_accountants_that_disagree_end_with_1_and_say_so(
     monkeypatch.setattr(accountant, "get_epsilon", lambda *a, **k: 0.8 * honest(*a, **k))
     assert main(words.split()) == 1
     complaint = capsys.readouterr().err
-    assert complaint.startswith("the accountants disagree: epsilon by P")
+    assert complaint.startswith("the figure is in doubt: epsilon by P")
     assert complaint.count("\n") == 1
 
 

@@ -170,6 +170,19 @@ def test_a_target_that_no_noise_reaches_is_refused() -> None:
         calibrate(epsilon=1e-9, delta=1e-12, sampling_rate=1.0, steps=10)
 
 
+def test_a_hopeless_target_is_refused_before_many_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+
+    def figure(_: object, __: float, grid: float) -> float:
+        asked.append(grid)
+        return 0.1
+
+    monkeypatch.setattr(accounting, "_on_grid", figure)
+    with pytest.raises(InvalidInput, match=r"privacy\.epsilon must be reachable"):
+        calibrate(epsilon=1e-9, delta=1e-5, sampling_rate=1.0, steps=9_999_999)
+    assert 0 < len(asked) < 4
+
+
 def test_a_target_is_met_when_reached_exactly_and_missed_by_a_hair() -> None:
     target = {"delta": 1e-5, "sampling_rate": 0.02, "steps": 150}
     noise = calibrate(epsilon=1.0, delta=1e-5, sampling_rate=0.02, steps=150)
