@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from client.config import SiteHome
-from client.importing import OLD_TABLES, import_account
+from client.importing import OLD_TABLES, import_account, require_no_release
 from client.journal import Journal, Writer
 from client.lifetime import cap_of
 from client.signing import AccountKey
@@ -46,6 +46,7 @@ from common.privacy.entries import (
     Committed,
     Created,
     Decided,
+    Rekeyed,
     Released,
     Reserved,
     Submitted,
@@ -85,14 +86,17 @@ class Outbox:
     Every method commits before it returns.
 
     Args:
-        path: the SQLite file; made if there is none, and brought up to date.
+        path: the SQLite file; made if there is none, and brought up to date, but for a reader.
         key: the site's private key (PEM), which signs the entries; where there is none, a key is
             made beside the account.
         site: whose account it is; written when it is made.
         cap: the lifetime cap, in whatever form its filter has; written when it is made.
         unit: the privacy unit that the site insists on, or empty; written when it is made.
+        is_reader: whether to leave the account as it is found.
 
     Raises:
+        InvalidInput: for a reader, there is no account that is up to date; or a schedule was to
+            begin after earlier releases.
         StorageFailed: a write did not complete; the charge may or may not stand, so re-read it.
         LedgerBroken: the account is not the one that this site wrote; it trains no more.
     """
@@ -105,6 +109,7 @@ class Outbox:
         site: str = "",
         cap: Mapping[str, Any] | None = None,
         unit: str = "",
+        is_reader: bool = False,
     ) -> None:
         def fill(writer: Writer, before: set[str]) -> None:
             if before not in (set(), OLD_TABLES):
@@ -112,24 +117,47 @@ class Outbox:
                     f"account must be new, a ledger or one of the first version, got tables "
                     f"{', '.join(sorted(before))}"
                 )
-            writer.append(Created, site=site, cap=dict(cap or {}), unit=unit)
+            if before and dict(cap or {}).get("kind") == "pld-schedule":
+                require_no_release(writer.db)
+            writer.append(Created, site=site, cap=dict(cap or {}), unit=unit, binds_keys=True)
             if before:
                 import_account(writer)
 
         self.journal = Journal(path, AccountKey(path, key))
-        self.journal.create(fill)
+        if is_reader:
+            self.journal.require_made()
+        else:
+            self.journal.create(fill)
 
     @classmethod
-    def of(cls, home: SiteHome) -> "Outbox":
-        """The account of a site's home, signed with its key and made with its policy's cap."""
+    def of(cls, home: SiteHome, *, is_reader: bool = False) -> "Outbox":
+        """The account of a site's home, signed with its key and made with its policy's cap.
+
+        Raises:
+            LedgerBroken: it is another site's.
+            InvalidInput: another key than this site's signed last.
+        """
+        found = cls.unclaimed(home, is_reader=is_reader)
+        found.journal.require_key()
+        return found
+
+    @classmethod
+    def unclaimed(cls, home: SiteHome, *, is_reader: bool = False) -> "Outbox":
+        """Like ``of``, whosever key signed: for the command that names a new one."""
         policy = home.config.policy
-        return cls(
+        found = cls(
             home.account_path,
             home.path(home.config.certificates.key),
             site=home.site,
             cap=cap_to_dict(cap_of(policy)),
             unit=policy.required_unit or "",
+            is_reader=is_reader,
         )
+        if (created := found.created()).site != home.site:
+            raise LedgerBroken(
+                f"ledger must be that of site {home.site}, got that of site {created.site!r}"
+            )
+        return found
 
     @property
     def _account(self) -> Account:
@@ -137,9 +165,24 @@ class Outbox:
 
     def lifetime_cap(self) -> dict[str, Any]:
         """The cap over the life of the site's data, as it was fixed when the account was made."""
+        return dict(self.created().cap)
+
+    def created(self) -> Created:
+        """The ledger's first entry.
+
+        Raises:
+            LedgerBroken: there is none.
+        """
         with self.journal.reading():
             created = self._account.created
-            return dict(created.cap) if created else {}
+        if created is None:
+            raise LedgerBroken("ledger must have a first entry, got an empty one")
+        return created
+
+    def hand_overs(self) -> list[Rekeyed]:
+        """Every entry that named a new key."""
+        with self.journal.reading():
+            return list(self._account.hand_overs)
 
     def head(self) -> Head:
         """The ledger's signed head, for somebody else to remember."""

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from client.account import has_run
 from client.config import SiteHome
 from client.outbox import Charge, Outbox, Submission, spent
 from common.errors import InvalidInput
@@ -91,9 +92,9 @@ def open_account(home: SiteHome) -> Outbox:
     Raises:
         InvalidInput: it has not.
     """
-    if not home.account_path.exists():
+    if not has_run(home):
         raise InvalidInput(f"site {home.site} must have run once to have a ledger, got none")
-    return Outbox.of(home)
+    return Outbox.of(home, is_reader=True)
 
 
 def history(charges: Sequence[Charge], delta: float) -> tuple[Point, ...]:

@@ -14,7 +14,7 @@ from typing import Any
 from rich.text import Text
 
 from client import approval, presence, screen
-from client.account import read_life
+from client.account import has_run, read_life
 from client.config import SiteHome
 from client.identity import read_identity
 from client.outbox import Charge, JobRow, Outbox, spent
@@ -237,18 +237,18 @@ def _account(home: SiteHome) -> tuple[list[Charge], list[JobRow]]:
     Raises:
         StorageFailed: the account cannot be read.
     """
-    if not home.account_path.exists():
+    if not has_run(home):
         return [], []
-    outbox = Outbox.of(home)
+    outbox = Outbox.of(home, is_reader=True)
     return outbox.charges(), outbox.jobs()
 
 
 def _offered(home: SiteHome, rows: Sequence[JobRow]) -> tuple[JobStatus, ...]:
     """Jobs that wait for a person's word, or have it and have not begun."""
-    if not home.account_path.exists():
+    if not has_run(home):
         return ()
     begun = {row.sha256 for row in rows}
-    found = approval.offers(home, Outbox.of(home).decisions())
+    found = approval.offers(home, Outbox.of(home, is_reader=True).decisions())
     return tuple(
         _job(JobRow(one.sha256, one.name, one.manifest, one.state, ""), ())
         for one in found

@@ -20,9 +20,21 @@ def read_json(path: Path, *, max_bytes: int) -> Any:  # noqa: ANN401 -- what JSO
     """
     data = read_file(path, max_bytes=max_bytes)
     try:
-        return json.loads(data, object_pairs_hook=_no_key_twice, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
+        return parse_json(data)
+    except ValueError as error:
         raise InvalidInput(f"{path.name} must be JSON in UTF-8, got: {error}") from error
+
+
+def parse_json(text: str | bytes) -> Any:  # noqa: ANN401 -- what JSON can hold
+    """Parse a document.
+
+    Raises:
+        ValueError: no JSON.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_no_key_twice, parse_constant=_no_constant)
+    except RecursionError as error:
+        raise ValueError("more levels than a document of ours has") from error
 
 
 def _no_key_twice(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:

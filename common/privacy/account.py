@@ -17,6 +17,7 @@ from common.privacy.entries import (
     Committed,
     Created,
     Decided,
+    Rekeyed,
     Released,
     Reserved,
     Steps,
@@ -81,6 +82,7 @@ class Account:
         self.jobs: dict[str, Submission] = {}
         self.rounds: dict[tuple[str, int], Reservation] = {}
         self.decisions: list[Decided] = []
+        self.hand_overs: list[Rekeyed] = []
         self._latest: dict[str, int] = {}
         self._steps: dict[str, int] = {}
 
@@ -107,6 +109,8 @@ class Account:
         match entry:
             case Created():
                 self.created = entry
+            case Rekeyed():
+                self.hand_overs.append(entry)
             case Submitted():
                 self._submit(entry)
             case Reserved():

@@ -41,7 +41,7 @@ def place(tmp_path: Path) -> Path:
 
 def put_back(account: Path, place: Path) -> None:
     """The folder as it was before anything happened."""
-    for name in ("account.db", "account.db-journal", "account.key", "wire"):
+    for name in ("account.db", "account.db-journal", "account.key", "account.anchor", "wire"):
         (place / name).unlink(missing_ok=True)
     shutil.copy(account, place / "account.db")
     if account.with_suffix(".key").exists():

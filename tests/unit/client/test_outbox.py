@@ -66,7 +66,7 @@ def test_the_account_and_its_journal_are_their_owners_alone(path: Path) -> None:
             modes = {file.name: file.stat().st_mode & 0o777 for file in path.parent.iterdir()}
     finally:
         os.umask(before)
-    names = ("account.db", "account.db-journal", "account.key")
+    names = ("account.db", "account.db-journal", "account.key", "account.anchor")
     assert modes == dict.fromkeys(names, 0o600)
 
 

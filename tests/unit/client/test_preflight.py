@@ -86,6 +86,7 @@ def test_nothing_is_charged_sent_or_read(make_job: MakeJob, site: MakeSite, tmp_
     preflight(one.home, make_job())
     assert (len(one.outbox.charges()), one.outbox.head().size) == before
     one.home.account_path.unlink()
+    one.home.account_path.with_suffix(".anchor").unlink()
     left = sorted(one.home.folder.iterdir())
     preflight(one.home, make_job())
     assert sorted(one.home.folder.iterdir()) == left
