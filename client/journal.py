@@ -330,7 +330,8 @@ def _set_up(db: sqlite3.Connection, path: Path) -> None:
 
 
 def _tables(db: sqlite3.Connection) -> set[str]:
-    return {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    found = db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+    return {str(name) for (name,) in found}  # a damaged one may be of another type
 
 
 def _rows(db: sqlite3.Connection, first: int | None) -> Iterator[Row]:

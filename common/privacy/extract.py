@@ -73,6 +73,15 @@ def replay(extract: Extract) -> Account:
     Raises:
         LedgerBroken: at the first thing that does not fit.
     """
+    return verified(extract)[1]
+
+
+def verified(extract: Extract) -> tuple[Chain, Account]:
+    """The chain of an extract and what it adds up to; ``replay`` says what is checked.
+
+    Raises:
+        LedgerBroken: at the first thing that does not fit.
+    """
     account, chain = Account(), Chain()
     for row in extract.rows:
         account.apply(chain.extend(row))
@@ -81,9 +90,9 @@ def replay(extract: Extract) -> Account:
         raise LedgerBroken(
             f"ledger's head must be over its {chain.size} entries, got one over {head.size} others"
         )
-    if head.public_key not in chain.keys or not head.is_signed():
-        raise LedgerBroken("ledger's head must be signed by its key, got another's signature")
-    return account
+    if head.public_key != chain.tail.public_key or not head.is_signed():
+        raise LedgerBroken("ledger's head must be signed by its last key, got another's signature")
+    return chain, account
 
 
 def _row(line: Any) -> Row:  # noqa: ANN401

@@ -18,8 +18,9 @@ from common.keys import load_key, new_key
 from common.privacy.account import Charge, steps_of
 from common.privacy.accounting import GaussianSteps
 from common.privacy.entries import Entry, Reserved, write_entry
+from common.privacy.extract import read_extract, replay
 from common.privacy.ledger import Chain, Head, public_hex
-from common.privacy.lifetime import PldSchedule, cap_to_dict
+from common.privacy.lifetime import PldSchedule, cap_from_dict, cap_to_dict
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 EVENT = GaussianSteps(0.05, 1.3, 4)
@@ -467,6 +468,22 @@ def test_an_account_of_the_first_version_keeps_every_charge(path: Path) -> None:
     with closing(sqlite3.connect(path)) as db:
         tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master")}
     assert not tables & {"job", "release"}
+
+
+def test_a_recorded_account_opens_to_the_same_epsilon(path: Path) -> None:
+    shutil.copy(GOLDEN / "account_capped.db", path)
+    expected = json.loads((GOLDEN / "accounts.json").read_text())
+    box = Outbox(path)
+    # The oracle is Opacus' PRV accountant, within its own error of 0.01.
+    assert spent(box.charges(), 1e-5) == pytest.approx(expected["ledger_v1"], abs=0.01)
+    assert cap_from_dict(box.lifetime_cap()).max_epsilon == 8.0
+    assert box.stored(RoundKey("b" * 64, 1, f"{1:064x}")) == b"bytes"
+    assert [job.state for job in box.jobs()] == ["finished", "running"]
+    assert box.verify() == 13
+    exported = replay(read_extract((GOLDEN / "ledger_capped.jsonl").read_bytes()))
+    assert exported.charges() == box.charges()
+    with pytest.raises(InvalidInput, match="ledger's key must be in"):
+        box.decide("b" * 64, "approve", "Ada")
 
 
 def test_no_schedule_begins_after_earlier_releases(path: Path) -> None:

@@ -30,8 +30,9 @@ from common.privacy.entries import (
     read_entry,
     write_entry,
 )
-from common.privacy.extract import Extract, read_extract, replay, write_extract
+from common.privacy.extract import Extract, read_extract, replay, verified, write_extract
 from common.privacy.ledger import Chain, Head, Row, public_hex
+from common.privacy.lifetime import cap_from_dict
 
 GOLDEN = Path(__file__).parents[3] / "golden"
 KEY, OTHER = (ec.derive_private_key(n, ec.SECP256R1()) for n in (1234567, 7654321))
@@ -340,6 +341,24 @@ def test_a_lifetime_cap_is_kept_as_it_was_given() -> None:
         ledger([(Created, {"site": "A", "unit": "", "cap": {"budget": float("inf")}})])
 
 
+@pytest.mark.parametrize("name", ["ledger_capped.jsonl"])
+def test_a_recorded_ledger_with_a_cap_and_a_new_key_is_read_for_ever(name: str) -> None:
+    expected = json.loads((GOLDEN / "accounts.json").read_text())
+    chain, account = verified(read_extract((GOLDEN / name).read_bytes()))
+    # The oracle is Opacus' PRV accountant, within its own error of 0.01.
+    found = spent(account.charges(), expected["delta"])
+    assert found == pytest.approx(expected["ledger_v1"], abs=0.01)
+    assert account.created is not None
+    cap = cap_from_dict(account.created.cap)
+    assert (cap.max_epsilon, cap.delta) == (8.0, expected["delta"])
+    assert cap.name.startswith("rdp-filter order ")
+    assert cap.allows(charge.event for charge in account.charges())
+    assert [entry.words for entry in account.hand_overs] == [
+        "handed over by the key before, accepted by Ada"
+    ]
+    assert len(chain.keys) == 2
+
+
 def extract() -> Extract:
     return read_extract((GOLDEN / "ledger_v1.jsonl").read_bytes())
 
@@ -368,10 +387,19 @@ def test_an_extract_without_its_end_or_with_anothers_head_is_refused() -> None:
     with pytest.raises(LedgerBroken, match="head must be over its 11 entries, got one over 12"):
         replay(Extract(found.rows[:-1], found.head))
     other = check_head(OTHER, found)
-    with pytest.raises(LedgerBroken, match="head must be signed by its key"):
+    with pytest.raises(LedgerBroken, match="head must be signed by its last key"):
         replay(Extract(found.rows, other))
-    with pytest.raises(LedgerBroken, match="head must be signed by its key"):
+    with pytest.raises(LedgerBroken, match="head must be signed by its last key"):
         replay(Extract(found.rows, replace(found.head, signature=other.signature)))
+
+
+def test_a_head_by_an_earlier_key_of_the_ledger_is_refused() -> None:
+    chain, rows = chain_of(BOUND), ledger(BOUND)
+    rows.append(rekeyed(chain, accepted_by="Ada"))
+    chain.extend(rows[-1])
+    assert replay(Extract(tuple(rows), chain.head(OTHER)))
+    with pytest.raises(LedgerBroken, match="head must be signed by its last key"):
+        replay(Extract(tuple(rows), chain.head(KEY)))
 
 
 def check_head(key: ec.EllipticCurvePrivateKey, found: Extract) -> Any:  # noqa: ANN401
