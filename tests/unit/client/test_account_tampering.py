@@ -366,6 +366,7 @@ def test_a_new_key_signs_once_a_person_has_accepted_it_or_the_old_one_hands_over
     ]
     assert last.journal.keys == tuple(map(hex_of, (first, second, third)))
     assert last.verify() == 5
+    assert last.created().binds_keys
     with pytest.raises(InvalidInput, match="must be signed last by this site's key"):
         running.reserve(key(1), EVENT, b"start")
 

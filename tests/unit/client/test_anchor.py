@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 from client.anchor import Anchor
 from client.outbox import Outbox, RoundKey
 from common import failpoints
-from common.errors import LedgerBroken, StorageFailed
+from common.errors import InvalidInput, LedgerBroken, StorageFailed
 from common.keys import new_key
 from common.privacy.accounting import GaussianSteps
 
@@ -81,6 +81,17 @@ def test_a_ledger_that_was_lost_is_refused_and_not_begun_anew(
         with pytest.raises(LedgerBroken, match=r"the 4 entries that account\.anchor remembers"):
             Outbox(path, site="A", is_reader=is_reader)
     assert (path.read_bytes() if path.exists() else None) == left
+
+
+@pytest.mark.parametrize("make", [empty, first_version])
+def test_a_reader_brings_no_account_up_to_date(path: Path, make: Callable[[Path], None]) -> None:
+    make(path)
+    before = path.read_bytes()
+    with pytest.raises(InvalidInput, match="must be a ledger, got an older or empty one"):
+        Outbox(path, site="A", is_reader=True)
+    assert [file.name for file in path.parent.iterdir()] == ["account.db"]
+    assert path.read_bytes() == before
+    assert Outbox(path, site="A").created().site == "A"
 
 
 def test_a_ledger_that_goes_away_under_a_process_is_not_made_by_it(path: Path) -> None:
