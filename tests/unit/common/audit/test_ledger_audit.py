@@ -192,6 +192,6 @@ def test_a_ledger_that_is_not_whole_fails_and_a_file_that_is_none_is_misuse(
 
 
 def test_names_from_a_ledger_move_no_cursor(ledger: Ledger, capsys: Capsys) -> None:
-    ledger.box.close_job(JOB, "\x1b[2Jowned", "")
+    ledger.box.open_job("ef" * 32, "\x1b[2Jowned", b"{}")
     assert main(["ledger", ledger.export()]) == 0
     assert "\x1b" not in capsys.readouterr().out
