@@ -18,7 +18,7 @@ def open_account(home: SiteHome) -> Outbox:
         StorageFailed: it cannot be opened.
     """
     outbox = Outbox.of(home)
-    require_unchanged(home.config.policy, recorded_cap(outbox))
+    require_unchanged(home.config.policy, recorded_cap(outbox), outbox.fixed_unit())
     return outbox
 
 
@@ -29,13 +29,15 @@ def read_life(home: SiteHome) -> Life:
         InvalidInput, StorageFailed: as ``open_account``.
     """
     if not home.account_path.exists():
-        return Life(cap_of(home.config.policy))
+        policy = home.config.policy
+        return Life(cap_of(policy), fixed_unit=policy.required_unit or "")
     return life_of(open_account(home))
 
 
 def life_of(outbox: Outbox) -> Life:
     """How the life's budget stands in an account."""
-    return Life(recorded_cap(outbox), outbox.submissions(), outbox.charges())
+    cap, unit = recorded_cap(outbox), outbox.fixed_unit()
+    return Life(cap, outbox.submissions(), outbox.charges(), unit)
 
 
 def recorded_cap(outbox: Outbox) -> RdpFilter | PldSchedule:

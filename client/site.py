@@ -17,8 +17,8 @@ from client.account import life_of, open_account, recorded_cap
 from client.approval import require_approval
 from client.config import SiteHome
 from client.estimate import require_limits
-from client.lifetime import plan, require_room
-from client.outbox import Charge, RoundKey, Terms, spent
+from client.lifetime import Life, plan, require_lifetime, require_room
+from client.outbox import Charge, RoundKey, Submission, Terms, spent
 from client.policy import admit
 from client.rehearsal import Rehearsal
 from client.train import Trainer
@@ -75,7 +75,7 @@ class Site:
     def __init__(self, home: SiteHome, keys: KeySource = fresh_key) -> None:
         self.home = home
         self.outbox = open_account(home)
-        self._cap = recorded_cap(self.outbox)
+        self._cap, self._unit = recorded_cap(self.outbox), self.outbox.fixed_unit()
         self._keys = keys
         self._trainers: dict[str, Trainer] = {}
         if home.config.runtime.threads:
@@ -93,13 +93,28 @@ class Site:
         require_approval(signed, self.home, self.outbox.decisions())
         if job.sha256 not in self._trainers:
             trainer = self._prepare(job)
-            cap_bytes = job_cap(job, trainer.adapter.table)
-            self.outbox.open_job(
-                job.sha256, job.job.name, signed.to_bytes(), cap_bytes, plan(job), _terms(job)
-            )
+            self._open(signed, trainer)
             self._trainers = {job.sha256: trainer}
             log.info("job accepted", job=job.job.name, site=self.home.site)
         return self._trainers[job.sha256]
+
+    def _open(self, signed: SignedJob, trainer: Trainer) -> None:
+        """Record the job with its whole budget, if there is still room for that."""
+        job = signed.job
+
+        def within(submissions: Sequence[Submission], charges: Sequence[Charge]) -> None:
+            if job.is_private:
+                require_lifetime(job, Life(self._cap, submissions, charges, self._unit))
+
+        self.outbox.open_job(
+            job.sha256,
+            job.job.name,
+            signed.to_bytes(),
+            job_cap(job, trainer.adapter.table),
+            plan(job),
+            _terms(job),
+            within=within,
+        )
 
     def _prepare(self, job: Job) -> Trainer:
         """Base model first, then the machine's limits, then data, then the self-checks."""

@@ -9,8 +9,9 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.config import RECORD
 from common.errors import InvalidInput
-from common.job import RECORD, Job, require_site
+from common.job import Job, require_site
 from common.privacy import accounting, group
 from common.result import PrivacyStatement, Result
 from server.report.figures import bound, equation, factor, plain, power
