@@ -60,6 +60,7 @@ class PolicySection(Section):
     min_noise_multiplier: Number = Field(default=0.0, ge=0)
     required_unit: Name | None = None
     max_memory_gb: Number | None = Field(default=None, gt=0)
+    max_gpu_memory_gb: Number | None = Field(default=None, gt=0)
     max_minutes: Number | None = Field(default=None, gt=0)
 
     # Validators of fields, not of the whole: so that one wrong key hides no other's fault.

@@ -55,7 +55,8 @@ lifetime = "rdp-filter"   # holds for jobs chosen after seeing earlier results; 
 # allowed_tasks = []      # empty: any
 # allowed_releases = ["update"]
 # Estimates, measured on public tokens when a job is accepted; a round under way is not stopped:
-# max_memory_gb = 16.0    # the GPU's where one is used, else this process's
+# max_memory_gb = 16.0    # of the whole process
+# max_gpu_memory_gb = 40.0
 # max_minutes = 240.0     # of computing, over the whole job
 
 # One section for each data set that jobs may name. Remove the '#' and fill in your columns.

@@ -275,8 +275,10 @@ def _loads(found: Preflight) -> list[tuple[str, str]]:
             ("bytes down", f"{bytes_.down_round:,} a round, {bytes_.down:,} in all"),
         ]
     if found.load is not None:
+        gpu_gb = found.load.gpu_memory_gb
+        gpu = f", and {gpu_gb:.2f} GiB of the GPU's" if gpu_gb else ""
         facts += [
-            ("memory", f"{found.load.memory_gb:.2f} GiB at the most, measured"),
+            ("memory", f"{found.load.memory_gb:.2f} GiB at the most{gpu}, measured"),
             ("time", f"about {found.load.minutes:.1f} minutes of computing, measured"),
         ]
     return facts
