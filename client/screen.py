@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from common.words import escaped
+
 _WIDTH = 160  # of a file or a pipe, which has none
 
 
@@ -40,15 +42,6 @@ def show(content: Table | Text) -> None:
         lines = "\n".join(escaped(line) for line in content.plain.split("\n"))
         content = Text(lines, content.style)
     console.print(content, soft_wrap=isinstance(content, Text))
-
-
-def escaped(text: str) -> str:
-    r"""``text`` on one line, without anything that a terminal would obey.
-
-    >>> escaped("two\nlines\x1b[2J")
-    'two\\nlines\\x1b[2J'
-    """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _cell(value: object) -> Text:
