@@ -20,7 +20,7 @@ def open_account(home: SiteHome, *, is_reader: bool = False) -> Outbox:
         StorageFailed: it cannot be opened.
     """
     outbox = Outbox.of(home, is_reader=is_reader)
-    require_unchanged(home.config.policy, recorded_cap(outbox))
+    require_unchanged(home.config.policy, recorded_cap(outbox), outbox.fixed_unit())
     return outbox
 
 
@@ -31,7 +31,8 @@ def read_life(home: SiteHome) -> Life:
         InvalidInput, StorageFailed: as ``open_account``.
     """
     if not has_run(home):
-        return Life(cap_of(home.config.policy))
+        policy = home.config.policy
+        return Life(cap_of(policy), fixed_unit=policy.required_unit or "")
     return life_of(open_account(home, is_reader=True))
 
 
@@ -42,7 +43,8 @@ def has_run(home: SiteHome) -> bool:
 
 def life_of(outbox: Outbox) -> Life:
     """How the life's budget stands in an account."""
-    return Life(recorded_cap(outbox), outbox.submissions(), outbox.charges())
+    cap, unit = recorded_cap(outbox), outbox.fixed_unit()
+    return Life(cap, outbox.submissions(), outbox.charges(), unit)
 
 
 def recorded_cap(outbox: Outbox) -> RdpFilter | PldSchedule:

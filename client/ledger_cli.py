@@ -4,7 +4,6 @@
 """
 
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -188,23 +187,18 @@ def _write_plot(path: Path, found: "LedgerSpending") -> None:
         raise InvalidInput("ledger must hold a charge to be plotted, got none")
     if exists(path) and read_file(path, max_bytes=MAX_PLOT_BYTES)[:4] != b"<svg":
         raise InvalidInput(f"{str(path)!r} must be an SVG to be replaced, got another file")
-    title = f"Epsilon of site {found.site} at delta {found.delta:g}"
-    write_file(path, svg(found.history, found.max_epsilon, title).encode(), mode=0o644)
+    life = found.life
+    title = f"Epsilon of site {found.site} at delta {life.delta:g}, unit {life.unit}"
+    write_file(path, svg(found.history, life.max_epsilon, title).encode(), mode=0o644)
 
 
 def _to_json(found: "LedgerSpending") -> dict[str, Any]:
-    shown = {**asdict(found), "left": found.left}
+    from common.strict_json import without_infinity
+
+    shown = {**asdict(found.life), "left": found.life.left, **asdict(found)}
+    del shown["life"]
     shown["decisions"] = [decision.model_dump() for decision in found.decisions]
-    return dict(_finite(shown))
-
-
-def _finite(value: Any) -> Any:  # noqa: ANN401 -- JSON
-    """An epsilon without bound is null, as JSON has no infinity."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return dict(without_infinity(shown))
 
 
 def _show(found: "LedgerSpending") -> None:
@@ -213,14 +207,17 @@ def _show(found: "LedgerSpending") -> None:
     from client import screen
     from client.curve import draw
 
+    life = found.life
     facts: list[tuple[object, object]] = [
         ("site", found.site),
         ("ledger", f"{found.head.size} entries, root {found.head.root[:16]}"),
-        ("epsilon", f"{found.epsilon:.3f} spent over all jobs, at delta {found.delta:g}"),
-        ("budget", f"{found.left:.3f} left of {found.max_epsilon:g}"),
+        ("unit", life.whose),
+        ("lifetime", f"epsilon {life.max_epsilon:g} at delta {life.delta:g}, by {life.lifetime}"),
+        ("by the cap", _by(life.charged, life.drawn) + f", {life.left:.3f} left"),
+        ("by PLD", _by(life.epsilon, life.drawn_by_pld)),
     ]
-    if found.uncovered_rounds:
-        facts.append(("no privacy", f"{found.uncovered_rounds} rounds that no epsilon covers"))
+    if life.uncovered_rounds:
+        facts.append(("no privacy", f"{life.uncovered_rounds} rounds that no epsilon covers"))
     screen.show(screen.table(["", ""], [(Text(str(name), "dim"), fact) for name, fact in facts]))
     if found.jobs:
         screen.show(Text(""))
@@ -240,5 +237,10 @@ def _show(found: "LedgerSpending") -> None:
         ]
         screen.show(screen.table(names, rows, numbers="rounds steps of epsilon"))
     if found.history:
-        screen.show(Text(f"\nepsilon by time, at most {found.max_epsilon:g}"))
-        screen.show(Text(draw(found.history, found.max_epsilon)))
+        words = f"epsilon (PLD) by time, at most {life.max_epsilon:g}; unit {life.unit}"
+        screen.show(Text(f"\n{words}"))
+        screen.show(Text(draw(found.history, life.max_epsilon)))
+
+
+def _by(charged: float, drawn: float) -> str:
+    return f"{charged:.3f} charged, {drawn:.3f} with what open jobs may still spend"

@@ -28,10 +28,10 @@ from client.journal import Journal, Writer
 from client.lifetime import cap_of
 from client.signing import AccountKey
 from common.code import code_sha256
-from common.errors import JobRefused, LedgerBroken, RoundRefused
+from common.errors import InvalidInput, JobRefused, LedgerBroken, RoundRefused
 from common.job import find_job
 from common.privacy.account import (
-    RUNNING,
+    ENDED,
     Account,
     Charge,
     Reservation,
@@ -58,6 +58,7 @@ from common.privacy.lifetime import cap_to_dict
 __all__ = ["Charge", "JobRow", "Outbox", "RoundKey", "Submission", "Terms", "spent"]
 
 Within = Callable[[list[Charge]], None]
+Admits = Callable[[list[Submission], list[Charge]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +185,11 @@ class Outbox:
         with self.journal.reading():
             return list(self._account.hand_overs)
 
+    def fixed_unit(self) -> str:
+        """The privacy unit that the account was made with; empty for none."""
+        with self.journal.reading():
+            return self._account.created.unit if self._account.created else ""
+
     def head(self) -> Head:
         """The ledger's signed head, for somebody else to remember."""
         return self.journal.head()
@@ -218,6 +224,7 @@ class Outbox:
         cap_bytes: int = 0,
         plan: GaussianSteps | None = None,
         terms: Terms | None = None,
+        within: Admits | None = None,
     ) -> None:
         """Record that this site accepted a job; again is no change.
 
@@ -228,10 +235,17 @@ class Outbox:
             cap_bytes: the most that a message of it may have; 0 where no link brings any.
             plan: all of its steps, beyond which no round is charged; ``None`` for no such limit.
             terms: what the steps are charged under.
+            within: given all jobs and charges so far, raises if there is no room for this one. It
+                is asked in the same transaction, so that no two processes pass it together.
+
+        Raises:
+            Refusal: what ``within`` raises.
         """
         with self.journal.writing("open-job") as writer:
             if sha256 in self._account.jobs:
                 return
+            if within is not None:
+                within(list(self._account.jobs.values()), self._account.charges())
             writer.append(
                 Submitted,
                 job_sha256=sha256,
@@ -255,12 +269,22 @@ class Outbox:
         return (job.message_cap_bytes or None) if job else None
 
     def close_job(self, sha256: str, state: str, final_sha256: str) -> None:
-        """Record a job's end; bytes that waited for it are let go, the charges stay."""
+        """Record a job's end, once and for ever: a later one changes nothing.
+
+        Bytes that waited for it are let go, and so is what it has not charged of its plan; its
+        charges stay.
+
+        Raises:
+            InvalidInput: ``state`` is no end.
+        """
+        if state not in ENDED:
+            raise InvalidInput(f"state must be one of {', '.join(ENDED)}, got {state[:80]!r}")
         with self.journal.writing("close-job") as writer:
             job = self._account.jobs.get(sha256)
-            if job is None or (job.state, job.final_sha256) == (state, final_sha256):
+            if job is None or not job.is_open:
                 return
-            writer.append(Closed, job_sha256=sha256, state=state, final_sha256=final_sha256)
+            end = {"state": state, "final_sha256": final_sha256, "is_final": True}
+            writer.append(Closed, job_sha256=sha256, **end)
             writer.db.execute("DELETE FROM content WHERE job_sha256 = ?", (sha256,))
 
     def reserve(
@@ -312,7 +336,7 @@ class Outbox:
         Those stored first win: a second set would be a second release.
 
         Raises:
-            RoundRefused: the round was not reserved for this input.
+            RoundRefused: the round was not reserved for this input, or its job has ended.
         """
         with self.journal.writing("store") as writer:
             found = self._account.rounds.get((key.job_sha256, key.round))
@@ -321,6 +345,7 @@ class Outbox:
                     f"round {key.round} must be reserved before its release, got none"
                 )
             _require_same_input(found, key)
+            _open_job(self._account, key)  # it may have ended while the round was trained
             if found.charge.is_released:
                 return self._kept(writer.db, key, found)
             writer.append(
@@ -350,7 +375,7 @@ class Outbox:
             return self._kept(db, key, found) if found.charge.is_released else None
 
     def _kept(self, db: sqlite3.Connection, key: RoundKey, found: Reservation) -> bytes:
-        if self._account.jobs[key.job_sha256].state != RUNNING:
+        if not self._account.jobs[key.job_sha256].is_open:
             raise RoundRefused(f"round {key.round} must belong to an open job, got a closed one")
         row = db.execute(
             "SELECT payload FROM content WHERE job_sha256 = ? AND round = ?",
@@ -443,9 +468,10 @@ class Outbox:
             LedgerBroken: the first thing that is not as this site wrote it.
         """
         self.journal.verify()
-        for job in self.jobs():
+        self.jobs()  # every manifest
+        for job in self.submissions():
             self.latest_input(job.sha256)
-            for charge in self.charges(job.sha256) if job.state == RUNNING else ():
+            for charge in self.charges(job.sha256) if job.is_open else ():
                 source = self._account.rounds[job.sha256, charge.round].input_sha256
                 self.stored(RoundKey(job.sha256, charge.round, source))
         return len(self.journal.rows())
@@ -474,8 +500,8 @@ def _keep_start(db: sqlite3.Connection, key: RoundKey, start: bytes) -> None:
 
 def _open_job(account: Account, key: RoundKey) -> Submission:
     job = account.jobs.get(key.job_sha256)
-    state = job.state if job else "unknown"
-    if job is None or state != RUNNING:
+    if job is None or not job.is_open:
+        state = "unknown" if job is None else "closed" if job.state not in ENDED else job.state
         raise RoundRefused(f"round {key.round} must belong to an open job, got one that is {state}")
     return job
 

@@ -162,11 +162,16 @@ class Committed(_Imported):
 
 
 class Closed(_Imported):
-    """A job ended; its charges stay."""
+    """A job ended; its charges stay.
+
+    ``is_final``: nothing of the job follows but receipts. Closes of before this field said any
+    word, and could be followed by others.
+    """
 
     kind: Literal["closed"] = "closed"
     state: Words
     final_sha256: Words
+    is_final: bool = False
 
 
 class Decided(_OfJob):

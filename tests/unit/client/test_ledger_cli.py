@@ -17,7 +17,9 @@ from common.errors import InvalidInput, LedgerBroken
 from common.keys import new_key
 from common.privacy.account import Charge
 from common.privacy.accounting import GaussianSteps, epsilon
+from common.privacy.entries import Closed
 from common.privacy.extract import read_extract, replay
+from common.privacy.rdp_filter import RdpFilter
 
 Run = Callable[..., tuple[int, str, str]]
 JOB, BARE = "ab" * 32, "cd" * 32
@@ -60,17 +62,24 @@ def run(home: SiteHome, capsys: pytest.CaptureFixture[str]) -> Run:
 
 
 def test_the_ledger_shows_what_is_left_by_job_and_how_it_grew(outbox: Outbox, run: Run) -> None:
-    total = epsilon([GaussianSteps(0.05, 1.3, 12)], 1e-4)
+    total, held = (epsilon([GaussianSteps(0.05, 1.3, n)], 1e-4) for n in (12, 24))
+    cap = RdpFilter.for_cap(7.0, 1e-4)
+    charged, drawn = (cap.epsilon([GaussianSteps(0.05, 1.3, n)]) for n in (12, 24))
+    assert drawn > held > total
     code, out, _ = run("show")
     assert code == 0
-    assert f"{total:.3f} spent over all jobs, at delta 0.0001" in out
-    assert f"{7 - total:.3f} left of 7" in out
+    facts = [line.rstrip() for line in out.splitlines()]
+    may = "with what open jobs may still spend"
+    assert f"lifetime    epsilon 7 at delta 0.0001, by {cap.name}" in facts
+    assert f"by the cap  {charged:.3f} charged, {drawn:.3f} {may}, {7 - drawn:.3f} left" in facts
+    assert f"by PLD      {total:.3f} charged, {held:.3f} {may}" in facts
+    assert "unit        patient_id" in facts
     wards = next(line.split() for line in out.splitlines() if line.startswith("wards"))
     assert wards[2:] == ["running", "patient_id", "3", "12", "24", f"{total:.3f}"]
     bare = next(line.split() for line in out.splitlines() if line.startswith("open"))
     assert bare[2:] == ["running", "record", "1", "7", "no", "privacy"]
     assert "1 rounds that no epsilon covers" in out
-    assert "epsilon by time, at most 7" in out
+    assert "epsilon (PLD) by time, at most 7; unit patient_id" in out
 
 
 def test_the_same_as_json_for_a_program(outbox: Outbox, run: Run) -> None:
@@ -80,10 +89,33 @@ def test_the_same_as_json_for_a_program(outbox: Outbox, run: Run) -> None:
     expected = [epsilon([GaussianSteps(0.05, 1.3, 4 * n)], 1e-4) for n in (1, 2, 3)]
     assert [point["epsilon"] for point in found["history"]] == expected
     assert found["epsilon"] == expected[-1]
-    assert found["left"] == 7 - expected[-1]
+    assert found["left"] == 7 - RdpFilter.for_cap(7.0, 1e-4).epsilon([GaussianSteps(0.05, 1.3, 24)])
+    assert (found["unit"], found["lifetime"]) == ("patient_id", RdpFilter.for_cap(7.0, 1e-4).name)
+    assert found["drawn_by_pld"] == epsilon([GaussianSteps(0.05, 1.3, 24)], 1e-4)
     assert [job["planned_steps"] for job in found["jobs"]] == [24, None]
     assert found["decisions"][0]["who"] == "Ada"
     assert found["head"]["size"] == len(outbox.journal.rows())
+
+
+def test_what_is_left_is_what_the_account_was_made_with(
+    outbox: Outbox, run: Run, home: SiteHome
+) -> None:
+    """A site.toml that was edited says nothing of what is left, and is not believed."""
+    toml = home.folder / "site.toml"
+    toml.write_text(toml.read_text().replace("max_epsilon = 7.0", "max_epsilon = 700.0"))
+    code, out, err = run("show")
+    assert (code, out) == (2, "")
+    assert "policy.max_epsilon must be the ledger's 7.0 (fixed when it was made), got 700.0" in err
+    assert run("verify")[0] == 0
+
+
+def test_words_of_an_old_ledger_move_no_cursor(outbox: Outbox, run: Run) -> None:
+    with outbox.journal.writing("close-job") as writer:
+        writer.append(Closed, job_sha256=JOB, state="\x1b[2Jowned", final_sha256="")
+    code, out, _ = run("show")
+    assert code == 0
+    assert "\x1b" not in out
+    assert "\\x1b[2Jowned" in out
 
 
 def test_a_whole_ledger_is_said_to_be_signed_by_the_sites_own_key(
