@@ -14,7 +14,7 @@ from flwr.clientapp import ClientApp
 from client.config import load_home
 from client.site import Site
 from common import messages
-from common.errors import JobWaits, Refusal, VeiltuneError
+from common.errors import JobWaits, LedgerBroken, Refusal, VeiltuneError
 from common.privacy.ledger import WITNESSED
 
 log = structlog.get_logger(__name__)
@@ -67,6 +67,9 @@ def _answered(act: Callable[[], RecordDict]) -> RecordDict:
     except JobWaits:
         # Said once in this site's log, when the job came; the server asks again and again.
         return messages.verdict(accepted=False, reason=messages.WAITING)
+    except LedgerBroken as error:
+        log.error("ledger broken: this site trains no more", reason=str(error))
+        return messages.verdict(accepted=False, reason=messages.NO_LEDGER)
     except VeiltuneError as error:
         log.error("refused", reason=str(error))
         # A refusal follows from public facts; trouble with this site's disk is its own affair.

@@ -2,7 +2,8 @@
 
 A job that meets every rule and needs a person's word is kept in the home's ``offers`` folder until
 somebody decides. The decision is an entry of the ledger, with who made it and when; the latest one
-of a job holds.
+of a job holds. A refusal ends a job that runs, for ever: what it has charged stays charged, and
+what it held of its budget is let go.
 
 Not covered: whether the person is who they say; the machine's own accounts decide who may write
 here.
@@ -15,16 +16,18 @@ from typing import Literal, Protocol
 
 import structlog
 
-from client.account import open_account
+from client.account import has_run, open_account
 from client.config import SiteHome
+from client.outbox import Outbox
 from common.config import MAX_CONFIG_BYTES
-from common.errors import InvalidInput, JobRefused, JobWaits
+from common.errors import InvalidInput, JobRefused, JobWaits, StorageFailed
 from common.files import exists, make_folder, read_file, write_file
 from common.job import SignedJob, find_job, parse_signed_job
+from common.privacy.account import REFUSED
 
 APPROVE: Literal["approve"] = "approve"
 REFUSE: Literal["refuse"] = "refuse"
-WAITS, REFUSED, APPROVED = "waiting for approval", "refused", "approved"
+WAITS, APPROVED = "waiting for approval", "approved"
 
 log = structlog.get_logger(__name__)
 
@@ -75,20 +78,24 @@ def latest(decisions: Iterable[Decision], job_sha256: str) -> str:
 
 
 def offers(home: SiteHome, decisions: Iterable[Decision]) -> list[Offer]:
-    """The jobs that came to a person's attention here."""
+    """The jobs that came to a person's attention here; the log names a file that holds none."""
     states = {"": WAITS, APPROVE: APPROVED, REFUSE: REFUSED}
     known = list(decisions)
     found = []
     for path in sorted((home.folder / "offers").glob("*.json")):
-        manifest = read_file(path, max_bytes=MAX_CONFIG_BYTES)
-        job = parse_signed_job(manifest).job
+        try:
+            manifest = read_file(path, max_bytes=MAX_CONFIG_BYTES)
+            job = parse_signed_job(manifest).job
+        except (InvalidInput, JobRefused, StorageFailed) as error:
+            log.warning("offer not readable", file=f"offers/{path.name}", reason=str(error))
+            continue
         state = states[latest(known, job.sha256)]
         found.append(Offer(job.job.name, job.sha256, state, manifest))
     return found
 
 
 def decide(home: SiteHome, wanted: str, decision: Literal["approve", "refuse"], who: str) -> Offer:
-    """Record a person's word on a job; again is no second entry.
+    """Record a person's word on a job; again is no second entry. A refusal ends it.
 
     Args:
         home: the site's.
@@ -97,19 +104,44 @@ def decide(home: SiteHome, wanted: str, decision: Literal["approve", "refuse"], 
         who: who says so.
 
     Raises:
-        InvalidInput: no such job, or more than one.
+        InvalidInput: no such job, more than one, or one to approve that has ended.
         StorageFailed: the entry is in doubt.
     """
     if not 0 < len(who) <= 200 or not who.isprintable():
         raise InvalidInput(f"who must be 1 to 200 printable characters, got {who[:80]!r}")
     outbox = open_account(home)
-    begun = [Offer(row.name, row.sha256, row.state, row.manifest) for row in outbox.jobs()]
-    known = {offer.sha256: offer for offer in (*begun, *offers(home, outbox.decisions()))}
-    offer = find_job(list(known.values()), wanted)
+    begun = {job.sha256: job for job in outbox.submissions()}
+    offer = find_job(list(_decidable(home, outbox).values()), wanted)
+    if decision == APPROVE and offer.sha256 in begun and not begun[offer.sha256].is_open:
+        raise InvalidInput(
+            f"job must be open or not begun to be approved, got one that is {offer.state} "
+            "(the operator may submit it anew)"
+        )
     if latest(outbox.decisions(), offer.sha256) != decision:
         outbox.decide(offer.sha256, decision, who)
+    if decision == REFUSE:
+        outbox.close_job(offer.sha256, REFUSED, "")
     state = APPROVED if decision == APPROVE else REFUSED
     return Offer(offer.name, offer.sha256, state, offer.manifest)
+
+
+def known_job(home: SiteHome, wanted: str) -> SignedJob:
+    """The job of that name or id that waits here or was accepted, to be looked at.
+
+    Raises:
+        InvalidInput: no such job, or more than one.
+        StorageFailed: the account cannot be read.
+    """
+    outbox = open_account(home, is_reader=True) if has_run(home) else None
+    return parse_signed_job(find_job(list(_decidable(home, outbox).values()), wanted).manifest)
+
+
+def _decidable(home: SiteHome, outbox: Outbox | None) -> dict[str, Offer]:
+    """Offers and jobs of the account, by sha256; the account knows better how a job stands."""
+    if outbox is None:
+        return {offer.sha256: offer for offer in offers(home, ())}
+    begun = [Offer(row.name, row.sha256, row.state, row.manifest) for row in outbox.jobs()]
+    return {offer.sha256: offer for offer in (*offers(home, outbox.decisions()), *begun)}
 
 
 def login_name() -> str:

@@ -199,7 +199,8 @@ def approve(context: typer.Context, job: JobName, by: By = "") -> None:
 def refuse(context: typer.Context, job: JobName, by: By = "") -> None:
     """Say no to a job, also to one that runs.
 
-    The ledger keeps who said so and when.
+    That ends it here, for ever: its charges stay, what it held of the budget is
+    let go. The ledger keeps who said so and when.
     """
     _decide(context, job, "refuse", by)
 
@@ -218,7 +219,10 @@ def _decide(
 @app.command()
 def preflight(
     context: typer.Context,
-    job: Annotated[Path, typer.Argument(help="A job's file, as the operator hands it around.")],
+    job: Annotated[
+        str,
+        typer.Argument(help="A job's file, or the name or id of one that waits for approval."),
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Predict a job's verdict, epsilon, bytes, memory and time.
@@ -227,9 +231,8 @@ def preflight(
     """
     home = _home(context)
     from client import preflight as flight
-    from common.job import load_job
 
-    found = flight.preflight(home, load_job(job))
+    found = flight.preflight(home, flight.read_job(home, job))
     if as_json:
         print(json.dumps(found.to_json(), indent=2))
     else:

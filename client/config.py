@@ -7,7 +7,19 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, ValidationInfo, field_validator
 
-from common.config import Name, Section, Sha256, check_name, parse, read_toml
+from common.config import (
+    RECORD,
+    Flag,
+    Name,
+    Number,
+    Section,
+    Sha256,
+    TaskName,
+    Whole,
+    check_name,
+    parse,
+    read_toml,
+)
 from common.data.records import ColumnMap
 from common.errors import InvalidInput
 
@@ -34,21 +46,22 @@ class PolicySection(Section):
 
     allowed_signers: tuple[PublicKey, ...] = ()
     allowed_bases: tuple[Sha256, ...] = ()
-    allowed_tasks: tuple[str, ...] = ()
+    allowed_tasks: tuple[TaskName, ...] = ()
     allowed_releases: tuple[Literal["update"], ...] = ("update",)
-    allow_no_privacy: bool = False
+    allow_no_privacy: Flag = False
     approval: Literal["automatic", "person"] = "automatic"
-    max_epsilon: float = Field(default=8.0, gt=0)
-    max_delta: float = Field(default=1e-5, gt=0, lt=1)
-    max_job_epsilon: float | None = Field(default=None, gt=0)
-    max_job_delta: float | None = Field(default=None, gt=0, lt=1)
+    max_epsilon: Number = Field(default=8.0, gt=0, le=1000)
+    max_delta: Number = Field(default=1e-5, gt=0, lt=1)
+    max_job_epsilon: Number | None = Field(default=None, gt=0, le=1000)
+    max_job_delta: Number | None = Field(default=None, gt=0, lt=1)
     lifetime: Literal["rdp-filter", "pld-schedule"] = "rdp-filter"
     schedule: tuple[Sha256, ...] = Field(default=(), max_length=1000, validate_default=True)
-    min_population: int = Field(default=1, ge=1)
-    min_noise_multiplier: float = Field(default=0.0, ge=0)
+    min_population: Whole = Field(default=1, ge=1)
+    min_noise_multiplier: Number = Field(default=0.0, ge=0)
     required_unit: Name | None = None
-    max_memory_gb: float | None = Field(default=None, gt=0)
-    max_minutes: float | None = Field(default=None, gt=0)
+    max_memory_gb: Number | None = Field(default=None, gt=0)
+    max_gpu_memory_gb: Number | None = Field(default=None, gt=0)
+    max_minutes: Number | None = Field(default=None, gt=0)
 
     # Validators of fields, not of the whole: so that one wrong key hides no other's fault.
     @field_validator("max_job_epsilon", "max_job_delta")
@@ -100,14 +113,21 @@ class DataSetSection(Section):
     text: str = "text"
     label: str = "label"
     unit: str = ""
-    unit_name: Name | None = Field(default=None)
+    unit_name: Name | None = Field(default=None, validate_default=True)
     group: str = ""
 
     @field_validator("unit_name")
     @classmethod
     def _names_a_column(cls, value: str | None, info: ValidationInfo) -> str | None:
-        if value is not None and not info.data.get("unit"):
+        column = info.data.get("unit")
+        if value is not None and not column:
             raise ValueError(f"must be absent without a unit column, got {value!r}")
+        # A job that asks for units of that name would get single rows, and promise no more.
+        if (value or column) == RECORD:
+            raise ValueError(
+                f"must be given and not {RECORD!r}, which jobs call a single row, "
+                f"got {value!r} for the column {column!r}"
+            )
         return value
 
     @property
@@ -129,10 +149,10 @@ class RuntimeSection(Section):
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int = Field(default=0, ge=0, le=1024)
-    physical_batch: int = Field(default=8, ge=1, le=4096)
+    threads: Whole = Field(default=0, ge=0, le=1024)
+    physical_batch: Whole = Field(default=8, ge=1, le=4096)
     engine: Literal["native", "opacus"] = "native"
-    fused: bool = False
+    fused: Flag = False
 
     @field_validator("fused")
     @classmethod

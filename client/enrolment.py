@@ -44,16 +44,19 @@ max_epsilon = {max_epsilon!r}
 max_delta = {max_delta!r}
 lifetime = "rdp-filter"   # holds for jobs chosen after seeing earlier results; "pld-schedule" is
 # schedule = []           # tighter, for jobs named here beforehand by their sha256, and no others
+# required_unit = "patient_id"  # whose privacy all of it is about; "record": each row's. Without
+#                         # it, the first job's unit is every later job's too.
 # Limits on each job:
 # max_job_epsilon = 3.0   # by default max_epsilon, and so for delta
 # max_job_delta = 1e-6
-# required_unit = "patient_id"
 # min_population = 100    # units that the job declares for this site
 # min_noise_multiplier = 0.5
 # allowed_bases = []      # model.sha256; empty: any
 # allowed_tasks = []      # empty: any
 # allowed_releases = ["update"]
-# max_memory_gb = 16.0    # measured on public tokens before any record is read
+# Estimates, measured on public tokens when a job is accepted; a round under way is not stopped:
+# max_memory_gb = 16.0    # of the whole process
+# max_gpu_memory_gb = 40.0
 # max_minutes = 240.0     # of computing, over the whole job
 
 # One section for each data set that jobs may name. Remove the '#' and fill in your columns.
@@ -63,7 +66,7 @@ lifetime = "rdp-filter"   # holds for jobs chosen after seeing earlier results; 
 # text = "text"           # the column that holds the text
 # label = "label"         # the column that holds the label
 # unit = ""               # e.g. "patient_id": whose records belong together
-# unit_name = "patient" # what jobs call that unit, if not by the column's name
+# unit_name = "patient"   # what jobs call that unit, if not by the column's name
 # group = ""              # e.g. "ward"; used by simulations alone
 
 # [models]                # where a job's base model lies on this machine, if not in the cache

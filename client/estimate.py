@@ -63,9 +63,10 @@ class Traffic:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Peak memory in GiB (the GPU's where one is used, else this process's) and minutes in all."""
+    """Peak memory in GiB, this process's and the GPU's (0 without one), and minutes in all."""
 
     memory_gb: float
+    gpu_memory_gb: float
     minutes: float
 
 
@@ -99,10 +100,11 @@ def measure(trainer: Trainer) -> Load:
     part_s = _seconds(lambda: trainer.bounded_sum(units), device)
     total = trainer.bounded_sum(units)
     release_s = _seconds(lambda: trainer.mechanism.release(total, 1, 0), device)
-    memory_gb = _peak(device) / GIB
+    memory_gb, gpu_memory_gb = peak_memory_bytes() / GIB, _gpu_peak(device) / GIB
     parts = math.ceil(trainer.mechanism.divisor / trainer.rows)
     step_s = parts * part_s * unit_cap / timed + release_s
-    return Load(memory_gb=memory_gb, minutes=trainer.job.steps * step_s / 60)
+    minutes = trainer.job.steps * step_s / 60
+    return Load(memory_gb=memory_gb, gpu_memory_gb=gpu_memory_gb, minutes=minutes)
 
 
 def _seconds(act: Callable[[], object], device: torch.device) -> float:
@@ -127,21 +129,19 @@ def _example(job: Job, seed: int) -> Example:
 def _reset(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    else:
-        reset_peak_memory()
+    reset_peak_memory()
 
 
-def _peak(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    return peak_memory_bytes()
+def _gpu_peak(device: torch.device) -> int:
+    return int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else 0
 
 
-def rulings(load: Load, home: SiteHome) -> tuple[Ruling, Ruling]:
+def rulings(load: Load, home: SiteHome) -> tuple[Ruling, ...]:
     """The limits of ``site.toml`` on a machine's load."""
-    policy = home.config.policy
+    policy, gpu_gb = home.config.policy, load.gpu_memory_gb
     return (
         _within("max_memory_gb", "memory", policy.max_memory_gb, load.memory_gb, "GiB"),
+        _within("max_gpu_memory_gb", "GPU memory", policy.max_gpu_memory_gb, gpu_gb, "GiB"),
         _within("max_minutes", "time", policy.max_minutes, load.minutes, "minutes"),
     )
 
@@ -152,7 +152,8 @@ def require_limits(trainer: Trainer, home: SiteHome) -> None:
     Raises:
         JobRefused: it takes more. How fast this machine is stays in this site's own log.
     """
-    if home.config.policy.max_memory_gb is None and home.config.policy.max_minutes is None:
+    policy = home.config.policy
+    if {policy.max_memory_gb, policy.max_gpu_memory_gb, policy.max_minutes} == {None}:
         return
     for ruling in rulings(measure(trainer), home):
         if not ruling.is_met:

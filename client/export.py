@@ -21,6 +21,7 @@ from peft import set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from client.account import has_run
 from client.config import SiteHome
 from client.identity import read_identity
 from client.outbox import JobRow, Outbox
@@ -155,7 +156,7 @@ def folder_of(home: SiteHome, name: str, job_sha256: str) -> Path:
 
 
 def _account(home: SiteHome) -> Outbox:
-    if not home.account_path.exists():
+    if not has_run(home):
         raise InvalidInput(
             f"job must be one that site {home.site} takes part in, got a site that has run none"
         )

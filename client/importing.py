@@ -10,6 +10,7 @@ import sqlite3
 from collections.abc import Iterator
 
 from client.journal import Writer
+from common.errors import InvalidInput
 from common.privacy.account import RUNNING
 from common.privacy.entries import Closed, Committed, Entry, Released, Reserved, Submitted, Terms
 
@@ -30,6 +31,20 @@ def import_account(writer: Writer) -> None:
     )
     db.execute("DROP TABLE release")
     db.execute("DROP TABLE job")
+
+
+def require_no_release(db: sqlite3.Connection) -> None:
+    """Check that nothing was charged before a schedule begins, as its proof has it.
+
+    Raises:
+        InvalidInput: something was.
+    """
+    (count,) = db.execute("SELECT COUNT(*) FROM release").fetchone()
+    if count:
+        raise InvalidInput(
+            f"policy.lifetime must be 'rdp-filter' for an account with earlier releases, got "
+            f"'pld-schedule' after {count} of them: a schedule is fixed before the first"
+        )
 
 
 Found = Iterator[tuple[type[Entry], dict[str, object]]]

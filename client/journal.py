@@ -2,11 +2,12 @@
 
 Every transaction first reads the entries that this process has not seen, checks them and replays
 them, so a decision rests on what is durable and on nothing that was kept in memory through a failed
-commit.
+commit. One entry that is not as it must be ends this process' use of the account for good.
 
 Not covered: what may be written when (client/outbox.py); network file systems whose locks lie.
 """
 
+import hashlib
 import secrets
 import sqlite3
 import threading
@@ -15,14 +16,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import quote
 
+import structlog
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from client.anchor import Anchor, require_anchored, require_nothing_lost
 from client.signing import AccountKey
-from common.errors import LedgerBroken, StorageFailed
+from common.errors import InvalidInput, LedgerBroken, StorageFailed
 from common.failpoints import reach, register
-from common.files import make_private
+from common.files import exists, make_private
 from common.privacy.account import Account
 from common.privacy.entries import Created, Entry, Rekeyed, write_entry
-from common.privacy.ledger import Chain, Head, Row, Tail
+from common.privacy.ledger import Chain, Head, Row, Tail, public_hex
 
 SCHEMA = (
     "CREATE TABLE entry (seq INTEGER PRIMARY KEY, body BLOB NOT NULL, hash BLOB NOT NULL, "
@@ -44,6 +50,8 @@ register(*(f"ledger.{operation}.{point}" for operation in OPERATIONS for point i
 
 _BUSY_S = 30.0
 
+log = structlog.get_logger(__name__)
+
 
 @dataclass
 class Writer:
@@ -54,16 +62,16 @@ class Writer:
     _key: AccountKey
 
     def append(self, model: type[Entry], **fields: object) -> None:
-        """Write the next entry; a key that is new to the ledger is named before it signs.
+        """Write the next entry, signed by the key that signed the one before.
 
         Raises:
-            InvalidInput: a field is not what the schema allows.
+            InvalidInput: a field is not what the schema allows, or this site has another key.
         """
-        key = self._key.key
+        key = self._key.make() if model is Created else self._key.key
         if model in (Created, Rekeyed):
             fields |= {"public_key": key.public, "is_ephemeral": key.is_ephemeral}
-        elif self._tail.public_key != key.public:
-            self.append(Rekeyed)
+        else:
+            require_key(self._key, self._tail.public_key)
         given = {"seq": self._tail.seq, "at": _now(), "salt": secrets.token_hex(16), **fields}
         row = self._tail.row(write_entry(model, **given), key.private)
         self.db.execute(
@@ -89,19 +97,22 @@ class Journal:
         self._path = path
         self._key = key
         self._chain = Chain()
+        self._anchor = Anchor(path)
+        self._broken = ""
         self._lock = threading.Lock()
-        make_private(path)  # SQLite gives its journal the same mode
 
     def create(self, fill: Callable[[Writer, set[str]], None]) -> None:
         """Make tables and let ``fill`` write the first entries, unless that was done before.
 
         ``fill`` is told which tables the file has already, from a version before the ledger.
+
+        Raises:
+            LedgerBroken: a ledger was here, and is gone.
         """
-        with self._open() as db:
-            db.execute("BEGIN")
-            if "entry" in _tables(db):
-                self._catch_up(db)
+        if self._has_ledger():
+            with self.reading():
                 return
+        make_private(self._path)  # SQLite gives its journal the same mode
         with self.writing("create") as writer:
             before = _tables(writer.db)
             if "entry" in before:
@@ -110,24 +121,44 @@ class Journal:
                 for statement in SCHEMA:
                     writer.db.execute(statement)
             fill(writer, before)
+        # A site sees this once in its life. A simulated one is made by every run.
+        say = log.info if self._key.key.is_ephemeral else log.warning
+        say("ledger made anew", account=str(self._path), imported=bool(before))
+
+    def require_made(self) -> None:
+        """Check that there is a ledger, without making one.
+
+        Raises:
+            InvalidInput: there is none yet, or an account of the first version.
+            LedgerBroken: a ledger was here, and is gone.
+        """
+        if self._has_ledger():
+            with self.reading():
+                return
+        raise InvalidInput(
+            f"account in {self._path} must be a ledger, got an older or empty one "
+            f"(starting the site brings it up to date)"
+        )
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
         """One consistent view, once all of its entries were checked."""
         with self._open() as db:
+            anchored = self._anchored()
             db.execute("BEGIN")
-            self._catch_up(db)
+            self._catch_up(db, anchored)
             yield db
 
     @contextmanager
     def writing(self, operation: str) -> Iterator[Writer]:
         """One transaction: durable when the block ends, undone when it raises."""
         with self._open() as db:
+            anchored = self._anchored()
             reach(f"ledger.{operation}.begin")
             db.execute("BEGIN IMMEDIATE")
             try:
-                if "entry" in _tables(db):
-                    self._catch_up(db)
+                if operation != "create" or "entry" in _tables(db):
+                    self._catch_up(db, anchored)
                 yield Writer(db, self._chain.tail, self._key)
                 reach(f"ledger.{operation}.before-commit")
             except BaseException:
@@ -135,17 +166,53 @@ class Journal:
                 raise
             db.commit()
             reach(f"ledger.{operation}.after-commit")
+            size = self._chain.size
             self._catch_up(db)  # what was written is read back, and missed if it is gone later
+            if self._chain.size > size:
+                self._anchor.write(self._chain.head(self._key.key.private))
 
     def head(self) -> Head:
-        """The signed head of now."""
+        """The signed head of now; nothing is written for it.
+
+        Raises:
+            InvalidInput: this site's key is not the one that signed last.
+        """
         with self.reading():
-            is_known = self._chain.tail.public_key == self._key.key.public
-        if not is_known:
-            with self.writing("rekey") as writer:
-                writer.append(Rekeyed)
-        with self.reading():
+            require_key(self._key, self._chain.tail.public_key)
             return self._chain.head(self._key.key.private)
+
+    def require_key(self) -> None:
+        """Check that the last entry's key is this site's.
+
+        Raises:
+            InvalidInput: it is not, or this site's is not at hand.
+        """
+        with self.reading():
+            require_key(self._key, self._chain.tail.public_key)
+
+    @property
+    def own_key(self) -> str:
+        """This site's public key, which signs or is yet to."""
+        return self._key.key.public
+
+    def rekey(self, accepted_by: str, old: ec.EllipticCurvePrivateKey | None = None) -> None:
+        """Let this site's key sign from here on; again is no change.
+
+        Args:
+            accepted_by: the person who takes it on, and every entry before it.
+            old: the key before, which hands over if it is at hand.
+
+        Raises:
+            InvalidInput: ``old`` is not the key before.
+        """
+        with self.writing("rekey") as writer:
+            tail, new = self._chain.tail, self._key.key.public
+            if tail.public_key == new:
+                return
+            if old is not None and public_hex(old) != tail.public_key:
+                raise InvalidInput("old key must be the one that signed last, got another")
+            endorsement = "" if old is None else tail.endorse(new, old)
+            writer.append(Rekeyed, accepted_by=accepted_by, endorsement=endorsement)
 
     def root(self, size: int) -> str | None:
         """The root (hex) over the first ``size`` entries; ``None`` when there are fewer."""
@@ -169,23 +236,49 @@ class Journal:
             if found != "ok":
                 raise LedgerBroken(f"account must be a whole database, got: {found}")
         fresh = Journal(self._path, self._key)
-        with fresh.reading():
-            return
+        try:
+            with fresh.reading():
+                return
+        finally:
+            self._broken = self._broken or fresh._broken
 
-    def _catch_up(self, db: sqlite3.Connection) -> None:
+    def _has_ledger(self) -> bool:
+        anchored = self._anchor.read()  # before the file, which another process may make meanwhile
+        is_there = exists(self._path)
+        if is_there:
+            with self._open() as db:
+                is_there = "entry" in _tables(db)
+        if not is_there:
+            require_nothing_lost(anchored)
+        return is_there
+
+    def _anchored(self) -> Head | None:
+        """The anchor, for this process' first look; to be read before any entry is."""
+        return None if self._chain.size else self._anchor.read()
+
+    def _catch_up(self, db: sqlite3.Connection, anchored: Head | None = None) -> None:
         """Check and replay the entries since the last time, after the last one seen then."""
-        rows = _rows(db, self._chain.size - 1 if self._chain.size else None)
-        if self._chain.size:
-            self._chain.require_last(next(rows, None))
-        for row in rows:
-            self.account.apply(self._chain.extend(row))
+        try:
+            rows = _rows(db, self._chain.size - 1 if self._chain.size else None)
+            if self._chain.size:
+                self._chain.require_last(next(rows, None))
+            for row in rows:
+                entry = self._chain.check(row)
+                self.account.apply(entry)
+                self._chain.take(row, entry)
+            require_anchored(anchored, self._chain)
+        except LedgerBroken as error:
+            self._broken = str(error)  # what is in memory may be a part only
+            raise
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
         # A connection for each use: nothing is shared over fork, and a failed one is never reused.
         with self._lock:
+            if self._broken:
+                raise LedgerBroken(self._broken)
             try:
-                db = sqlite3.connect(self._path, timeout=_BUSY_S, isolation_level=None)
+                db = sqlite3.connect(_uri(self._path), _BUSY_S, isolation_level=None, uri=True)
                 try:
                     _set_up(db, self._path)
                     yield db
@@ -196,6 +289,30 @@ class Journal:
                 raise StorageFailed(
                     f"account must be written to {self._path}, got: {error}"
                 ) from error
+
+
+def require_key(own: AccountKey, last: str) -> None:
+    """Check that the key which signed last is the site's own.
+
+    Raises:
+        InvalidInput: it is another: another's ledger, or a key that was changed.
+    """
+    if own.key.public != last:
+        raise InvalidInput(
+            f"ledger must be signed last by this site's key (sha256 "
+            f"{key_words(own.key.public)[:16]}), got one by {key_words(last)[:16]} "
+            f"('fl-client ledger rekey' says what it means to go on)"
+        )
+
+
+def key_words(public_key: str) -> str:
+    """A key's sha256, as ``fl-client init`` and the operator see it."""
+    return hashlib.sha256(bytes.fromhex(public_key)).hexdigest()
+
+
+def _uri(path: Path) -> str:
+    """So that opening a file which is gone makes no new one."""
+    return f"file:{quote(str(path.absolute()))}?mode=rw"
 
 
 def _set_up(db: sqlite3.Connection, path: Path) -> None:
@@ -212,7 +329,8 @@ def _set_up(db: sqlite3.Connection, path: Path) -> None:
 
 
 def _tables(db: sqlite3.Connection) -> set[str]:
-    return {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    found = db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+    return {str(name) for (name,) in found}  # a damaged one may be of another type
 
 
 def _rows(db: sqlite3.Connection, first: int | None) -> Iterator[Row]:

@@ -1,9 +1,10 @@
-"""``fl-client ledger``: what this site has spent, and that its ledger is whole."""
+"""``fl-client ledger``: what this site has spent, and that its ledger is whole.
 
-import hashlib
+``rekey`` alone writes; the others leave the account as they find it.
+"""
+
 import json
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,10 +13,13 @@ import typer
 
 if TYPE_CHECKING:
     from client.config import SiteHome
+    from client.outbox import Outbox
     from client.spending import LedgerSpending
+    from common.privacy.entries import Rekeyed
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 MAX_EXTRACT_BYTES = 1 << 30
+MAX_PLOT_BYTES = 1 << 24
 
 
 def make_app(home_of: Callable[[typer.Context], "SiteHome"]) -> typer.Typer:
@@ -27,7 +31,11 @@ def make_app(home_of: Callable[[typer.Context], "SiteHome"]) -> typer.Typer:
         context: typer.Context,
         as_json: AsJson = False,
         plot: Annotated[
-            Path | None, typer.Option(metavar="FILE", help="Also write the curve as an SVG.")
+            Path | None,
+            typer.Option(
+                metavar="FILE",
+                help="Also write the curve as an SVG; of what exists, only an SVG is replaced.",
+            ),
         ] = None,
     ) -> None:
         """Show what is left, by job and over time."""
@@ -68,7 +76,67 @@ def make_app(home_of: Callable[[typer.Context], "SiteHome"]) -> typer.Typer:
         write_file(file, write_extract(rows[: head.size], head), overwrite=False)
         typer.echo(f"ledger exported to {file}\n{_head_words(head.size, head.root)}")
 
+    @app.command()
+    def rekey(
+        context: typer.Context,
+        old_key: Annotated[
+            Path | None,
+            typer.Option(metavar="FILE", help="The key before (PEM): it hands over to this one."),
+        ] = None,
+        yes: Annotated[
+            bool, typer.Option("--yes", help="Accept what was said without it.")
+        ] = False,
+        by: Annotated[str, typer.Option("--by", help="Who accepts, if not who is logged in.")] = "",
+    ) -> None:
+        """Let this site's new key sign the ledger.
+
+        Without --yes it says what that accepts, and changes nothing.
+        """
+        from client.approval import login_name
+
+        typer.echo(_rekey(home_of(context), old_key, is_sure=yes, who=by or login_name()))
+
     return app
+
+
+def _rekey(home: "SiteHome", old_key: Path | None, *, is_sure: bool, who: str) -> str:
+    from client.journal import key_words
+    from client.outbox import Outbox
+    from common.errors import InvalidInput
+    from common.keys import load_key, read_key
+
+    if not 0 < len(who) <= 200 or not who.isprintable():
+        raise InvalidInput(f"who must be 1 to 200 printable characters, got {who[:80]!r}")
+    outbox = Outbox.unclaimed(home, is_reader=True)
+    outbox.verify()
+    own, last = outbox.journal.own_key, outbox.journal.keys[-1]
+    if own == last:
+        return f"ledger of site {home.site} is signed by this site's key already"
+    old = None if old_key is None else load_key(read_key(old_key))
+    if old is None and not is_sure:
+        typer.echo(_warning(home, outbox, own, last))
+        raise InvalidInput("--yes must be given to accept this, got nothing")
+    outbox.journal.rekey(who, old)
+    how = "accepted without the key before" if old is None else "handed over by the key before"
+    return (
+        f"ledger of site {home.site} goes on under key sha256 {key_words(own)}\n  {how}, by {who}"
+    )
+
+
+def _warning(home: "SiteHome", outbox: "Outbox", own: str, last: str) -> str:
+    from client.journal import key_words
+
+    size = len(outbox.journal.rows())
+    return (
+        f"ledger of site {home.site}: {size} entries, the last of them signed by another key\n"
+        f"  that key     sha256 {key_words(last)}\n"
+        f"  this site's  sha256 {key_words(own)}\n"
+        f"  root         sha256 {outbox.journal.root(size)}\n"
+        f"It did not hand over. Whoever holds it, and can write here, may have written entries\n"
+        f"of their own or left charges out: with --yes all {size} entries are taken as this\n"
+        f"site's for good. Compare size and root with an export that you keep or the head that\n"
+        f"the server witnessed. If you have the key, --old-key FILE lets it hand over instead."
+    )
 
 
 def _verify_own(home: "SiteHome") -> str:
@@ -77,8 +145,9 @@ def _verify_own(home: "SiteHome") -> str:
     outbox = open_account(home)
     outbox.verify()
     head = outbox.head()
-    return f"ledger of site {home.site} is whole\n{_head_words(head.size, head.root)}" + _key_words(
-        outbox.journal.keys
+    return (
+        f"ledger of site {home.site} is whole\n{_head_words(head.size, head.root)}"
+        f"{_keys_words(outbox.journal.keys, outbox.hand_overs())}"
     )
 
 
@@ -91,7 +160,8 @@ def _verify_extract(path: Path) -> str:
     site = account.created.site if account.created else ""
     return (
         f"exported ledger of site {site} is whole\n"
-        f"{_head_words(found.head.size, found.head.root)}{_key_words((found.head.public_key,))}"
+        f"{_head_words(found.head.size, found.head.root)}"
+        f"{_keys_words((found.head.public_key,), ())}"
     )
 
 
@@ -99,36 +169,36 @@ def _head_words(size: int, root: str) -> str:
     return f"  entries      {size}\n  root         sha256 {root}"
 
 
-def _key_words(keys: tuple[str, ...]) -> str:
-    """As ``fl-client init`` and the operator see the key."""
-    shown = [hashlib.sha256(bytes.fromhex(key)).hexdigest() for key in keys]
-    return "".join(f"\n  signed by    key sha256 {key}" for key in shown)
+def _keys_words(keys: Sequence[str], hand_overs: "Sequence[Rekeyed]") -> str:
+    """Each key, and by whose word it followed the one before."""
+    from client.journal import key_words
+
+    shown = [f"\n  signed by    key sha256 {key_words(key)}" for key in keys]
+    words = ["", *(f" ({entry.words})" for entry in hand_overs)]
+    return "".join(key + how for key, how in zip(shown, words, strict=False))
 
 
 def _write_plot(path: Path, found: "LedgerSpending") -> None:
     from client.curve import svg
     from common.errors import InvalidInput
-    from common.files import write_file
+    from common.files import exists, read_file, write_file
 
     if not found.history:
         raise InvalidInput("ledger must hold a charge to be plotted, got none")
-    title = f"Epsilon of site {found.site} at delta {found.delta:g}"
-    write_file(path, svg(found.history, found.max_epsilon, title).encode(), mode=0o644)
+    if exists(path) and read_file(path, max_bytes=MAX_PLOT_BYTES)[:4] != b"<svg":
+        raise InvalidInput(f"{str(path)!r} must be an SVG to be replaced, got another file")
+    life = found.life
+    title = f"Epsilon of site {found.site} at delta {life.delta:g}, unit {life.unit}"
+    write_file(path, svg(found.history, life.max_epsilon, title).encode(), mode=0o644)
 
 
 def _to_json(found: "LedgerSpending") -> dict[str, Any]:
-    shown = {**asdict(found), "left": found.left}
+    from common.strict_json import without_infinity
+
+    shown = {**asdict(found.life), "left": found.life.left, **asdict(found)}
+    del shown["life"]
     shown["decisions"] = [decision.model_dump() for decision in found.decisions]
-    return dict(_finite(shown))
-
-
-def _finite(value: Any) -> Any:  # noqa: ANN401 -- JSON
-    """An epsilon without bound is null, as JSON has no infinity."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return dict(without_infinity(shown))
 
 
 def _show(found: "LedgerSpending") -> None:
@@ -137,14 +207,17 @@ def _show(found: "LedgerSpending") -> None:
     from client import screen
     from client.curve import draw
 
+    life = found.life
     facts: list[tuple[object, object]] = [
         ("site", found.site),
         ("ledger", f"{found.head.size} entries, root {found.head.root[:16]}"),
-        ("epsilon", f"{found.epsilon:.3f} spent over all jobs, at delta {found.delta:g}"),
-        ("budget", f"{found.left:.3f} left of {found.max_epsilon:g}"),
+        ("unit", life.whose),
+        ("lifetime", f"epsilon {life.max_epsilon:g} at delta {life.delta:g}, by {life.lifetime}"),
+        ("by the cap", _by(life.charged, life.drawn) + f", {life.left:.3f} left"),
+        ("by PLD", _by(life.epsilon, life.drawn_by_pld)),
     ]
-    if found.uncovered_rounds:
-        facts.append(("no privacy", f"{found.uncovered_rounds} rounds that no epsilon covers"))
+    if life.uncovered_rounds:
+        facts.append(("no privacy", f"{life.uncovered_rounds} rounds that no epsilon covers"))
     screen.show(screen.table(["", ""], [(Text(str(name), "dim"), fact) for name, fact in facts]))
     if found.jobs:
         screen.show(Text(""))
@@ -164,5 +237,10 @@ def _show(found: "LedgerSpending") -> None:
         ]
         screen.show(screen.table(names, rows, numbers="rounds steps of epsilon"))
     if found.history:
-        screen.show(Text(f"\nepsilon by time, at most {found.max_epsilon:g}"))
-        screen.show(Text(draw(found.history, found.max_epsilon)))
+        words = f"epsilon (PLD) by time, at most {life.max_epsilon:g}; unit {life.unit}"
+        screen.show(Text(f"\n{words}"))
+        screen.show(Text(draw(found.history, life.max_epsilon)))
+
+
+def _by(charged: float, drawn: float) -> str:
+    return f"{charged:.3f} charged, {drawn:.3f} with what open jobs may still spend"

@@ -1,5 +1,8 @@
 """The cap over the life of a site's data: which of the two, and whether a job fits under it.
 
+An epsilon speaks of one privacy unit, so all that draws on a cap has the same: the one that the
+ledger was made with or, where it was made with none, that of the jobs that drew on it first.
+
 ``rdp-filter`` lets jobs be chosen after looking at earlier results; ``pld-schedule`` admits just
 the jobs that the site named when its ledger was made. Which of them, and the cap, is fixed in the
 ledger's first entry: ``site.toml`` has to agree with it from then on.
@@ -16,8 +19,9 @@ import structlog
 from client.config import PolicySection
 from common.errors import InvalidInput, JobRefused, RoundRefused
 from common.job import Job
-from common.privacy.account import RUNNING, Charge, Submission
+from common.privacy.account import Charge, Submission
 from common.privacy.accounting import GaussianSteps, epsilon
+from common.privacy.event import MOST_STEPS
 from common.privacy.lifetime import LifetimeCap, PldSchedule
 from common.privacy.rdp_filter import RdpFilter
 
@@ -28,11 +32,15 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Life:
-    """The cap, and what jobs have spent of it or may still spend: see ``drawn``."""
+    """The cap, and what jobs have spent of it or may still spend: see ``drawn``.
+
+    ``fixed_unit`` is the privacy unit that the ledger was made with; empty for none.
+    """
 
     cap: LifetimeCap
     submissions: Sequence[Submission] = ()
     charges: Sequence[Charge] = ()
+    fixed_unit: str = ""
 
     def drawn(self, but: str = "") -> list[GaussianSteps]:
         """Private steps of all jobs, leaving out the job of sha256 ``but``.
@@ -40,10 +48,42 @@ class Life:
         A job that is open holds all of its plan, since each of its rounds may still be asked for;
         one that is closed has spent what was charged.
         """
-        held = {s.sha256: s.plan for s in self.submissions if s.state == RUNNING and s.plan}
+        held = self._held()
         charged = [c.event for c in self.charges if c.job_sha256 not in {but, *held}]
         plans = [event for sha256, event in held.items() if sha256 != but]
         return [event for event in (*plans, *charged) if event.noise_multiplier > 0]
+
+    def charged(self) -> list[GaussianSteps]:
+        """Private steps that were charged so far."""
+        return [charge.event for charge in self.charges if charge.is_private]
+
+    def units(self, but: str = "") -> tuple[str, ...]:
+        """The privacy units that the cap's sum speaks of; more than one in old ledgers alone."""
+        held = self._held()
+        drawing = {c.job_sha256 for c in self.charges if c.is_private}
+        drawing |= {sha256 for sha256, event in held.items() if event.noise_multiplier > 0}
+        units = [s.terms.unit for s in self.submissions if s.sha256 in drawing - {but}]
+        return tuple(dict.fromkeys([*([self.fixed_unit] if self.fixed_unit else []), *units]))
+
+    @property
+    def unit(self) -> str:
+        """The units in words; empty while none is fixed."""
+        return " and ".join(self.units())
+
+    def cost(self, events: Sequence[GaussianSteps]) -> float:
+        """What ``events`` cost by the cap's own accounting; infinity for too many steps."""
+        return self.cap.epsilon(events) if _are_countable(events) else math.inf
+
+    def pld(self, events: Sequence[GaussianSteps]) -> float:
+        """The same by privacy loss distributions, at the cap's delta."""
+        return epsilon(events, self.cap.delta) if _are_countable(events) else math.inf
+
+    def allows(self, events: Sequence[GaussianSteps]) -> bool:
+        """Whether ``events``, all of a lifetime with those to come, stay within the cap."""
+        return _are_countable(events) and self.cap.allows(events)
+
+    def _held(self) -> dict[str, GaussianSteps]:
+        return {s.sha256: s.plan for s in self.submissions if s.is_open and s.plan}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,19 +110,25 @@ def cap_of(policy: PolicySection) -> RdpFilter | PldSchedule:
     return RdpFilter.for_cap(policy.max_epsilon, policy.max_delta)
 
 
-def require_unchanged(policy: PolicySection, cap: RdpFilter | PldSchedule) -> None:
+def require_unchanged(
+    policy: PolicySection, cap: RdpFilter | PldSchedule, fixed_unit: str = ""
+) -> None:
     """Check that ``site.toml`` still says what the ledger was made with.
+
+    A unit may be required later, where the ledger was made with none.
 
     Raises:
         InvalidInput: every key that differs.
     """
     is_schedule = isinstance(cap, PldSchedule)
-    fixed = {
+    fixed: dict[str, object] = {
         "lifetime": "pld-schedule" if is_schedule else "rdp-filter",
         "schedule": cap.jobs if isinstance(cap, PldSchedule) else (),
         "max_epsilon": cap.max_epsilon,
         "max_delta": cap.delta,
     }
+    if fixed_unit:
+        fixed["required_unit"] = fixed_unit
     faults = [
         f"policy.{key} must be the ledger's {_short(value)} (fixed when it was made), "
         f"got {_short(getattr(policy, key))}"
@@ -93,6 +139,27 @@ def require_unchanged(policy: PolicySection, cap: RdpFilter | PldSchedule) -> No
         raise InvalidInput(f"site.toml: {'; '.join(faults)}")
 
 
+def require_unit(job: Job, life: Life) -> None:
+    """Check that a job promises something to the unit that all others did.
+
+    Raises:
+        JobRefused: to another, or the ledger has several from before this was checked.
+    """
+    condition, is_met = unit_rule(job, life)
+    if not is_met:
+        raise JobRefused(f"privacy.unit must be {condition}, got {job.privacy.unit!r}")
+
+
+def unit_rule(job: Job, life: Life) -> tuple[str, bool]:
+    """What a job's unit must be here, and whether it is."""
+    units = life.units(but=job.sha256)
+    if len(units) > 1:
+        return f"the one unit of this site's account, which has several ({', '.join(units)})", False
+    if not units:
+        return "any unit", True
+    return f"{units[0]!r}, the unit of this site's account", units[0] == job.privacy.unit
+
+
 def require_lifetime(job: Job, life: Life) -> None:
     """Check that all of a job's steps fit under the cap, beside all that other jobs drew.
 
@@ -100,9 +167,16 @@ def require_lifetime(job: Job, life: Life) -> None:
         JobRefused: they do not. By how much tells of other operators' jobs, and stays in this
             site's own log.
     """
+    require_unit(job, life)
     if not life.cap.covers(job.sha256):
         raise JobRefused("job must be one of this site's schedule, got another")
-    if life.cap.allows([*life.drawn(but=job.sha256), plan(job)]):
+    after = [*life.drawn(but=job.sha256), plan(job)]
+    if not _are_countable(after):
+        raise JobRefused(
+            f"steps over the life of this site's data must be at most {MOST_STEPS}, "
+            f"got more with this job"
+        )
+    if life.cap.allows(after):
         return
     log.warning("job over the life's limit", job=job.job.name, **_figures(job, life))
     raise JobRefused(
@@ -117,7 +191,8 @@ def require_room(charges: Iterable[Charge], cap: LifetimeCap) -> None:
     Raises:
         RoundRefused: it is more than the cap.
     """
-    if not cap.allows(charge.event for charge in charges if charge.is_private):
+    life = Life(cap, charges=tuple(charges))
+    if not life.allows(life.charged()):
         raise RoundRefused(
             "epsilon over the life of this site's data must stay within its limit, "
             "got more with this round"
@@ -132,7 +207,7 @@ def fitting(job: Job, life: Life) -> Fit | None:
     rate, steps, before = job.privacy.sampling_rate, job.steps, life.drawn(but=job.sha256)
 
     def fits(noise: float) -> bool:
-        return life.cap.allows([*before, GaussianSteps(rate, noise, steps)])
+        return life.allows([*before, GaussianSteps(rate, noise, steps)])
 
     low, high = job.noise_multiplier, max(1.0, 2 * job.noise_multiplier)
     while not fits(high):
@@ -152,13 +227,17 @@ def _figures(job: Job, life: Life) -> dict[str, object]:
     fit = fitting(job, life)
     return {
         "lifetime": cap.name,
-        "epsilon": round(cap.epsilon(after), 3),
-        "epsilon_by_pld": round(epsilon(after, cap.delta), 3),
+        "epsilon": round(life.cost(after), 3),
+        "epsilon_by_pld": round(life.pld(after), 3),
         "max_epsilon": cap.max_epsilon,
         "would_fit": "no epsilon"
         if fit is None
         else f"privacy.epsilon {fit.epsilon:g} (noise multiplier {fit.noise_multiplier:.3f})",
     }
+
+
+def _are_countable(events: Iterable[GaussianSteps]) -> bool:
+    return sum(event.steps for event in events) <= MOST_STEPS
 
 
 def _short(value: object) -> str:

@@ -23,15 +23,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from client.config import SiteHome
-from client.importing import OLD_TABLES, import_account
+from client.importing import OLD_TABLES, import_account, require_no_release
 from client.journal import Journal, Writer
 from client.lifetime import cap_of
 from client.signing import AccountKey
 from common.code import code_sha256
-from common.errors import JobRefused, LedgerBroken, RoundRefused
+from common.errors import InvalidInput, JobRefused, LedgerBroken, RoundRefused
 from common.job import find_job
 from common.privacy.account import (
-    RUNNING,
+    ENDED,
     Account,
     Charge,
     Reservation,
@@ -46,6 +46,7 @@ from common.privacy.entries import (
     Committed,
     Created,
     Decided,
+    Rekeyed,
     Released,
     Reserved,
     Submitted,
@@ -57,6 +58,7 @@ from common.privacy.lifetime import cap_to_dict
 __all__ = ["Charge", "JobRow", "Outbox", "RoundKey", "Submission", "Terms", "spent"]
 
 Within = Callable[[list[Charge]], None]
+Admits = Callable[[list[Submission], list[Charge]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +87,17 @@ class Outbox:
     Every method commits before it returns.
 
     Args:
-        path: the SQLite file; made if there is none, and brought up to date.
+        path: the SQLite file; made if there is none, and brought up to date, but for a reader.
         key: the site's private key (PEM), which signs the entries; where there is none, a key is
             made beside the account.
         site: whose account it is; written when it is made.
         cap: the lifetime cap, in whatever form its filter has; written when it is made.
         unit: the privacy unit that the site insists on, or empty; written when it is made.
+        is_reader: whether to leave the account as it is found.
 
     Raises:
+        InvalidInput: for a reader, there is no account that is up to date; or a schedule was to
+            begin after earlier releases.
         StorageFailed: a write did not complete; the charge may or may not stand, so re-read it.
         LedgerBroken: the account is not the one that this site wrote; it trains no more.
     """
@@ -105,6 +110,7 @@ class Outbox:
         site: str = "",
         cap: Mapping[str, Any] | None = None,
         unit: str = "",
+        is_reader: bool = False,
     ) -> None:
         def fill(writer: Writer, before: set[str]) -> None:
             if before not in (set(), OLD_TABLES):
@@ -112,24 +118,47 @@ class Outbox:
                     f"account must be new, a ledger or one of the first version, got tables "
                     f"{', '.join(sorted(before))}"
                 )
-            writer.append(Created, site=site, cap=dict(cap or {}), unit=unit)
+            if before and dict(cap or {}).get("kind") == "pld-schedule":
+                require_no_release(writer.db)
+            writer.append(Created, site=site, cap=dict(cap or {}), unit=unit, binds_keys=True)
             if before:
                 import_account(writer)
 
         self.journal = Journal(path, AccountKey(path, key))
-        self.journal.create(fill)
+        if is_reader:
+            self.journal.require_made()
+        else:
+            self.journal.create(fill)
 
     @classmethod
-    def of(cls, home: SiteHome) -> "Outbox":
-        """The account of a site's home, signed with its key and made with its policy's cap."""
+    def of(cls, home: SiteHome, *, is_reader: bool = False) -> "Outbox":
+        """The account of a site's home, signed with its key and made with its policy's cap.
+
+        Raises:
+            LedgerBroken: it is another site's.
+            InvalidInput: another key than this site's signed last.
+        """
+        found = cls.unclaimed(home, is_reader=is_reader)
+        found.journal.require_key()
+        return found
+
+    @classmethod
+    def unclaimed(cls, home: SiteHome, *, is_reader: bool = False) -> "Outbox":
+        """Like ``of``, whosever key signed: for the command that names a new one."""
         policy = home.config.policy
-        return cls(
+        found = cls(
             home.account_path,
             home.path(home.config.certificates.key),
             site=home.site,
             cap=cap_to_dict(cap_of(policy)),
             unit=policy.required_unit or "",
+            is_reader=is_reader,
         )
+        if (created := found.created()).site != home.site:
+            raise LedgerBroken(
+                f"ledger must be that of site {home.site}, got that of site {created.site!r}"
+            )
+        return found
 
     @property
     def _account(self) -> Account:
@@ -137,9 +166,29 @@ class Outbox:
 
     def lifetime_cap(self) -> dict[str, Any]:
         """The cap over the life of the site's data, as it was fixed when the account was made."""
+        return dict(self.created().cap)
+
+    def created(self) -> Created:
+        """The ledger's first entry.
+
+        Raises:
+            LedgerBroken: there is none.
+        """
         with self.journal.reading():
             created = self._account.created
-            return dict(created.cap) if created else {}
+        if created is None:
+            raise LedgerBroken("ledger must have a first entry, got an empty one")
+        return created
+
+    def hand_overs(self) -> list[Rekeyed]:
+        """Every entry that named a new key."""
+        with self.journal.reading():
+            return list(self._account.hand_overs)
+
+    def fixed_unit(self) -> str:
+        """The privacy unit that the account was made with; empty for none."""
+        with self.journal.reading():
+            return self._account.created.unit if self._account.created else ""
 
     def head(self) -> Head:
         """The ledger's signed head, for somebody else to remember."""
@@ -175,6 +224,7 @@ class Outbox:
         cap_bytes: int = 0,
         plan: GaussianSteps | None = None,
         terms: Terms | None = None,
+        within: Admits | None = None,
     ) -> None:
         """Record that this site accepted a job; again is no change.
 
@@ -185,10 +235,17 @@ class Outbox:
             cap_bytes: the most that a message of it may have; 0 where no link brings any.
             plan: all of its steps, beyond which no round is charged; ``None`` for no such limit.
             terms: what the steps are charged under.
+            within: given all jobs and charges so far, raises if there is no room for this one. It
+                is asked in the same transaction, so that no two processes pass it together.
+
+        Raises:
+            Refusal: what ``within`` raises.
         """
         with self.journal.writing("open-job") as writer:
             if sha256 in self._account.jobs:
                 return
+            if within is not None:
+                within(list(self._account.jobs.values()), self._account.charges())
             writer.append(
                 Submitted,
                 job_sha256=sha256,
@@ -212,12 +269,22 @@ class Outbox:
         return (job.message_cap_bytes or None) if job else None
 
     def close_job(self, sha256: str, state: str, final_sha256: str) -> None:
-        """Record a job's end; bytes that waited for it are let go, the charges stay."""
+        """Record a job's end, once and for ever: a later one changes nothing.
+
+        Bytes that waited for it are let go, and so is what it has not charged of its plan; its
+        charges stay.
+
+        Raises:
+            InvalidInput: ``state`` is no end.
+        """
+        if state not in ENDED:
+            raise InvalidInput(f"state must be one of {', '.join(ENDED)}, got {state[:80]!r}")
         with self.journal.writing("close-job") as writer:
             job = self._account.jobs.get(sha256)
-            if job is None or (job.state, job.final_sha256) == (state, final_sha256):
+            if job is None or not job.is_open:
                 return
-            writer.append(Closed, job_sha256=sha256, state=state, final_sha256=final_sha256)
+            end = {"state": state, "final_sha256": final_sha256, "is_final": True}
+            writer.append(Closed, job_sha256=sha256, **end)
             writer.db.execute("DELETE FROM content WHERE job_sha256 = ?", (sha256,))
 
     def reserve(
@@ -269,7 +336,7 @@ class Outbox:
         Those stored first win: a second set would be a second release.
 
         Raises:
-            RoundRefused: the round was not reserved for this input.
+            RoundRefused: the round was not reserved for this input, or its job has ended.
         """
         with self.journal.writing("store") as writer:
             found = self._account.rounds.get((key.job_sha256, key.round))
@@ -278,6 +345,7 @@ class Outbox:
                     f"round {key.round} must be reserved before its release, got none"
                 )
             _require_same_input(found, key)
+            _open_job(self._account, key)  # it may have ended while the round was trained
             if found.charge.is_released:
                 return self._kept(writer.db, key, found)
             writer.append(
@@ -307,7 +375,7 @@ class Outbox:
             return self._kept(db, key, found) if found.charge.is_released else None
 
     def _kept(self, db: sqlite3.Connection, key: RoundKey, found: Reservation) -> bytes:
-        if self._account.jobs[key.job_sha256].state != RUNNING:
+        if not self._account.jobs[key.job_sha256].is_open:
             raise RoundRefused(f"round {key.round} must belong to an open job, got a closed one")
         row = db.execute(
             "SELECT payload FROM content WHERE job_sha256 = ? AND round = ?",
@@ -400,9 +468,10 @@ class Outbox:
             LedgerBroken: the first thing that is not as this site wrote it.
         """
         self.journal.verify()
-        for job in self.jobs():
+        self.jobs()  # every manifest
+        for job in self.submissions():
             self.latest_input(job.sha256)
-            for charge in self.charges(job.sha256) if job.state == RUNNING else ():
+            for charge in self.charges(job.sha256) if job.is_open else ():
                 source = self._account.rounds[job.sha256, charge.round].input_sha256
                 self.stored(RoundKey(job.sha256, charge.round, source))
         return len(self.journal.rows())
@@ -431,8 +500,8 @@ def _keep_start(db: sqlite3.Connection, key: RoundKey, start: bytes) -> None:
 
 def _open_job(account: Account, key: RoundKey) -> Submission:
     job = account.jobs.get(key.job_sha256)
-    state = job.state if job else "unknown"
-    if job is None or state != RUNNING:
+    if job is None or not job.is_open:
+        state = "unknown" if job is None else "closed" if job.state not in ENDED else job.state
         raise RoundRefused(f"round {key.round} must belong to an open job, got one that is {state}")
     return job
 

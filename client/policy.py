@@ -4,8 +4,8 @@ Reasons here follow from the job and the site's own file, so the operator may re
 follows from what was spent before: whether the limit over the life of the data is passed, not by
 how much.
 
-Not covered: limits that can be measured only with the model at hand (client/limits.py), a person's
-word (client/approval.py), what a step does to a record (common/privacy/).
+Not covered: limits that can be measured only with the model at hand (client/estimate.py), a
+person's word (client/approval.py), what a step does to a record (common/privacy/).
 """
 
 from collections.abc import Callable, Iterator
@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 from client.config import SiteHome
 from client.lifetime import Life, require_lifetime
-from common.errors import JobRefused
-from common.job import RECORD, Job, SignedJob, verify_job
+from common.config import RECORD
+from common.errors import InvalidInput, JobRefused
+from common.job import Job, SignedJob, require_countable, verify_job
 
 # What a job takes from a site: each round's noised update, and nothing else.
 _RELEASES = ("update",)
@@ -56,12 +57,22 @@ def admit(signed: SignedJob, home: SiteHome, life: Life) -> Job:
         JobRefused: the first rule that it breaks, in words.
     """
     job = verify_job(signed, home.config.policy.allowed_signers)
+    _require_accountable(job)
     for ruling in rulings(job, home):
         if not ruling.is_met:
             raise JobRefused(ruling.words)
     if job.is_private:
         require_lifetime(job, life)
     return job
+
+
+def _require_accountable(job: Job) -> None:
+    """A job whose noise cannot be computed is at fault itself; asked again it stays so."""
+    try:
+        require_countable(job)
+        _ = job.noise_multiplier
+    except InvalidInput as error:
+        raise JobRefused(str(error)) from error
 
 
 def rulings(job: Job, home: SiteHome) -> Iterator[Ruling]:

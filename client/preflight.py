@@ -3,32 +3,35 @@
 Nothing is sent, nothing is charged, no record is read: the job's own file, ``site.toml``, what the
 ledger has charged, and a measurement on public tokens.
 
-Not covered: who will have signed the job (the file is not signed yet), the site's records (``data
+Not covered: who will have signed a job's file (it is not signed yet), the site's records (``data
 check``), and the self-checks before a first round.
 """
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.text import Text
 
 from client import screen
 from client.account import read_life
+from client.approval import known_job
 from client.config import SiteHome
 from client.estimate import Load, Traffic, measure, traffic
 from client.estimate import rulings as load_rulings
-from client.lifetime import Fit, Life, fitting, plan
+from client.lifetime import Fit, Life, fitting, plan, unit_rule
 from client.policy import Ruling, rulings
 from client.site import make_trainer
 from common.adapter import load_adapter
 from common.errors import InvalidInput, JobRefused
-from common.job import Job
+from common.job import Job, load_job, verify_job
 from common.model import require_base
-from common.privacy.accounting import GaussianSteps, epsilon
+from common.privacy.accounting import GaussianSteps
 from common.privacy.lifetime import LifetimeCap
 from common.privacy.rdp_filter import RdpFilter
 from common.privacy.stream import fresh_key
+from common.strict_json import without_infinity
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,7 @@ class Budget:
     """What a private job would do to the life's cap.
 
     Attributes:
+        unit: of the job, whose privacy every figure is about.
         lifetime: which of the two accountants enforces the cap.
         max_epsilon: the cap.
         delta: the life's.
@@ -58,6 +62,7 @@ class Budget:
         fit: what noise and epsilon would fit, where the job does not; ``None`` where nothing would.
     """
 
+    unit: str
     lifetime: str
     max_epsilon: float
     delta: float
@@ -93,7 +98,7 @@ class Preflight:
         found = self.traffic
         sums = {"up": found.up, "down": found.down} if found else {}
         left = self.budget and _left(self.budget)
-        return {
+        told = {
             "site": self.site,
             "job": self.job.job.name,
             "sha256": self.job.sha256,
@@ -107,6 +112,22 @@ class Preflight:
             "bytes": {**asdict(found), **sums} if found else None,
             "load": asdict(self.load) if self.load else None,
         }
+        return dict(without_infinity(told))
+
+
+def read_job(home: SiteHome, wanted: str) -> Job:
+    """The job of a file, or the one of that name or id that waits here for a person.
+
+    A file goes first; a name that looks like one (with a dot or a slash) is no other.
+
+    Raises:
+        InvalidInput: no such file or job, more than one job, or any fault of the file.
+        JobRefused: a job that waits must be signed by an operator of this site, and is not.
+    """
+    path = Path(wanted)
+    if path.exists() or {".", "/"} & set(wanted):
+        return load_job(path)
+    return verify_job(known_job(home, wanted), home.config.policy.allowed_signers)
 
 
 def preflight(home: SiteHome, job: Job) -> Preflight:
@@ -132,22 +153,23 @@ def preflight(home: SiteHome, job: Job) -> Preflight:
 def _budget(job: Job, life: Life) -> Budget:
     cap, before = life.cap, life.drawn(but=job.sha256)
     after = [*before, plan(job)]
-    fit = None if cap.allows(after) else fitting(job, life)
+    fit = None if life.allows(after) else fitting(job, life)
     return Budget(
+        unit=job.privacy.unit,
         lifetime=cap.name,
         max_epsilon=cap.max_epsilon,
         delta=cap.delta,
-        before=_spent(before, cap),
-        after=_spent(after, cap),
+        before=_spent(before, life),
+        after=_spent(after, life),
         fit=fit,
     )
 
 
-def _spent(events: Sequence[GaussianSteps], cap: LifetimeCap) -> Spent:
-    by_filter = _filter_of(cap)
+def _spent(events: Sequence[GaussianSteps], life: Life) -> Spent:
+    by_filter = _filter_of(life.cap)
     return Spent(
-        pld=epsilon(events, cap.delta),
-        rdp_filter=None if by_filter is None else by_filter.epsilon(events),
+        pld=life.pld(events),
+        rdp_filter=None if by_filter is None else Life(by_filter).cost(events),
     )
 
 
@@ -169,20 +191,16 @@ def _left(budget: Budget) -> Spent:
     )
 
 
-def _lifetime(job: Job, life: Life) -> tuple[Ruling, Ruling]:
+def _lifetime(job: Job, life: Life) -> tuple[Ruling, ...]:
     cap, after = life.cap, [*life.drawn(but=job.sha256), plan(job)]
-    is_any = isinstance(cap, RdpFilter)
-    condition = "any" if is_any else "one of this site's schedule"
-    found = f"{job.sha256[:12]}..."
+    schedule = "any" if isinstance(cap, RdpFilter) else "one of this site's schedule"
+    unit, is_unit = unit_rule(job, life)
+    most = f"at most {cap.max_epsilon:g} by {cap.name}"
+    found, is_within = f"{life.cost(after):.3f}", life.allows(after)
     return (
-        Ruling("policy.schedule", "job", condition, found, cap.covers(job.sha256)),
-        Ruling(
-            "policy.max_epsilon",
-            "epsilon over the life",
-            f"at most {cap.max_epsilon:g} by {cap.name}",
-            f"{cap.epsilon(after):.3f}",
-            cap.allows(after),
-        ),
+        Ruling("the ledger", "privacy.unit", unit, repr(job.privacy.unit), is_unit),
+        Ruling("policy.schedule", "job", schedule, f"{job.sha256[:12]}...", cap.covers(job.sha256)),
+        Ruling("policy.max_epsilon", "epsilon over the life", most, found, is_within),
     )
 
 
@@ -230,6 +248,7 @@ def _epsilons(found: Preflight) -> list[tuple[str, str]]:
     left = _left(budget)
     facts = [
         ("noise", f"multiplier {found.job.noise_multiplier:.3f}, {found.job.steps} steps"),
+        ("unit", f"{budget.unit}: every figure is about one such unit"),
         ("enforced by", f"{budget.lifetime}, epsilon {budget.max_epsilon:g} at {budget.delta:g}"),
         ("epsilon by PLD", _line(budget.before.pld, budget.after.pld, left.pld)),
     ]
@@ -256,8 +275,10 @@ def _loads(found: Preflight) -> list[tuple[str, str]]:
             ("bytes down", f"{bytes_.down_round:,} a round, {bytes_.down:,} in all"),
         ]
     if found.load is not None:
+        gpu_gb = found.load.gpu_memory_gb
+        gpu = f", and {gpu_gb:.2f} GiB of the GPU's" if gpu_gb else ""
         facts += [
-            ("memory", f"{found.load.memory_gb:.2f} GiB at the most, measured"),
+            ("memory", f"{found.load.memory_gb:.2f} GiB at the most{gpu}, measured"),
             ("time", f"about {found.load.minutes:.1f} minutes of computing, measured"),
         ]
     return facts

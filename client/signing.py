@@ -35,24 +35,42 @@ class AccountKey:
 
     Args:
         account: the account's file.
-        site_key: the site's private key (PEM); one that is not there is made beside the account.
+        site_key: the site's private key (PEM). Where there is none, an account that is made has a
+            key of its own beside it.
     """
 
     def __init__(self, account: Path, site_key: Path | None) -> None:
-        self._beside = account.with_suffix(".key")
+        self.beside = account.with_suffix(".key")
         self._site_key = site_key
 
     @cached_property
     def key(self) -> SigningKey:
-        """The key.
+        """The key; none is made.
+
+        Raises:
+            InvalidInput: it is missing or malformed, or others can read it.
+        """
+        if self._has_own():
+            return SigningKey(load_key(read_key(self._own)), is_ephemeral=False)
+        if not exists(self.beside):
+            raise InvalidInput(f"ledger's key must be in {self._own}, got none")
+        return SigningKey(load_key(read_key(self.beside)), is_ephemeral=True)
+
+    def make(self) -> SigningKey:
+        """The key that a new account begins with, made beside it where the site has none.
 
         Raises:
             InvalidInput: it is malformed, or others can read it.
             StorageFailed: it cannot be made.
         """
-        if self._site_key is not None and exists(self._site_key):
-            return SigningKey(load_key(read_key(self._site_key)), is_ephemeral=False)
-        if not exists(self._beside):
+        if not self._has_own() and not exists(self.beside):
             with contextlib.suppress(InvalidInput):  # another process was first
-                write_file(self._beside, new_key(), overwrite=False)
-        return SigningKey(load_key(read_key(self._beside)), is_ephemeral=True)
+                write_file(self.beside, new_key(), overwrite=False)
+        return self.key
+
+    @property
+    def _own(self) -> Path:
+        return self._site_key or self.beside
+
+    def _has_own(self) -> bool:
+        return self._site_key is not None and exists(self._site_key)

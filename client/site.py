@@ -17,8 +17,8 @@ from client.account import life_of, open_account, recorded_cap
 from client.approval import require_approval
 from client.config import SiteHome
 from client.estimate import require_limits
-from client.lifetime import plan, require_room
-from client.outbox import Charge, RoundKey, Terms, spent
+from client.lifetime import Life, plan, require_lifetime, require_room
+from client.outbox import Charge, RoundKey, Submission, Terms, spent
 from client.policy import admit
 from client.rehearsal import Rehearsal
 from client.train import Trainer
@@ -30,13 +30,14 @@ from common.errors import (
     AccountingInDoubt,
     InvalidInput,
     JobRefused,
-    Refusal,
     RoundRefused,
     SelfCheckFailed,
+    StorageFailed,
+    VeiltuneError,
 )
 from common.flower import content_from_bytes, content_to_bytes
 from common.job import Job, SignedJob
-from common.log import describe
+from common.log import frames
 from common.messages import (
     NO_UPDATE,
     WRONG_BASE,
@@ -56,12 +57,9 @@ from common.privacy.selfcheck import run_checks
 from common.privacy.stream import KeySource, fresh_key, public_keys
 from common.tasks import task_of
 from common.tasks.batches import Example
+from common.vocabulary import require_known
 
 NOT_PARTICIPATING = "not participating"
-
-# Our own refusals, and what torch and numpy raise on numbers or memory. A full disk is not among
-# them: then nothing was handed out, and the round stays charged.
-_NO_UPDATE_ERRORS = (Refusal, RuntimeError, ValueError, ArithmeticError, MemoryError)
 
 log = structlog.get_logger(__name__)
 
@@ -77,7 +75,7 @@ class Site:
     def __init__(self, home: SiteHome, keys: KeySource = fresh_key) -> None:
         self.home = home
         self.outbox = open_account(home)
-        self._cap = recorded_cap(self.outbox)
+        self._cap, self._unit = recorded_cap(self.outbox), self.outbox.fixed_unit()
         self._keys = keys
         self._trainers: dict[str, Trainer] = {}
         if home.config.runtime.threads:
@@ -95,13 +93,28 @@ class Site:
         require_approval(signed, self.home, self.outbox.decisions())
         if job.sha256 not in self._trainers:
             trainer = self._prepare(job)
-            cap_bytes = job_cap(job, trainer.adapter.table)
-            self.outbox.open_job(
-                job.sha256, job.job.name, signed.to_bytes(), cap_bytes, plan(job), _terms(job)
-            )
+            self._open(signed, trainer)
             self._trainers = {job.sha256: trainer}
             log.info("job accepted", job=job.job.name, site=self.home.site)
         return self._trainers[job.sha256]
+
+    def _open(self, signed: SignedJob, trainer: Trainer) -> None:
+        """Record the job with its whole budget, if there is still room for that."""
+        job = signed.job
+
+        def within(submissions: Sequence[Submission], charges: Sequence[Charge]) -> None:
+            if job.is_private:
+                require_lifetime(job, Life(self._cap, submissions, charges, self._unit))
+
+        self.outbox.open_job(
+            job.sha256,
+            job.job.name,
+            signed.to_bytes(),
+            job_cap(job, trainer.adapter.table),
+            plan(job),
+            _terms(job),
+            within=within,
+        )
 
     def _prepare(self, job: Job) -> Trainer:
         """Base model first, then the machine's limits, then data, then the self-checks."""
@@ -136,12 +149,17 @@ class Site:
         try:
             units = self._records(job)
             records = [record for unit in units for record in unit]
-            examples = iter(task_of(job).encode(adapter.tokenizer, records, job))
-        except InvalidInput as error:
-            # The reason is a fact about private records: it stays here.
-            log.error("data refused", job=job.job.name, reason=str(error))
+            examples = task_of(job).encode(adapter.tokenizer, records, job)
+            require_known(examples, adapter.model, job.model.max_length)
+        except StorageFailed:
+            raise
+        # As broad as can be: the reason is a fact about private records, whatever it is, so it
+        # stays here, and the server gets one answer that asking again does not change.
+        except Exception as error:
+            log.error("data refused", job=job.job.name, **_reason(error))
             raise JobRefused(NOT_PARTICIPATING) from error
-        return [list(islice(examples, len(unit))) for unit in units]
+        encoded = iter(examples)
+        return [list(islice(encoded, len(unit))) for unit in units]
 
     def _records(self, job: Job) -> list[list[Record]]:
         data_set = self.home.data_set(job.data.name)
@@ -182,18 +200,21 @@ class Site:
             key, event, vector.astype("<f4").tobytes(), _terms(job), within=self._life_allows
         )
         log.info("round starts", job=job.job.name, round=key.round, steps=event.steps)
-        stored = self.outbox.store(key, content_to_bytes(self._content(trainer, key, vector)))
+        stored = self.outbox.store(key, self._content(trainer, key, vector))
         self._tell(job, key.round)
         return stored
 
     def _life_allows(self, charges: Sequence[Charge]) -> None:
         require_room(charges, self._cap)
 
-    def _content(self, trainer: Trainer, key: RoundKey, vector: Vector) -> RecordDict:
+    def _content(self, trainer: Trainer, key: RoundKey, vector: Vector) -> bytes:
         """A reserved round's one answer: its update or, in fixed words, that there is none.
 
         Whatever goes wrong from the first sampled record on is stored like an update: asked again,
         the site would train with fresh noise, and failures that tell of records could be counted.
+
+        Raises:
+            StorageFailed: the account is in doubt; nothing was handed out, the charge stays.
         """
         job = trainer.job
         try:
@@ -205,10 +226,15 @@ class Site:
                 charged_steps=sum(c.event.steps for c in self.outbox.charges(job.sha256)),
                 head=self.outbox.head(),
             )
-            return update(job, trainer.adapter.table, result)
-        except _NO_UPDATE_ERRORS as error:
-            log.error("no update", job=job.job.name, round=key.round, reason=describe(error))
-            return verdict(accepted=False, reason=NO_UPDATE, head=self.outbox.head())
+            return content_to_bytes(update(job, trainer.adapter.table, result))
+        except StorageFailed:
+            raise
+        # As broad as can be: which error a round ends in, memory that ran out included, may depend
+        # on the records that were sampled.
+        except Exception as error:  # noqa: BLE001
+            log.error("no update", job=job.job.name, round=key.round, **_reason(error))
+        said = verdict(accepted=False, reason=NO_UPDATE, head=self.outbox.head())
+        return content_to_bytes(said)
 
     def _tell(self, job: Job, round_: int) -> None:
         """Say in this site's own log what it has spent, once a round is durable."""
@@ -228,6 +254,13 @@ class Site:
         self.outbox.acknowledge(
             job_sha256, receipt.round, receipt.payload_sha256, accepted=receipt.is_accepted
         )
+
+
+def _reason(error: Exception) -> dict[str, str]:
+    """What this site's own log says: a library's words may hold a record, ours never do."""
+    if isinstance(error, VeiltuneError):
+        return {"reason": str(error)}
+    return {"error": type(error).__name__, "where": frames(error)}
 
 
 def _terms(job: Job) -> Terms:

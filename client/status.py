@@ -6,7 +6,6 @@ without noise have none: they are counted apart, and no figure here covers them.
 Not covered: what a job that still runs will spend; what other sites know of the same people.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,13 +13,15 @@ from typing import Any
 from rich.text import Text
 
 from client import approval, presence, screen
-from client.account import read_life
+from client.account import has_run, read_life
 from client.config import SiteHome
 from client.identity import read_identity
 from client.outbox import Charge, JobRow, Outbox, spent
 from client.probe import diagnose
+from client.spending import Spending, over_life
 from common.errors import InvalidInput
 from common.job import parse_signed_job
+from common.strict_json import without_infinity
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,32 +51,6 @@ class LinkStatus:
 
 
 @dataclass(frozen=True, slots=True)
-class Spending:
-    """The site's account over all jobs, at ``delta``.
-
-    Attributes:
-        epsilon: of the steps that were charged, as it is reported.
-        delta: the life's.
-        max_epsilon: the cap over the life of the data.
-        lifetime: which accountant enforces the cap.
-        drawn: epsilon by that accountant, with what open jobs may still spend.
-        uncovered_rounds: rounds without noise.
-    """
-
-    epsilon: float
-    delta: float
-    max_epsilon: float
-    lifetime: str
-    drawn: float
-    uncovered_rounds: int
-
-    @property
-    def left(self) -> float:
-        """About what the cap still allows: epsilons of jobs do not simply add up."""
-        return max(0.0, self.max_epsilon - self.drawn)
-
-
-@dataclass(frozen=True, slots=True)
 class Status:
     """All of ``fl-client status``."""
 
@@ -94,25 +69,14 @@ class Status:
 
 def as_json(figures: JobStatus | Spending) -> dict[str, Any]:
     """As JSON has it: no infinity."""
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in asdict(figures).items()
-    }
+    return dict(without_infinity(asdict(figures)))
 
 
 def status(home: SiteHome) -> Status:
     """Gather it; asks the server's port for the reason when no process runs."""
     days, fault = _certificate(home)
     charges, rows = _account(home)
-    life = read_life(home)
-    spending = Spending(
-        epsilon=spent(charges, life.cap.delta),
-        delta=life.cap.delta,
-        max_epsilon=life.cap.max_epsilon,
-        lifetime=life.cap.name,
-        drawn=life.cap.epsilon(life.drawn()),
-        uncovered_rounds=sum(not charge.is_private for charge in charges),
-    )
+    spending = over_life(read_life(home))
     jobs = tuple(_job(row, charges) for row in rows) + _offered(home, rows)
     return Status(home.site, _link(home), days, fault, spending, jobs)
 
@@ -156,6 +120,7 @@ def _facts(status: Status) -> list[tuple[object, object]]:
         ("process", _process(link)),
         ("link", _words(link)),
         ("certificate", _days(status)),
+        ("unit", spending.whose),
         ("epsilon", f"{spending.epsilon:.3f} spent over all jobs, at delta {spending.delta:g}"),
         ("budget", _budget(spending)),
     ]
@@ -237,18 +202,18 @@ def _account(home: SiteHome) -> tuple[list[Charge], list[JobRow]]:
     Raises:
         StorageFailed: the account cannot be read.
     """
-    if not home.account_path.exists():
+    if not has_run(home):
         return [], []
-    outbox = Outbox.of(home)
+    outbox = Outbox.of(home, is_reader=True)
     return outbox.charges(), outbox.jobs()
 
 
 def _offered(home: SiteHome, rows: Sequence[JobRow]) -> tuple[JobStatus, ...]:
     """Jobs that wait for a person's word, or have it and have not begun."""
-    if not home.account_path.exists():
+    if not has_run(home):
         return ()
     begun = {row.sha256 for row in rows}
-    found = approval.offers(home, Outbox.of(home).decisions())
+    found = approval.offers(home, Outbox.of(home, is_reader=True).decisions())
     return tuple(
         _job(JobRow(one.sha256, one.name, one.manifest, one.state, ""), ())
         for one in found

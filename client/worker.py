@@ -15,6 +15,7 @@ import structlog
 from flwr.app import Error, Message
 
 from common.errors import VeiltuneError
+from common.failpoints import reach, register
 from common.flower import message_to_bytes
 from common.link import framing
 from common.log import frames
@@ -25,6 +26,8 @@ Send = Callable[[Iterator[bytes]], None]
 _UNKNOWN_ERROR = 0  # Flower's code for an error without a kind
 
 log = structlog.get_logger(__name__)
+
+register("site.reply-made", "site.reply-queued")
 
 
 class Worker:
@@ -99,6 +102,7 @@ class Worker:
     def _reply(self, message: Message, reply: Message) -> None:
         message_id = message.metadata.message_id
         body = message_to_bytes(reply)
+        reach("site.reply-made")
         with self._lock:
             self._unanswered.discard(message_id)
             job_sha256 = self._asked.pop(message_id, None)
@@ -115,3 +119,4 @@ class Worker:
                     reply_to=metadata.reply_to_message_id,
                 )
             )
+        reach("site.reply-queued")

@@ -32,6 +32,7 @@ from common.model import load_tokenizer, quiet_transformers
 from common.privacy.persample import trainable
 from common.privacy.stream import Stream, public_keys
 from common.tasks import task_of
+from common.vocabulary import require_places
 
 Vector = NDArray[np.float32]
 
@@ -233,7 +234,7 @@ def load_adapter(job: Job, folder: Path, device: str = "auto") -> LoadedAdapter:
     """Build the job's adapter once a process: many simulated sites share one base.
 
     Raises:
-        InvalidInput: see ``build_adapter``, or CUDA asked for and absent.
+        InvalidInput: see ``build_adapter`` and ``require_places``, or CUDA asked for and absent.
     """
     return _load_adapter(job.canonical, folder, pick_device(device))
 
@@ -241,10 +242,11 @@ def load_adapter(job: Job, folder: Path, device: str = "auto") -> LoadedAdapter:
 @lru_cache(maxsize=1)
 def _load_adapter(canonical: bytes, folder: Path, device: torch.device) -> LoadedAdapter:
     job = Job.model_validate_json(canonical)
-    model = build_adapter(job, folder).to(device)
-    tokenizer = load_tokenizer(folder)
+    model, tokenizer = build_adapter(job, folder), load_tokenizer(folder)
     # A batch is padded with this id, which generators' configurations often leave open.
     model.config.pad_token_id = tokenizer.pad_token_id
+    require_places(model, tokenizer, task_of(job).per_example_loss, job.model.max_length)
+    model = model.to(device)
     return LoadedAdapter(model, tokenizer, table_of(model), read_vector(model), device)
 
 

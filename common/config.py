@@ -8,9 +8,9 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Strict, StringConstraints, ValidationError
 
 from common.errors import InvalidInput
 
@@ -19,6 +19,13 @@ MAX_CONFIG_BYTES = 256 * 1024
 # One path component, one certificate URI segment, one line of a log: nothing else fits.
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}"
 Name = Annotated[str, StringConstraints(pattern=rf"^{NAME_PATTERN}\z")]
+# As they are written in TOML, and nothing that could be taken for them.
+Flag = Annotated[bool, Strict()]
+Whole = Annotated[int, Strict()]
+Number = Annotated[float, Strict()]  # a whole number too
+# What a model can learn; common/tasks has a module for each.
+TaskName = Literal["seq-cls"]
+RECORD = "record"  # the privacy unit that is one row
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}\z")]
 
 

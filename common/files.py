@@ -40,9 +40,11 @@ def write_file(path: Path, data: bytes, *, mode: int = 0o600, overwrite: bool = 
         overwrite: whether an existing file may be replaced.
 
     Raises:
-        InvalidInput: the file exists and ``overwrite`` is false.
+        InvalidInput: the file exists and ``overwrite`` is false, or ``path`` names no file.
         StorageFailed: the disk is full, or the like.
     """
+    if path.name in ("", ".."):
+        raise InvalidInput(f"{str(path)!r} must be a file's name, got a folder's")
     aside = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.tmp")
     with _in_words(path):
         try:

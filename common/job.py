@@ -22,12 +22,23 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import (
 )
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
-from common.config import MAX_CONFIG_BYTES, Name, Section, Sha256, parse, read_toml
+from common.config import (
+    MAX_CONFIG_BYTES,
+    RECORD,
+    Name,
+    Section,
+    Sha256,
+    TaskName,
+    parse,
+    read_toml,
+)
 from common.errors import InvalidInput, JobRefused
 from common.privacy import accounting
 
 SIGNATURE_DOMAIN = b"veiltune job v1\n"
-RECORD = "record"  # the privacy unit that is one row
+_SHORTEST_ID = 4  # characters of a sha256
+# Of one job at one site: what any accountant answers within seconds.
+MOST_JOB_STEPS = 100_000
 MAX_INTEGER = 2**53  # RFC 8785 writes numbers as doubles
 
 Label = Annotated[str, StringConstraints(min_length=1, max_length=200)]
@@ -40,7 +51,7 @@ class JobSection(Section):
     """What the run is called and what it learns."""
 
     name: Name
-    task: Literal["seq-cls"] = "seq-cls"
+    task: TaskName = "seq-cls"
     description: str = Field(default="", max_length=2000)
 
 
@@ -267,7 +278,22 @@ def load_job(path: Path) -> Job:
     Raises:
         InvalidInput: every fault of the file, each by its key.
     """
-    return parse(Job, with_absolute_paths(read_toml(path), path.resolve().parent), path.name)
+    job = parse(Job, with_absolute_paths(read_toml(path), path.resolve().parent), path.name)
+    require_countable(job)
+    return job
+
+
+def require_countable(job: Job) -> None:
+    """Check that an accountant can say soon what a new job costs; jobs of before may have more.
+
+    Raises:
+        InvalidInput: it takes more steps than that.
+    """
+    if job.steps > MOST_JOB_STEPS:
+        raise InvalidInput(
+            f"training.rounds x training.local_steps must be at most {MOST_JOB_STEPS}, "
+            f"got {job.steps}"
+        )
 
 
 def with_absolute_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -353,15 +379,17 @@ def find_job(kept: Sequence[Kept], wanted: str) -> Kept:
     """The one job of that name, or whose sha256 starts so.
 
     Raises:
-        InvalidInput: there is none, or more than one.
+        InvalidInput: there is none, or more than one by either.
     """
-    found = [row for row in kept if row.name == wanted]
-    if len(wanted) >= 4 and not found:
-        found = [row for row in kept if row.sha256.startswith(wanted)]
+    # A job may be named like another's id: whoever types either is asked which one is meant.
+    is_prefix = len(wanted) >= _SHORTEST_ID
+    found = [
+        row for row in kept if row.name == wanted or (is_prefix and row.sha256.startswith(wanted))
+    ]
     if len(found) == 1:
         return found[0]
     if not found:
         known = ", ".join(sorted({row.name for row in kept})) or "none yet"
         raise InvalidInput(f"job must be one of those here ({known}), got {wanted!r}")
-    choices = ", ".join(f"{row.sha256[:12]} ({row.state})" for row in found)
+    choices = ", ".join(f"{row.sha256[:16]} ({row.name}, {row.state})" for row in found)
     raise InvalidInput(f"job must name one job, got {wanted!r} for {choices}")

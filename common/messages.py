@@ -10,6 +10,7 @@ that all sides start a round from the same bits; the job's codec holds for the u
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
@@ -20,6 +21,7 @@ from common.errors import JobRefused, UpdateRejected
 from common.job import MAX_INTEGER, Job, SignedJob, parse_signed_job
 from common.link.codecs import CODECS
 from common.link.payload import message_cap, pack, unpack
+from common.privacy.account import ENDED_BY_SERVER
 from common.privacy.ledger import WITNESSED, Head
 
 OFFER, TRAIN, CLOSE = "query.offer", "train", "query.close"
@@ -29,6 +31,8 @@ NO_UPDATE = "update could not be made"
 WRONG_BASE = "model.base must be the job's at this site, got another or none"
 # Its disk, not the job: the same message may be answered better later.
 IN_TROUBLE = "site is in trouble"
+# Its ledger, which stays as it is: asked again, it says the same.
+NO_LEDGER = "site's ledger is not whole, so it trains no more"
 # Nobody at the site has looked at the job yet: asked again, it may say yes or no.
 WAITING = "job waits for a person at this site"
 
@@ -292,13 +296,18 @@ def read_close(content: RecordDict) -> Closing:
     """The end of a job.
 
     Raises:
-        UpdateRejected: the message says nothing of the kind.
+        UpdateRejected: the message says nothing of the kind, or that the job goes on.
     """
     body = content.config_records.get("close", ConfigRecord())
-    fields = [body.get(key) for key in ("job_sha256", "state", "final_sha256")]
-    if not all(isinstance(field, str) and len(field) <= 64 for field in fields):
-        raise UpdateRejected("close must name a job, its state and its adapter, got something else")
-    job_sha256, state, final = (str(field) for field in fields)
+    job_sha256, state, final = (
+        str(body.get(key, "")) for key in ("job_sha256", "state", "final_sha256")
+    )
+    if (
+        state not in ENDED_BY_SERVER
+        or not re.fullmatch("[0-9a-f]{64}", job_sha256)
+        or not re.fullmatch("([0-9a-f]{64})?", final)
+    ):
+        raise UpdateRejected("close must name a job, its end and its adapter, got something else")
     return Closing(job_sha256, state, final, _read_receipt(body.get("receipt")))
 
 

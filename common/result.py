@@ -14,10 +14,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from common.config import Name, Section, Sha256, parse
+from common.config import RECORD, Name, Section, Sha256, parse
 from common.errors import InvalidInput
 from common.files import write_file
-from common.job import RECORD, Job, Label
+from common.job import Job, Label
 from common.privacy import accounting
 from common.privacy.accounting import GaussianSteps
 from common.strict_json import read_json

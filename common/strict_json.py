@@ -4,6 +4,7 @@ Not covered: nothing here knows what a key means; the models do.
 """
 
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,34 @@ def read_json(path: Path, *, max_bytes: int) -> Any:  # noqa: ANN401 -- what JSO
     """
     data = read_file(path, max_bytes=max_bytes)
     try:
-        return json.loads(data, object_pairs_hook=_no_key_twice, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
+        return parse_json(data)
+    except ValueError as error:
         raise InvalidInput(f"{path.name} must be JSON in UTF-8, got: {error}") from error
+
+
+def parse_json(text: str | bytes) -> Any:  # noqa: ANN401 -- what JSON can hold
+    """Parse a document.
+
+    Raises:
+        ValueError: no JSON.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_no_key_twice, parse_constant=_no_constant)
+    except RecursionError as error:
+        raise ValueError("more levels than a document of ours has") from error
+
+
+def without_infinity(value: Any) -> Any:  # noqa: ANN401 -- what JSON can hold
+    """``value`` with null for what JSON has no number for, such as an epsilon without bound.
+
+    >>> without_infinity({"epsilon": [math.inf, 2.5]})
+    {'epsilon': [None, 2.5]}
+    """
+    if isinstance(value, dict):
+        return {key: without_infinity(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_infinity(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _no_key_twice(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:

@@ -13,12 +13,12 @@ from typing import Any
 
 from pydantic import Field
 
-from common.config import Section, parse, read_toml
+from common.config import RECORD, Section, parse, read_toml
 from common.data import catalogue, wards
 from common.data.records import Record
 from common.data.units import privacy_units
 from common.errors import InvalidInput
-from common.job import RECORD, Job, with_absolute_paths
+from common.job import Job, with_absolute_paths
 from common.model import content_hash
 from simulations.partitions import partition, site_names
 

@@ -22,6 +22,7 @@ from common.audit.epsilon_cli import (
     compose_command,
     epsilon_command,
 )
+from common.audit.ledger_cli import ledger_command
 from common.audit.recompute import Claim, check_outcome
 from common.cli import run
 from common.result import Result
@@ -44,6 +45,7 @@ app = typer.Typer(
 app.command("epsilon")(epsilon_command)
 app.command("calibrate")(calibrate_command)
 app.command("compose")(compose_command)
+app.command("ledger")(ledger_command)
 
 
 @app.command("result")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from common.data.records import Record
+from common.words import escaped
 
 # Upper ends of the bands in which label counts are shown to others in the room.
 _BANDS = ((9, "under 10"), (99, "10-99"), (999, "100-999"), (9_999, "1,000-9,999"))
@@ -140,7 +141,7 @@ def table(report: DataReport) -> Table:
         shown.add_row(name, f"{count:,}", note)
     shown.add_section()
     for label, count in report.labels.items():
-        shown.add_row(f"label {label}", f"{count:,}", band(count))
+        shown.add_row(f"label {escaped(label)}", f"{count:,}", band(count))
     return shown
 
 

@@ -6,10 +6,10 @@ same text and label, and a unit's records stay together wherever the file holds 
 
 from collections.abc import Iterable
 
+from common.config import RECORD
 from common.data.readers import drop_duplicates
 from common.data.records import Record
 from common.errors import InvalidInput
-from common.job import RECORD
 
 
 def privacy_units(records: Iterable[Record], unit: str) -> list[list[Record]]:

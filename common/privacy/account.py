@@ -6,6 +6,7 @@ An entry that could not have been written after those before it is as wrong as a
 Not covered: the bytes themselves (client/outbox.py).
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
@@ -17,14 +18,20 @@ from common.privacy.entries import (
     Committed,
     Created,
     Decided,
+    Rekeyed,
     Released,
     Reserved,
     Steps,
     Submitted,
     Terms,
 )
+from common.privacy.event import MOST_STEPS
 
 RUNNING = "running"
+# How a server ends a job, and how a person at the site does.
+ENDED_BY_SERVER = ("finished", "failed", "stopped")
+REFUSED = "refused"
+ENDED = (*ENDED_BY_SERVER, REFUSED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +59,10 @@ class Charge:
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A job that this site accepted, how it stands, and its whole budget if it was stated."""
+    """A job that this site accepted, how it stands, and its whole budget if it was stated.
+
+    ``was_closed``: it ended at some time, whatever a later entry of an old ledger says.
+    """
 
     sha256: str
     name: str
@@ -62,6 +72,12 @@ class Submission:
     terms: Terms
     state: str = RUNNING
     final_sha256: str = ""
+    was_closed: bool = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether its rounds may still be charged."""
+        return self.state == RUNNING and not self.was_closed
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +97,8 @@ class Account:
         self.jobs: dict[str, Submission] = {}
         self.rounds: dict[tuple[str, int], Reservation] = {}
         self.decisions: list[Decided] = []
+        self.hand_overs: list[Rekeyed] = []
+        self._ended: set[str] = set()
         self._latest: dict[str, int] = {}
         self._steps: dict[str, int] = {}
 
@@ -107,6 +125,8 @@ class Account:
         match entry:
             case Created():
                 self.created = entry
+            case Rekeyed():
+                self.hand_overs.append(entry)
             case Submitted():
                 self._submit(entry)
             case Reserved():
@@ -116,9 +136,7 @@ class Account:
             case Committed():
                 self._commit(entry)
             case Closed():
-                job = self._job(entry)
-                closed = replace(job, state=entry.state, final_sha256=entry.final_sha256)
-                self.jobs[entry.job_sha256] = closed
+                self._close(entry)
             case Decided():
                 self.decisions.append(entry)
 
@@ -136,7 +154,7 @@ class Account:
 
     def _reserve(self, entry: Reserved) -> None:
         job, event = self._job(entry), event_of(entry.charge)
-        if job.state != RUNNING:
+        if job.state != RUNNING or job.sha256 in self._ended:
             raise _wrong(entry, "charge an open job")
         if entry.round <= self.latest_round(entry.job_sha256):
             raise _wrong(entry, "charge a later round")
@@ -148,10 +166,22 @@ class Account:
         self._latest[job.sha256] = entry.round
         self._steps[job.sha256] = self.charged_steps(job.sha256) + event.steps
 
+    def _close(self, entry: Closed) -> None:
+        job = self._job(entry)
+        if job.sha256 in self._ended or (entry.is_final and job.was_closed):
+            raise _wrong(entry, "end an open job")
+        if entry.is_final:
+            self._ended.add(job.sha256)
+        self.jobs[job.sha256] = replace(
+            job, state=entry.state, final_sha256=entry.final_sha256, was_closed=True
+        )
+
     def _release(self, entry: Released) -> None:
         found = self._round(entry)
         if found.charge.is_released:
             raise _wrong(entry, "be the round's one release")
+        if entry.job_sha256 in self._ended:
+            raise _wrong(entry, "release for an open job")
         self._set(entry, found, replace(found.charge, payload_sha256=entry.payload_sha256))
 
     def _commit(self, entry: Committed) -> None:
@@ -177,8 +207,14 @@ class Account:
 
 
 def spent(charges: Iterable[Charge], delta: float) -> float:
-    """Epsilon of all private charges together, whether or not their bytes were ever sent."""
-    return epsilon((c.event for c in charges if c.is_private), delta)
+    """Epsilon of all private charges together, whether or not their bytes were ever sent.
+
+    Infinity for more steps than any account may have.
+    """
+    events = [c.event for c in charges if c.is_private]
+    if sum(event.steps for event in events) > MOST_STEPS:
+        return math.inf
+    return epsilon(events, delta)
 
 
 def fits(plan: GaussianSteps, event: GaussianSteps, charged: int) -> bool:

@@ -20,6 +20,7 @@ from common.errors import InvalidInput, LedgerBroken
 Stamp = Annotated[str, StringConstraints(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ\z")]
 Salt = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}\z")]
 PublicKeyDer = Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{2}){1,200}\z")]
+SignatureDer = Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{2}){0,80}\z")]
 Words = Annotated[str, StringConstraints(max_length=500)]
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 
@@ -72,19 +73,39 @@ class _Key(Entry):
 
 
 class Created(_Key):
-    """The first entry: whose ledger it is, and the lifetime cap, fixed for ever."""
+    """The first entry: whose ledger it is, and the lifetime cap, fixed for ever.
+
+    ``binds_keys``: no later key without an endorsement or a person; false by an earlier version.
+    """
 
     kind: Literal["created"] = "created"
     format: Literal[1] = 1
     site: Words
     unit: Words
     cap: dict[str, JsonValue]
+    binds_keys: bool = False
 
 
 class Rekeyed(_Key):
-    """From here on another key of the site signs."""
+    """From here on another key of the site signs.
+
+    Attributes:
+        endorsement: the key before has signed the new one (common/privacy/ledger.py), hex; empty
+            where it was not at hand.
+        accepted_by: the person who took the new key on; empty by an earlier version.
+    """
 
     kind: Literal["rekeyed"] = "rekeyed"
+    endorsement: SignatureDer = ""
+    accepted_by: Words = ""
+
+    @property
+    def words(self) -> str:
+        """How the key came to follow the one before."""
+        if not self.endorsement and not self.accepted_by:
+            return "named by an earlier version, endorsed by nobody"
+        how = "handed over by the key before" if self.endorsement else "without the key before"
+        return f"{how}, accepted by {self.accepted_by}" if self.accepted_by else how
 
 
 class _OfJob(Entry):
@@ -141,11 +162,16 @@ class Committed(_Imported):
 
 
 class Closed(_Imported):
-    """A job ended; its charges stay."""
+    """A job ended; its charges stay.
+
+    ``is_final``: nothing of the job follows but receipts. Closes of before this field said any
+    word, and could be followed by others.
+    """
 
     kind: Literal["closed"] = "closed"
     state: Words
     final_sha256: Words
+    is_final: bool = False
 
 
 class Decided(_OfJob):

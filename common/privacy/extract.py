@@ -7,12 +7,15 @@ latest (compare it with the one that the server witnessed).
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from common.errors import InvalidInput, LedgerBroken
 from common.privacy.account import Account
 from common.privacy.ledger import Chain, Head, Row
+from common.strict_json import parse_json
 
-_ROW = {"seq", "body", "hash", "signature"}
+_ROW = {"seq": int, "body": str, "hash": str, "signature": str}
+_HEAD = {"size": int, "root": str, "signature": str, "public_key": str}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +48,23 @@ def read_extract(data: bytes) -> Extract:
         InvalidInput: it is no such file.
     """
     try:
-        *lines, last = [json.loads(line) for line in data.decode().splitlines()]
-        return Extract(tuple(_row(line) for line in lines), Head(**last["head"]))
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        *lines, last = [parse_json(line) for line in data.decode().splitlines()]
+        return Extract(tuple(_row(line) for line in lines), read_head(_of(last, {"head": dict})))
+    except ValueError as error:
         raise InvalidInput("extract must be a ledger's JSON lines and a head, got other") from error
+
+
+def read_head(document: Any) -> Head:  # noqa: ANN401 -- what JSON can hold
+    """The head of ``{"head": {...}}``, or of the inner object alone; nothing is checked yet.
+
+    Raises:
+        InvalidInput: there is none in it.
+    """
+    inner = document.get("head", document) if isinstance(document, dict) else None
+    try:
+        return Head(**_of(inner, _HEAD))
+    except ValueError as error:
+        raise InvalidInput("head must hold size, root, signature and public_key") from error
 
 
 def replay(extract: Extract) -> Account:
@@ -57,7 +73,16 @@ def replay(extract: Extract) -> Account:
     Raises:
         LedgerBroken: at the first thing that does not fit.
     """
-    chain, account = Chain(), Account()
+    return verified(extract)[1]
+
+
+def verified(extract: Extract) -> tuple[Chain, Account]:
+    """The chain of an extract and what it adds up to; ``replay`` says what is checked.
+
+    Raises:
+        LedgerBroken: at the first thing that does not fit.
+    """
+    account, chain = Account(), Chain()
     for row in extract.rows:
         account.apply(chain.extend(row))
     head = extract.head
@@ -65,13 +90,19 @@ def replay(extract: Extract) -> Account:
         raise LedgerBroken(
             f"ledger's head must be over its {chain.size} entries, got one over {head.size} others"
         )
-    if head.public_key not in chain.keys or not head.is_signed():
-        raise LedgerBroken("ledger's head must be signed by its key, got another's signature")
-    return account
+    if head.public_key != chain.tail.public_key or not head.is_signed():
+        raise LedgerBroken("ledger's head must be signed by its last key, got another's signature")
+    return chain, account
 
 
-def _row(line: dict[str, object]) -> Row:
-    if set(line) != _ROW or type(line["seq"]) is not int:
-        raise ValueError("no row")
-    digest, signature = bytes.fromhex(str(line["hash"])), bytes.fromhex(str(line["signature"]))
-    return Row(line["seq"], str(line["body"]).encode(), digest, signature)
+def _row(line: Any) -> Row:  # noqa: ANN401
+    said = _of(line, _ROW)
+    digest, signature = bytes.fromhex(said["hash"]), bytes.fromhex(said["signature"])
+    return Row(said["seq"], said["body"].encode(), digest, signature)
+
+
+def _of(found: Any, schema: dict[str, type]) -> dict[str, Any]:  # noqa: ANN401
+    """An object with these keys and types, and no others; True is no integer."""
+    if not isinstance(found, dict) or {k: type(v) for k, v in found.items()} != schema:
+        raise ValueError("another schema")
+    return found

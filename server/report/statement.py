@@ -9,8 +9,9 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.config import RECORD
 from common.errors import InvalidInput
-from common.job import RECORD, Job, require_site
+from common.job import Job, require_site
 from common.privacy import accounting, group
 from common.result import PrivacyStatement, Result
 from server.report.figures import bound, equation, factor, plain, power
@@ -159,7 +160,9 @@ def not_covered(result: Result) -> tuple[str, ...]:
         return always
     return (
         *always,
-        "Other jobs on the same records: each spends anew, and the epsilons add up.",
+        "Other jobs on the same records: each spends anew, and the epsilons add up. Each site "
+        "enforces its own cap over the life of its records; how large it is, and by which "
+        "accountant, is in the site's own ledger and not known here.",
         "Choices made by looking at earlier runs on the same records, such as the learning rate.",
         "The computers of the sites: who controls one sees its records; timing is not accounted.",
         "Proof that the sites ran the steps stated here: this page is not signed.",

@@ -28,7 +28,7 @@ def run(folder: Path) -> None:
         for round_ in ROUNDS:
             send(box, folder / "wire", round_)
         box.close_job(JOB, "finished", "")
-    Outbox(folder / "account.db", folder / "site.pem").head()
+    Outbox(folder / "account.db", folder / "site.pem").journal.rekey("Ada")
 
 
 def send(box: Outbox, wire: Path, round_: int) -> None:

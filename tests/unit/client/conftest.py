@@ -41,7 +41,9 @@ class Homes:
         age_days: int = 0,
         **sections: object,
     ) -> Path:
-        key, csr = pki.new_site_key_and_csr(site)
+        kept = self.folder / site / "pki" / "site.key"
+        key = kept.read_bytes() if kept.exists() else pki.new_site_key_and_csr(site)[0]
+        csr = pki.create_csr(site, key)
         issued = dt.datetime.now(dt.UTC) - dt.timedelta(days=age_days)
         chain = pki.issue_site(csr, self.loopback.intermediate, days=days, now=issued)
         self.loopback.roster.enroll(chain, replace=True)

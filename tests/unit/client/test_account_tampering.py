@@ -5,6 +5,7 @@ import shutil
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import astuple
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,13 @@ from hypothesis import strategies as st
 
 from client.outbox import Outbox, RoundKey, Terms, spent
 from common.errors import InvalidInput, JobRefused, LedgerBroken, RoundRefused, StorageFailed
-from common.keys import new_key
-from common.privacy.account import Charge
+from common.keys import load_key, new_key
+from common.privacy.account import Charge, steps_of
 from common.privacy.accounting import GaussianSteps
-from common.privacy.ledger import Head
+from common.privacy.entries import Entry, Reserved, write_entry
+from common.privacy.extract import read_extract, replay
+from common.privacy.ledger import Chain, Head, public_hex
+from common.privacy.lifetime import PldSchedule, cap_from_dict, cap_to_dict
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 EVENT = GaussianSteps(0.05, 1.3, 4)
@@ -116,6 +120,7 @@ def test_a_process_that_runs_notices_another_history_of_the_same_length(
     shutil.copy(path, tmp_path / "account.copy")
     running.reserve(key(3), EVENT, b"start")
     (tmp_path / "account.copy").replace(path)
+    path.with_suffix(".anchor").unlink()
     other = Outbox(path)
     for round_ in (5, 6):
         other.reserve(key(round_), EVENT, b"start")
@@ -124,21 +129,93 @@ def test_a_process_that_runs_notices_another_history_of_the_same_length(
 
 
 @pytest.mark.parametrize(
-    ("version", "table"), [("ledger", "entry"), ("first", "release"), ("first", "job")]
+    ("version", "table", "has_anchor"),
+    [
+        ("ledger", "entry", True),
+        ("ledger", "entry", False),
+        ("first", "release", False),
+        ("first", "job", False),
+    ],
 )
 def test_an_account_whose_table_is_gone_is_not_begun_anew(
-    path: Path, version: str, table: str
+    path: Path, version: str, table: str, has_anchor: bool
 ) -> None:
     if version == "first":
         shutil.copy(GOLDEN / "account_v1.db", path)
     else:
         fill(path)
+    if not has_anchor:
+        path.with_suffix(".anchor").unlink(missing_ok=True)
+    says = "account.db must hold the 9 entries" if has_anchor else "account must be new, a ledger"
     with closing(sqlite3.connect(path)) as db:
         db.execute(f"ALTER TABLE {table} RENAME TO lost")
         db.commit()
     for _ in range(2):
-        with pytest.raises(LedgerBroken, match="account must be new, a ledger or one of the first"):
+        with pytest.raises(LedgerBroken, match=says):
             Outbox(path)
+
+
+def append(path: Path, model: type[Entry], **fields: object) -> None:
+    """The next entry as the site's own key signs it, without a question asked."""
+    journal = Outbox(path).journal
+    given = {"seq": journal.rows()[-1].seq + 1, "at": "2026-01-01T00:00:00Z", "salt": "00" * 16}
+    chain = Chain()
+    for row in journal.rows():
+        chain.extend(row)
+    private = load_key(path.with_suffix(".key").read_bytes())
+    row = chain.tail.row(write_entry(model, **given, **fields), private)
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("INSERT INTO entry VALUES (?, ?, ?, ?)", astuple(row))
+        db.commit()
+
+
+def test_an_entry_that_cannot_follow_ends_a_process_for_good(path: Path) -> None:
+    running = fill(path)
+    append(
+        path,
+        Reserved,
+        job_sha256=JOB,
+        round=1,
+        input_sha256="1" * 64,
+        start_sha256="",
+        charge=steps_of(EVENT),
+        terms={},
+        code_sha256="",
+        accountant="",
+    )
+    for act in (
+        running.charges,
+        running.charges,
+        lambda: running.reserve(key(3), EVENT, b"start"),
+        lambda: running.store(key(2), b"bytes"),
+        lambda: running.decide(JOB, "approve", "Ada"),
+        running.head,
+        running.verify,
+        running.charges,
+    ):
+        with pytest.raises(LedgerBroken, match="ledger entry 9 must charge a later round"):
+            act()
+
+
+def test_a_ledger_found_broken_by_verify_is_used_no_more(path: Path) -> None:
+    running = fill(path)
+    edit(path, "UPDATE entry SET body = zeroblob(length(body)) WHERE seq = 5")
+    for act in (running.verify, running.charges, lambda: running.reserve(key(3), EVENT, b"start")):
+        with pytest.raises(LedgerBroken, match="ledger entry 5 must match"):
+            act()
+
+
+def test_a_table_rebuilt_with_another_type_is_named(path: Path) -> None:
+    fill(path)
+    with closing(sqlite3.connect(path)) as db:
+        rows = db.execute("SELECT seq, body, hash, signature FROM entry").fetchall()
+        db.execute("DROP TABLE entry")
+        db.execute("CREATE TABLE entry (seq INTEGER PRIMARY KEY, body, hash, signature)")
+        made = [(seq, body.decode(), *rest) for seq, body, *rest in rows]
+        db.executemany("INSERT INTO entry VALUES (?, ?, ?, ?)", made)
+        db.commit()
+    with pytest.raises(LedgerBroken, match="ledger entry 0 must be bytes"):
+        Outbox(path)
 
 
 def test_our_own_code_cannot_change_an_entry(path: Path) -> None:
@@ -170,6 +247,24 @@ def test_bytes_that_the_ledger_does_not_name_are_not_used(
 def facts(box: Outbox) -> list[object]:
     stored = [box.stored(key(round_)) for round_ in (1, 2)]
     return [box.charges(), stored, box.latest_input(JOB), box.jobs(), box.decisions()]
+
+
+def test_a_flipped_bit_in_any_entry_names_it(path: Path) -> None:
+    rows = fill(path).journal.rows()
+    whole = path.read_bytes()
+    assert len(rows) == ENTRIES
+    for row in rows:
+        for part in (row.body, row.hash, row.signature):
+            assert whole.count(part) == 1
+            first = whole.index(part)
+            for place in {first, first + len(part) // 2, first + len(part) - 1}:
+                torn = bytearray(whole)
+                torn[place] ^= 1 << (place % 8)
+                path.write_bytes(torn)
+                with pytest.raises(LedgerBroken, match=f"ledger entry {row.seq} "):
+                    Outbox(path)
+    path.write_bytes(whole)
+    Outbox(path).verify()
 
 
 @settings(max_examples=250, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -213,6 +308,9 @@ def test_an_older_copy_does_not_pass_the_servers_witness(path: Path, tmp_path: P
     box.reserve(key(3), EVENT, b"start")
     witnessed = box.head()
     (tmp_path / "older.db").replace(path)
+    with pytest.raises(LedgerBroken, match=r"with the 10 entries that account\.anchor remembers"):
+        Outbox(path)
+    path.with_suffix(".anchor").unlink()
     restored = Outbox(path)
     with pytest.raises(JobRefused, match="the 10 entries that the server witnessed, got 9"):
         restored.require_witnessed(witnessed)
@@ -233,26 +331,44 @@ def test_a_head_that_was_witnessed_long_ago_is_continued(path: Path) -> None:
         box.require_witnessed(Head(early.size + 1, early.root, "", ""))
 
 
-def test_the_sites_own_key_signs_and_a_new_one_is_named_before_it_does(
+def new_pem(path: Path) -> Path:
+    path.write_bytes(new_key())
+    path.chmod(0o600)
+    return path
+
+
+def hex_of(pem: Path) -> str:
+    return public_hex(load_key(pem.read_bytes()))
+
+
+def test_a_new_key_signs_once_a_person_has_accepted_it_or_the_old_one_hands_over(
     path: Path, tmp_path: Path
 ) -> None:
-    for name in ("first", "second"):
-        (tmp_path / f"{name}.pem").write_bytes(new_key())
-        (tmp_path / f"{name}.pem").chmod(0o600)
-    fill(path)
-    first = Outbox(path, tmp_path / "first.pem")
-    first.reserve(key(3), EVENT, b"start")
-    assert first.head().is_signed()
-    second = Outbox(path, tmp_path / "second.pem")
-    head = second.head()
-    kinds = [json.loads(row.body)["kind"] for row in second.journal.rows()]
-    assert kinds[ENTRIES:] == ["rekeyed", "reserved", "rekeyed"]
-    assert head.size == len(kinds)
-    assert second.journal.keys[-1] == head.public_key
-    assert len(set(second.journal.keys)) == 3
-    ephemeral = [json.loads(row.body).get("is_ephemeral") for row in second.journal.rows()]
-    assert [said for said in ephemeral if said is not None] == [True, False, False]
-    first.verify()
+    first, second, third = (new_pem(tmp_path / f"{n}.pem") for n in ("first", "second", "third"))
+    running = Outbox(path, first, site="A")
+    running.open_job(JOB, "wards", b"{}")
+    changed = Outbox(path, second)
+    for act in (lambda: changed.decide(JOB, "approve", "Ada"), changed.head):
+        with pytest.raises(InvalidInput, match="must be signed last by this site's key"):
+            act()
+    assert len(changed.journal.rows()) == 2
+    with pytest.raises(InvalidInput, match="old key must be the one that signed last"):
+        changed.journal.rekey("Bo", load_key(third.read_bytes()))
+    changed.journal.rekey("Bo", load_key(first.read_bytes()))
+    changed.journal.rekey("Bo")  # again is no change
+    changed.decide(JOB, "approve", "Ada")
+    last = Outbox(path, third)
+    last.journal.rekey("Cy")
+    assert last.head().is_signed()
+    assert [entry.words for entry in last.hand_overs()] == [
+        "handed over by the key before, accepted by Bo",
+        "without the key before, accepted by Cy",
+    ]
+    assert last.journal.keys == tuple(map(hex_of, (first, second, third)))
+    assert last.verify() == 5
+    assert last.created().binds_keys
+    with pytest.raises(InvalidInput, match="must be signed last by this site's key"):
+        running.reserve(key(1), EVENT, b"start")
 
 
 def test_an_account_can_be_read_without_its_key_but_not_written(path: Path) -> None:
@@ -353,6 +469,34 @@ def test_an_account_of_the_first_version_keeps_every_charge(path: Path) -> None:
     with closing(sqlite3.connect(path)) as db:
         tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master")}
     assert not tables & {"job", "release"}
+
+
+def test_a_recorded_account_opens_to_the_same_epsilon(path: Path) -> None:
+    shutil.copy(GOLDEN / "account_capped.db", path)
+    expected = json.loads((GOLDEN / "accounts.json").read_text())
+    box = Outbox(path)
+    # The oracle is Opacus' PRV accountant, within its own error of 0.01.
+    assert spent(box.charges(), 1e-5) == pytest.approx(expected["ledger_v1"], abs=0.01)
+    assert cap_from_dict(box.lifetime_cap()).max_epsilon == 8.0
+    assert box.stored(RoundKey("b" * 64, 1, f"{1:064x}")) == b"bytes"
+    assert [job.state for job in box.jobs()] == ["finished", "running"]
+    assert box.verify() == 13
+    exported = replay(read_extract((GOLDEN / "ledger_capped.jsonl").read_bytes()))
+    assert exported.charges() == box.charges()
+    with pytest.raises(InvalidInput, match="ledger's key must be in"):
+        box.decide("b" * 64, "approve", "Ada")
+
+
+def test_no_schedule_begins_after_earlier_releases(path: Path) -> None:
+    shutil.copy(GOLDEN / "account_v1.db", path)
+    cap = cap_to_dict(PldSchedule((JOB,), 7.0, 1e-4))
+    with pytest.raises(InvalidInput, match=r"rdp-filter.*got 'pld-schedule' after 5 of them"):
+        Outbox(path, site="A", cap=cap)
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("SELECT COUNT(*) FROM release").fetchone() == (5,)
+        db.execute("DELETE FROM release")
+        db.commit()
+    assert Outbox(path, site="A", cap=cap).lifetime_cap() == cap
 
 
 def test_an_account_that_cannot_be_imported_whole_is_left_as_it_was(path: Path) -> None:

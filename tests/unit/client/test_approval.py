@@ -6,11 +6,13 @@ from typing import Any
 import pytest
 
 from client import approval
-from client.account import open_account
+from client.account import life_of, open_account
 from client.approval import decide, offers, require_approval
 from client.config import SiteHome
-from common.errors import InvalidInput, JobRefused, JobWaits
+from client.outbox import Outbox, RoundKey
+from common.errors import InvalidInput, JobRefused, JobWaits, RoundRefused
 from common.job import SignedJob
+from common.privacy.accounting import GaussianSteps
 
 Manifest = Callable[..., SignedJob]
 
@@ -92,6 +94,104 @@ def test_a_job_that_runs_without_asking_can_still_be_refused(
     decide(home, "wards", "refuse", "Dr Ada")
     with pytest.raises(JobRefused, match="got a refusal"):
         consider(signed, home)
+
+
+PLAN = GaussianSteps(0.05, 1.3, 40)
+ROUND = GaussianSteps(0.05, 1.3, 4)
+
+
+def begin(home: SiteHome, signed: SignedJob) -> Outbox:
+    """An account in which the job runs, with one round charged."""
+    outbox, sha256 = open_account(home), signed.job.sha256
+    outbox.open_job(sha256, signed.job.job.name, signed.to_bytes(), 0, PLAN)
+    outbox.reserve(RoundKey(sha256, 1, "1" * 64), ROUND, b"start")
+    outbox.store(RoundKey(sha256, 1, "1" * 64), b"bytes")
+    return outbox
+
+
+def test_a_refusal_ends_a_job_that_runs_and_lets_go_what_it_held(
+    home: SiteHome, manifest: Manifest
+) -> None:
+    signed = manifest()
+    outbox = begin(home, signed)
+    assert life_of(outbox).drawn() == [PLAN]
+    decide(home, "wards", "refuse", "Dr Ada")
+    assert [row.state for row in outbox.jobs()] == ["refused"]
+    assert life_of(outbox).drawn() == [ROUND]
+    with pytest.raises(JobRefused, match="got a refusal"):
+        consider(signed, home)
+    key = RoundKey(signed.job.sha256, 1, "1" * 64)
+    for act in (outbox.stored, lambda k: outbox.store(k, b"late")):
+        with pytest.raises(RoundRefused, match="must belong to an open job"):
+            act(key)
+    outbox.verify()
+    decide(home, "wards", "refuse", "Dr Bo")
+    outbox.close_job(signed.job.sha256, "finished", "")
+    assert [row.state for row in outbox.jobs()] == ["refused"]
+
+
+def test_a_refusal_before_which_the_process_died_is_made_whole_by_the_next(
+    home: SiteHome, manifest: Manifest
+) -> None:
+    signed = manifest()
+    outbox = begin(home, signed)
+    outbox.decide(signed.job.sha256, "refuse", "Dr Ada")
+    assert life_of(outbox).drawn() == [PLAN]
+    decide(home, "wards", "refuse", "Dr Ada")
+    assert life_of(outbox).drawn() == [ROUND]
+    assert len(outbox.decisions()) == 1
+
+
+@pytest.mark.parametrize("state", ["refused", "finished", "stopped"])
+def test_a_job_that_ended_is_not_approved_any_more(
+    state: str, home: SiteHome, manifest: Manifest
+) -> None:
+    signed = manifest()
+    begin(home, signed).close_job(signed.job.sha256, state, "")
+    with pytest.raises(InvalidInput, match=f"must be open or not begun .* got one that is {state}"):
+        decide(home, "wards", "approve", "Dr Ada")
+
+
+def test_a_file_that_is_no_offer_is_named_and_hides_no_other(
+    home: SiteHome,
+    manifest: Manifest,
+    logs: Any,  # noqa: ANN401 -- the root conftest's own
+) -> None:
+    with pytest.raises(JobWaits):
+        consider(manifest(), home)
+    for name, content in (("aa.json", b"\0garbage"), ("zz.json", b"{}"), ("mm.json", b"")):
+        (home.folder / "offers" / name).write_bytes(content)
+    assert [offer.name for offer in offers(home, [])] == ["wards"]
+    assert all(f"offers/{name}.json" in logs.text for name in ("aa", "zz", "mm"))
+    assert logs.text.count("offer not readable") == 3
+    assert decide(home, "wards", "approve", "Dr Ada").state == "approved"
+
+
+def test_a_job_named_like_anothers_id_is_not_taken_for_it(
+    home: SiteHome, manifest: Manifest
+) -> None:
+    good = manifest("good")
+    evil = manifest(good.job.sha256[:12])
+    for signed in (good, evil):
+        with pytest.raises(JobWaits):
+            consider(signed, home)
+    with pytest.raises(InvalidInput) as caught:
+        decide(home, good.job.sha256[:12], "approve", "Dr Ada")
+    for signed in (good, evil):
+        assert signed.job.sha256[:16] in str(caught.value)
+    assert decide(home, good.job.sha256[:13], "approve", "Dr Ada").sha256 == good.job.sha256
+    assert decide(home, evil.job.sha256, "refuse", "Dr Ada").sha256 == evil.job.sha256
+
+
+def test_a_job_that_waits_can_be_looked_at(home: SiteHome, manifest: Manifest) -> None:
+    signed = manifest()
+    with pytest.raises(InvalidInput, match="none yet"):
+        approval.known_job(home, "wards")
+    assert not home.account_path.exists()
+    with pytest.raises(JobWaits):
+        consider(signed, home)
+    for wanted in ("wards", signed.job.sha256[:6]):
+        assert approval.known_job(home, wanted) == signed
 
 
 def test_a_job_that_was_never_offered_cannot_be_decided_on(home: SiteHome) -> None:

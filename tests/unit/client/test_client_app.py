@@ -5,8 +5,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
+from client.account import life_of
 from client.app import make_client_app
 from client.approval import decide
+from client.journal import Journal
+from client.signing import AccountKey
 from common import messages
 from common.adapter import load_adapter
 from common.flower import become_server, message_from_bytes, message_to_bytes, new_context
@@ -106,6 +109,53 @@ def test_trouble_with_the_sites_disk_is_its_own_affair(
     assert said(send(one, messages.offer(signed), messages.OFFER)).reason == messages.IN_TROUBLE
     assert "account must be written" in logs.text
     assert str(one.home.folder) in logs.text
+
+
+def test_a_broken_ledger_is_a_refusal_that_is_not_asked_again(
+    site: MakeSite,
+    signed: SignedJob,
+    logs: Any,  # noqa: ANN401
+) -> None:
+    one = site()
+    assert said(send(one, messages.offer(signed), messages.OFFER)).is_accepted
+    data = one.home.account_path.read_bytes()
+    place = data.index(b'"kind":"submitted"')
+    one.home.account_path.write_bytes(data[: place + 8] + b"submitteb" + data[place + 17 :])
+    one.outbox.journal = Journal(one.home.account_path, AccountKey(one.home.account_path, None))
+    reply = send(one, messages.offer(signed), messages.OFFER)
+    assert said(reply).reason == messages.NO_LEDGER
+    assert messages.not_yet(Message(reply, dst_node_id=5, message_type=messages.OFFER)) == ""
+    assert "ledger entry 1 must match its hash" in logs.text
+
+
+def test_a_job_that_a_person_refused_is_over_and_what_it_held_is_free(
+    site: MakeSite, signed: SignedJob
+) -> None:
+    one = site()
+    adapter = load_adapter(signed.job, Path(signed.job.model.base), "cpu")
+    order = messages.order(signed, adapter.table, adapter.initial, 1, None)
+    assert "round" in send(one, order, messages.TRAIN)
+    decide(one.home, "wards", "refuse", "Dr Ada")
+    for content, kind in (
+        (order, messages.TRAIN),
+        (messages.order(signed, adapter.table, adapter.initial, 2, None), messages.TRAIN),
+        (messages.offer(signed), messages.OFFER),
+    ):
+        assert said(send(one, content, kind)).reason == (
+            "job must be approved by a person at this site, got a refusal"
+        )
+    assert [charge.event.steps for charge in one.outbox.charges()] == [2]
+    assert [event.steps for event in life_of(one.outbox).drawn()] == [2]
+
+
+def test_a_server_cannot_open_a_job_again(site: MakeSite, signed: SignedJob) -> None:
+    one = site()
+    assert said(send(one, messages.offer(signed), messages.OFFER)).is_accepted
+    for state in ("stopped", "running", "\x1b[2J", "finished", "stopped"):
+        send(one, messages.close(signed.job.sha256, state, None, None), messages.CLOSE)
+    assert [row.state for row in one.outbox.jobs()] == ["stopped"]
+    assert len(one.outbox.journal.rows()) == 3  # created, submitted, closed
+    one.outbox.verify()
 
 
 def test_a_person_who_has_not_decided_is_waited_for_in_fixed_words(

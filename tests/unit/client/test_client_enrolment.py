@@ -192,7 +192,7 @@ def test_the_commented_example_is_a_data_section(home: Path, csr: Path) -> None:
         line.removeprefix("# ") for line in lines
         if line.startswith(("# max_", "# min_", "# required_", "# allowed_"))
     ]  # fmt: skip
-    assert len(shown) == 10
+    assert len(shown) == 11
     parse(PolicySection, tomllib.loads("\n".join(shown)), "site.toml")
     assert settings["models"] == {"organisation/model": "/srv/models/model"}
 

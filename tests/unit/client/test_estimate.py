@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from client.estimate import GIB, _example, measure, traffic
+from client.estimate import GIB, Load, _example, measure, rulings, traffic
 from client.site import make_trainer
 from client.train import Trainer
 from common.adapter import load_adapter
@@ -104,6 +104,19 @@ def test_memory_is_the_peak_while_a_part_is_computed(make_job: MakeJob, site: Ma
     more = measure(hungry).memory_gb
     less = measure(trainer).memory_gb  # after the other: an earlier peak is no part of it
     assert 0.2 < more - less < 0.35
+
+
+def test_each_limit_is_on_its_own_figure(make_job: MakeJob, site: MakeSite) -> None:
+    load = Load(memory_gb=3.0, gpu_memory_gb=5.0, minutes=7.0)
+    for limits, broken in (
+        ({"max_memory_gb": 3, "max_gpu_memory_gb": 5, "max_minutes": 7}, []),
+        ({"max_memory_gb": 2.9, "max_gpu_memory_gb": 5}, ["policy.max_memory_gb"]),
+        ({"max_memory_gb": 3, "max_gpu_memory_gb": 4.9}, ["policy.max_gpu_memory_gb"]),
+        ({"max_minutes": 6.9}, ["policy.max_minutes"]),
+    ):
+        found = rulings(load, site(policy=limits).home)
+        assert [ruling.rule for ruling in found if not ruling.is_met] == broken
+    assert measure(trainer_of(make_job(), site())).gpu_memory_gb == 0
 
 
 def test_no_record_and_no_start_is_touched(make_job: MakeJob, site: MakeSite) -> None:

@@ -20,9 +20,10 @@ from client.lifetime import (
 from common.config import parse
 from common.errors import InvalidInput, JobRefused, RoundRefused
 from common.job import Job
-from common.privacy.account import Charge, Submission
+from common.privacy.account import Charge, Submission, spent
 from common.privacy.accounting import GaussianSteps, epsilon
 from common.privacy.entries import Terms
+from common.privacy.event import MOST_STEPS
 from common.privacy.lifetime import PldSchedule
 from common.privacy.rdp_filter import RdpFilter
 
@@ -50,9 +51,11 @@ def charge(sha256: str, steps: int, noise: float = 1.3, round_: int = 1) -> Char
     return Charge(sha256, round_, GaussianSteps(0.05, noise, steps), "", is_acknowledged=False)
 
 
-def submission(sha256: str, state: str, steps: int | None, noise: float = 1.3) -> Submission:
+def submission(
+    sha256: str, state: str, steps: int | None, noise: float = 1.3, unit: str = "record"
+) -> Submission:
     planned = None if steps is None else GaussianSteps(0.05, noise, steps)
-    return Submission(sha256, "other", "", 1000, planned, Terms(), state)
+    return Submission(sha256, "other", "", 1000, planned, Terms(unit=unit), state)
 
 
 def by_hand(cap: RdpFilter, *events: GaussianSteps) -> float:
@@ -173,6 +176,61 @@ def test_a_round_beyond_the_cap_is_refused_whatever_was_admitted() -> None:
         require_room([charge("aa" * 32, 30), charge("bb" * 32, 3000)], FILTER)
 
 
+PATIENTS = {"unit": "patient_id", "unit_cap": 3}
+
+
+def test_the_first_job_that_draws_on_the_cap_fixes_its_unit() -> None:
+    patients = submission("aa" * 32, "running", 40, unit="patient_id")
+    life = Life(FILTER, [patients])
+    assert life.units() == ("patient_id",)
+    require_lifetime(make(**PATIENTS), life)
+    with pytest.raises(JobRefused) as caught:
+        require_lifetime(make(), life)
+    assert str(caught.value) == (
+        "privacy.unit must be 'patient_id', the unit of this site's account, got 'record'"
+    )
+    # Charges fix it too, once the job has ended; a job that drew nothing does not.
+    ended = submission("aa" * 32, "stopped", 40, unit="patient_id")
+    assert Life(FILTER, [ended], [charge("aa" * 32, 3)]).units() == ("patient_id",)
+    bare = submission("bb" * 32, "running", 40, noise=0.0, unit="case")
+    assert Life(FILTER, [ended, bare], [charge("bb" * 32, 3, noise=0.0)]).units() == ()
+
+
+def test_the_unit_that_a_ledger_was_made_with_stays() -> None:
+    life = Life(FILTER, fixed_unit="patient_id")
+    require_lifetime(make(**PATIENTS), life)
+    with pytest.raises(JobRefused, match=r"privacy\.unit must be 'patient_id'"):
+        require_lifetime(make(), life)
+    job = make()
+    own = Life(FILTER, [submission(job.sha256, "running", 12)])
+    require_lifetime(job, own)  # its own unit is not another's
+
+
+def test_an_old_ledger_of_several_units_takes_no_new_job() -> None:
+    mixed = [
+        submission("aa" * 32, "running", 4, unit="patient_id"),
+        submission("bb" * 32, "running", 4),
+    ]
+    life = Life(FILTER, mixed)
+    assert life.unit == "patient_id and record"
+    for job in (make(), make(**PATIENTS)):
+        with pytest.raises(JobRefused, match=r"which has several \(patient_id, record\)"):
+            require_lifetime(job, life)
+
+
+def test_more_steps_than_an_account_may_have_are_refused_in_words() -> None:
+    most = MOST_STEPS
+    full = Life(FILTER, [submission("aa" * 32, "running", most, noise=1e6)])
+    with pytest.raises(JobRefused, match=f"steps over the life .* at most {most}, got more"):
+        require_lifetime(make(), full)
+    with pytest.raises(RoundRefused, match="must stay within its limit"):
+        require_room([charge("aa" * 32, most, noise=1e6), charge("bb" * 32, 1)], FILTER)
+    over = Life(FILTER, (), [charge("aa" * 32, most, noise=1e6), charge("bb" * 32, 1)])
+    assert over.cost(over.drawn()) == over.pld(over.charged()) == float("inf")
+    assert spent(over.charges, 1e-5) == float("inf")
+    assert not over.allows(over.drawn())
+
+
 def policy(**keys: Any) -> PolicySection:  # noqa: ANN401
     return parse(PolicySection, {"max_epsilon": 6.0, "max_delta": 1e-5} | keys, "site.toml")
 
@@ -206,6 +264,15 @@ def test_what_the_ledger_was_made_with_stays(edited: dict[str, Any], says: str) 
     with pytest.raises(InvalidInput) as caught:
         require_unchanged(policy(**edited), FILTER)
     assert says in str(caught.value)
+
+
+def test_the_unit_is_fixed_where_the_ledger_was_made_with_one() -> None:
+    patients = policy(required_unit="patient_id")
+    require_unchanged(patients, FILTER, "patient_id")
+    require_unchanged(patients, FILTER)  # required later on
+    for edited in (policy(), policy(required_unit="case")):
+        with pytest.raises(InvalidInput, match=r"policy\.required_unit must be the ledger's 'pat"):
+            require_unchanged(edited, FILTER, "patient_id")
 
 
 def test_a_schedule_stays_as_it_was() -> None:

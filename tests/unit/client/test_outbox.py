@@ -22,11 +22,11 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from client.outbox import Outbox, RoundKey, spent
-from common.errors import RoundRefused, StorageFailed
+from client.outbox import Charge, Outbox, RoundKey, Submission, Terms, spent
+from common.errors import InvalidInput, JobRefused, LedgerBroken, RoundRefused, StorageFailed
 from common.privacy import accounting
 from common.privacy.accounting import GaussianSteps
-from common.privacy.entries import Decided
+from common.privacy.entries import Closed, Decided, Reserved
 from common.privacy.ledger import Head
 
 EVENT = GaussianSteps(0.05, 1.3, 4)
@@ -66,7 +66,7 @@ def test_the_account_and_its_journal_are_their_owners_alone(path: Path) -> None:
             modes = {file.name: file.stat().st_mode & 0o777 for file in path.parent.iterdir()}
     finally:
         os.umask(before)
-    names = ("account.db", "account.db-journal", "account.key")
+    names = ("account.db", "account.db-journal", "account.key", "account.anchor")
     assert modes == dict.fromkeys(names, 0o600)
 
 
@@ -127,6 +127,83 @@ def test_a_closed_job_takes_no_round_and_keeps_its_charges(outbox: Outbox, state
             outbox.reserve(key(round_), EVENT, b"start")
     assert sum(c.event.steps for c in outbox.charges()) == 8
     outbox.reserve(key(1, job=OTHER), EVENT, b"start")
+
+
+@pytest.mark.parametrize("state", ["running", "", "queued", "\x1b[2J"])
+def test_a_job_ends_in_one_of_a_closed_set_of_words(outbox: Outbox, state: str) -> None:
+    with pytest.raises(InvalidInput, match="state must be one of finished, failed, stopped"):
+        outbox.close_job(JOB, state, "")
+    assert outbox.jobs()[0].state == "running"
+
+
+def test_a_job_ends_once_and_nothing_more_is_written_of_it(outbox: Outbox) -> None:
+    outbox.reserve(key(1), EVENT, b"start")
+    outbox.close_job(JOB, "stopped", "")
+    entries = len(outbox.journal.rows())
+    for state in ("finished", "stopped", "failed", "refused"):
+        outbox.close_job(JOB, state, "ab" * 32)
+    with pytest.raises(RoundRefused, match="an open job, got one that is stopped"):
+        outbox.store(key(1), b"made while the job ended")
+    assert len(outbox.journal.rows()) == entries
+    assert next((row.state, row.final_sha256) for row in outbox.jobs()) == ("stopped", "")
+    outbox.verify()
+
+
+def write_old_end(box: Outbox, state: str) -> None:
+    """A job's end as it was written before it was final."""
+    with box.journal.writing("close-job") as writer:
+        writer.append(Closed, job_sha256=JOB, state=state, final_sha256="", is_imported=False)
+        writer.db.execute("DELETE FROM content WHERE job_sha256 = ?", (JOB,))
+
+
+def test_an_old_ledger_whose_job_was_opened_again_replays_and_charges_it_no_more(
+    outbox: Outbox, path: Path
+) -> None:
+    outbox.reserve(key(1), EVENT, b"start")
+    outbox.store(key(1), b"bytes")
+    for state in ("stopped", "running"):
+        write_old_end(outbox, state)
+    with outbox.journal.writing("reserve") as writer:  # which was possible
+        writer.append(
+            Reserved,
+            job_sha256=JOB,
+            round=2,
+            input_sha256="2" * 64,
+            start_sha256="",
+            charge={"sampling_rate": 0.05, "noise_multiplier": 1.3, "steps": 4},
+            terms=Terms(),
+            code_sha256="",
+            accountant="",
+        )
+    again = Outbox(path)
+    again.verify()
+    assert [c.round for c in again.charges()] == [1, 2]
+    with pytest.raises(RoundRefused, match="an open job, got one that is closed"):
+        again.reserve(key(3), EVENT, b"start")
+    again.close_job(JOB, "finished", "")
+    assert [s.is_open for s in again.submissions()] == [False, True]
+
+
+def test_what_follows_a_final_end_could_not_have_been_written(outbox: Outbox) -> None:
+    outbox.reserve(key(1), EVENT, b"start")
+    outbox.close_job(JOB, "stopped", "")
+    with pytest.raises(LedgerBroken, match="must end an open job"):
+        write_old_end(outbox, "running")
+
+
+def test_a_job_for_which_there_is_no_room_is_not_recorded(outbox: Outbox) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def within(jobs: list[Submission], charges: list[Charge]) -> None:
+        seen.append((len(jobs), len(charges)))
+        raise JobRefused("epsilon must stay within its limit, got more")
+
+    outbox.reserve(key(1), EVENT, b"start")
+    with pytest.raises(JobRefused):
+        outbox.open_job("ef" * 32, "third", b"{}", within=within)
+    outbox.open_job(JOB, "first", b"{}", within=within)  # accepted before
+    assert seen == [(2, 1)]
+    assert [row.sha256 for row in outbox.jobs()] == [JOB, OTHER]
 
 
 def test_a_job_that_was_never_accepted_takes_no_round(outbox: Outbox) -> None:

@@ -57,6 +57,13 @@ def home(
     return SiteHome(Path("/nowhere"), parse(SiteConfig, config, "site.toml"))
 
 
+def home_of_tasks(*tasks: str) -> SiteHome:
+    """As if there were others than the one that is known."""
+    made = home()
+    policy = made.config.policy.model_copy(update={"allowed_tasks": tasks})
+    return SiteHome(made.folder, made.config.model_copy(update={"policy": policy}))
+
+
 def test_a_job_at_the_caps_is_admitted() -> None:
     assert admit(sign_job(make(), KEY), home(), ROOM) == make()
 
@@ -89,7 +96,7 @@ PATIENTS = {"unit": "patient_id", "unit_cap": 3}
         (make(), home(name="letters"), "data.name must be a data set of this site, got 'notes'"),
         (
             make(),
-            home(allowed_tasks=["token-cls", "regression"]),
+            home_of_tasks("token-cls", "regression"),
             "job.task must be one of token-cls, regression at this site, got 'seq-cls'",
         ),
         (
@@ -149,7 +156,8 @@ def test_a_job_beyond_the_sites_rules_is_refused(job: Job, here: SiteHome, says:
 @pytest.mark.parametrize(
     ("job", "here"),
     [
-        (make(), home(allowed_tasks=["token-cls", "seq-cls"])),
+        (make(), home_of_tasks("token-cls", "seq-cls")),
+        (make(), home(allowed_tasks=["seq-cls"])),
         (make(), home(allowed_bases=["cd" * 32, "ab" * 32])),
         (make(), home(min_population=300)),
         (make(), home(max_job_epsilon=4.0, max_epsilon=9.0)),
@@ -198,6 +206,30 @@ def test_the_lifes_cap_comes_last_and_holds_for_private_jobs_alone() -> None:
         admit(sign_job(make(epsilon=4.5), KEY), home(), none_left)
     public = make(**NO_PRIVACY)
     assert admit(sign_job(public, KEY), home(allow_no_privacy=True), none_left) == public
+
+
+def longer(job: Job, rounds: int, local_steps: int) -> Job:
+    steps = {"rounds": rounds, "local_steps": local_steps}
+    training = job.training.model_copy(update=steps)
+    return Job.model_validate({**job.model_dump(), "training": training.model_dump()})
+
+
+@pytest.mark.parametrize(
+    ("job", "says"),
+    [
+        (longer(make(), 100_000, 100_000), "must be at most 100000, got 10000000000"),
+        (longer(make(), 4096, 4096), "must be at most 100000, got 16777216"),
+        (longer(make(**NO_PRIVACY), 50_001, 2), "training.rounds"),
+        (longer(make(epsilon=1e-3), 100, 1000), "privacy.epsilon must be reachable within 100000"),
+        (make(delta=1e-300), "delta must be more than"),
+    ],
+)
+def test_a_job_whose_cost_nobody_can_say_is_refused_and_not_asked_again(
+    job: Job, says: str
+) -> None:
+    with pytest.raises(JobRefused) as caught:
+        admit(sign_job(job, KEY), home(allow_no_privacy=True), ROOM)
+    assert says in str(caught.value)
 
 
 def test_every_rule_names_its_key_in_site_toml() -> None:

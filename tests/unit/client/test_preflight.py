@@ -1,6 +1,8 @@
 """What a preflight says is what the site then does, and nothing is left behind by it."""
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,9 +11,10 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from dp_accounting import pld, rdp
 
+from client.config import SiteHome
 from client.lifetime import plan
-from client.preflight import preflight, show
-from common.errors import JobRefused
+from client.preflight import Spent, preflight, read_job, show
+from common.errors import InvalidInput, JobRefused, JobWaits
 from common.job import Job, sign_job
 from common.privacy.accounting import GaussianSteps
 from common.privacy.rdp_filter import RdpFilter
@@ -86,6 +89,7 @@ def test_nothing_is_charged_sent_or_read(make_job: MakeJob, site: MakeSite, tmp_
     preflight(one.home, make_job())
     assert (len(one.outbox.charges()), one.outbox.head().size) == before
     one.home.account_path.unlink()
+    one.home.account_path.with_suffix(".anchor").unlink()
     left = sorted(one.home.folder.iterdir())
     preflight(one.home, make_job())
     assert sorted(one.home.folder.iterdir()) == left
@@ -124,3 +128,46 @@ def test_a_job_for_other_sites_is_judged_all_the_same(make_job: MakeJob, site: M
     assert [r.rule for r in found.rulings if not r.is_met] == ["site", "policy.min_population"]
     assert found.load is None
     assert found.traffic is not None
+
+
+def test_an_epsilon_without_bound_is_null_in_json(make_job: MakeJob, site: MakeSite) -> None:
+    found = preflight(site().home, make_job())
+    assert found.budget is not None
+    endless = replace(found.budget, after=Spent(float("inf"), None))
+    told = replace(found, budget=endless).to_json()
+    assert told["epsilon"]["after"] == {"pld": None, "rdp_filter": None}
+    assert json.loads(json.dumps(told, allow_nan=False)) == told
+
+
+def test_the_units_of_job_and_account_are_judged_and_said(
+    make_job: MakeJob, site: MakeSite, operator: Ed25519PrivateKey, capsys: Capture
+) -> None:
+    one = site(data={"notes": {"path": "notes.csv", "unit": "label", "unit_name": "patient_id"}})
+    one.consider(sign_job(make_job(), operator))
+    other = make_job(privacy={"unit": "patient_id", "unit_cap": 3})
+    found = preflight(one.home, other)
+    assert [r.rule for r in found.rulings if not r.is_met] == ["the ledger"]
+    assert found.to_json()["epsilon"]["unit"] == "patient_id"
+    show(found)
+    assert "patient_id: every figure is about one such unit" in capsys.readouterr().out
+    with pytest.raises(JobRefused, match="the unit of this site's account, got 'patient_id'"):
+        one.consider(sign_job(other, operator))
+    assert len(one.outbox.jobs()) == 1
+
+
+def test_an_offer_that_waits_is_judged_by_its_name_or_id(
+    make_job: MakeJob, site: MakeSite, operator: Ed25519PrivateKey, tmp_path: Path
+) -> None:
+    one, job = site(policy={"approval": "person"}), make_job()
+    with pytest.raises(JobWaits):
+        one.consider(sign_job(job, operator))
+    for wanted in ("wards", job.sha256[:8], job.sha256):
+        assert read_job(one.home, wanted) == job
+    with pytest.raises(InvalidInput, match="job must be one of those here"):
+        read_job(one.home, "letters")
+    with pytest.raises(InvalidInput, match="must be a readable file"):
+        read_job(one.home, str(tmp_path / "none.toml"))
+    rules = one.home.config.policy.model_copy(update={"allowed_signers": ("ab" * 32,)})
+    stranger = SiteHome(one.home.folder, one.home.config.model_copy(update={"policy": rules}))
+    with pytest.raises(JobRefused, match="signer must be one of"):
+        read_job(stranger, "wards")

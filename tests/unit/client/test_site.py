@@ -2,6 +2,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,6 +139,86 @@ def test_a_round_without_an_update_is_answered_once_in_words_without_a_number(
     assert [draw for draw in draws if draw[1] == 1] == trained
     assert len(trained) == 3 * 10  # sampling, records and noise of ten steps
     assert [c.event.steps for c in one.outbox.charges()] == [10]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [IndexError, KeyError, TypeError, OSError, MemoryError, AssertionError, RecursionError],
+)
+def test_whatever_a_round_ends_in_is_one_answer_that_asking_again_does_not_change(
+    job: MakeJob,
+    site: MakeSite,
+    sign: Sign,
+    logs: Any,  # noqa: ANN401 -- the root conftest's own
+    monkeypatch: pytest.MonkeyPatch,
+    error: type[Exception],
+) -> None:
+    """An error that some records alone raise: how often it does would count them."""
+    one, signed, tries = site(), sign(job()), []
+    one.consider(signed)
+
+    def broken(*_: object) -> object:
+        tries.append(1)
+        raise error("w1 canary")
+
+    monkeypatch.setattr(sampling, "poisson_sample", broken)
+    answers = {ask(one, signed) for _ in range(3)}
+    assert len(tries) == 1
+    said = messages.read_verdict(content_from_bytes(answers.pop()))
+    assert said == messages.Verdict(is_accepted=False, reason="update could not be made")
+    assert not answers
+    assert [c.is_released for c in one.outbox.charges()] == [True]
+    assert error.__name__ in logs.text
+    assert "canary" not in logs.text
+
+
+def test_an_account_in_doubt_is_no_answer(
+    job: MakeJob, site: MakeSite, sign: Sign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, signed = site(), sign(job())
+    one.consider(signed)
+    with monkeypatch.context() as patch:
+
+        def broken() -> object:
+            raise StorageFailed("account must be written, got: disk full")
+
+        patch.setattr(one.outbox, "head", broken)
+        with pytest.raises(StorageFailed):
+            ask(one, signed)
+    assert [c.is_released for c in one.outbox.charges()] == [False]
+    ask(one, signed)
+    assert [c.is_released for c in one.outbox.charges()] == [True]
+
+
+def test_a_tokenizer_that_stumbles_over_a_record_is_a_refusal_without_its_words(
+    job: MakeJob,
+    site: MakeSite,
+    sign: Sign,
+    logs: Any,  # noqa: ANN401 -- the root conftest's own
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from common.tasks import seq_cls
+    from common.tasks.batches import Example
+
+    one, signed = site(), sign(job())
+    adapter = load_adapter(job(), Path(job().model.base), "cpu")
+    nothing: dict[str, object] = {}
+    stumbling = lambda *_, **__: nothing["w1 canary"]  # noqa: E731
+    monkeypatch.setattr(type(adapter.tokenizer), "__call__", stumbling)
+    with pytest.raises(JobRefused, match=PUBLIC_WORDS):
+        one.consider(signed)
+    monkeypatch.undo()
+    beyond = [Example((5, 4711), 0, 16)] * 30
+    task = one.consider.__globals__["task_of"](job())
+    monkeypatch.setitem(
+        one.consider.__globals__, "task_of", lambda _: replace(task, encode=lambda *_: beyond)
+    )
+    with pytest.raises(JobRefused, match=PUBLIC_WORDS):
+        one.consider(signed)
+    assert "one of the 357 embeddings" in logs.text
+    assert "canary" not in logs.text
+    assert seq_cls.encode is task.encode
+    assert one.outbox.jobs() == []
 
 
 def test_a_closed_job_trains_no_more(job: MakeJob, site: MakeSite, sign: Sign) -> None:

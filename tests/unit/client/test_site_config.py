@@ -97,6 +97,27 @@ def test_a_site_whose_name_is_a_path_has_no_home(tmp_path: Path, name: str) -> N
         ('site = "A"\n[policy]\napproval = "anybody"', "policy.approval must be"),
         ('site = "A"\n[policy]\nallowed_releases = ["logits"]', "policy.allowed_releases.0 must"),
         ('site = "A"\n[policy]\nallowed_bases = ["AB"]', "policy.allowed_bases.0 must be"),
+        ('site = "A"\n[policy]\nmax_epsilon = 1e308', "policy.max_epsilon must be at most 1000"),
+        ('site = "A"\n[policy]\nmax_epsilon = true', "policy.max_epsilon must be a number, got"),
+        ('site = "A"\n[policy]\nmax_epsilon = "8"', "policy.max_epsilon must be a number, got"),
+        ('site = "A"\n[policy]\nmax_job_epsilon = "3"', "policy.max_job_epsilon must be a number"),
+        (
+            'site = "A"\n[policy]\nallow_no_privacy = "yes"',
+            "policy.allow_no_privacy must be true or false, got 'yes'",
+        ),
+        ('site = "A"\n[policy]\nallow_no_privacy = 1', "policy.allow_no_privacy must be true or"),
+        ('site = "A"\n[policy]\nmin_population = "9"', "policy.min_population must be an integer"),
+        ('site = "A"\n[policy]\nallowed_tasks = ["seqcls"]', "policy.allowed_tasks.0 must be"),
+        ('site = "A"\n[runtime]\nfused = "no"', "runtime.fused must be true or false, got 'no'"),
+        (
+            'site = "A"\n[data.notes]\npath = "y"\nunit = "record"',
+            "data.notes.unit_name must be given and not 'record', which jobs call a single row, "
+            "got None for the column 'record'",
+        ),
+        (
+            'site = "A"\n[data.notes]\npath = "y"\nunit = "patient"\nunit_name = "record"',
+            "data.notes.unit_name must be given and not 'record'",
+        ),
         ('site = "A"\n[policy]\nmax_minutes = 0', "policy.max_minutes must be greater than 0"),
         (
             'site = "A"\n[data.notes]\npath = "y"\nunit_name = "patient"',
@@ -149,6 +170,14 @@ def test_a_unit_is_called_by_its_column_unless_jobs_call_it_otherwise(tmp_path: 
     assert (notes.unit_called, notes.columns.unit) == ("patient_id", "pat_no")
     bare = load_home(write(tmp_path, 'site = "A"\n[data.notes]\npath = "y"'), "A")
     assert bare.data_set("notes").unit_called == ""
+
+
+def test_a_column_called_record_is_a_unit_under_another_name(tmp_path: Path) -> None:
+    text = WHOLE.replace('unit = "patient"', 'unit = "record"\nunit_name = "patient_id"')
+    text = text.replace("max_epsilon = 3.5", "max_epsilon = 3\nrequired_unit = 'record'")
+    home = load_home(write(tmp_path, text), "A")
+    assert home.data_set("notes").unit_called == "patient_id"
+    assert (home.config.policy.required_unit, home.config.policy.max_epsilon) == ("record", 3.0)
 
 
 def test_an_absent_home_says_what_to_do(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from client.approval import require_approval
 from client.config import SiteHome
 from client.outbox import Outbox, RoundKey
 from client.presence import Presence
+from client.spending import Spending
 from common.errors import InvalidInput, JobWaits
 from common.job import SignedJob
 from common.privacy.accounting import GaussianSteps, epsilon
@@ -154,7 +155,8 @@ def test_no_budget_is_left_past_the_maximum(homes: Homes, manifest: Manifest) ->
 
 
 def test_an_epsilon_without_bound_is_null_in_json() -> None:
-    spending = status.Spending(float("inf"), 1e-5, 7.0, "rdp-filter", float("inf"), 0)
+    none = float("inf")
+    spending = Spending("record", "rdp-filter", 7.0, 1e-5, none, none, none, none, 0)
     found = status.as_json(spending)
     assert (found["epsilon"], found["drawn"], found["delta"]) == (None, None, 1e-5)
     assert spending.left == 0

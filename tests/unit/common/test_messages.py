@@ -184,7 +184,16 @@ def test_a_closing_names_job_state_and_final_adapter() -> None:
     read = messages.read_close(wire(messages.close("ab" * 32, "finished", VECTOR, receipt)))
     assert (read.job_sha256, read.state, read.receipt) == ("ab" * 32, "finished", receipt)
     assert read.final_sha256 == vector_sha256(VECTOR)
-    for wrong in ({}, {"job_sha256": "a" * 65, "state": "x", "final_sha256": ""}):
+    whole = {"job_sha256": "ab" * 32, "state": "stopped", "final_sha256": ""}
+    assert messages.read_close(RecordDict({"close": ConfigRecord(dict(whole))})).state == "stopped"
+    wrongs: list[dict[str, Any]] = [
+        {},
+        {**whole, "job_sha256": "a" * 65},
+        {**whole, "final_sha256": "x" * 64},
+        {**whole, "final_sha256": 5},
+        *({**whole, "state": state} for state in ("running", "refused", "", "\x1b[2J", 5)),
+    ]
+    for wrong in wrongs:
         with pytest.raises(UpdateRejected, match="close must name"):
             messages.read_close(RecordDict({"close": ConfigRecord(dict(wrong))}))
 

@@ -56,6 +56,7 @@ def test_it_states_what_each_site_spent_and_how_to_load(outcome: MakeOutcome) ->
         assert site.epsilon - 1e-5 <= float(spent[1]) < site.epsilon + 0.01
     assert "PeftModel.from_pretrained" in card
     assert "The unit is a record, not a person" in card
+    assert "Each site enforces its own cap over the life of its records" in card
 
 
 @pytest.mark.parametrize("how", [{"mode": "none"}, {"seeded": True}])

@@ -30,8 +30,9 @@ from common.privacy.entries import (
     read_entry,
     write_entry,
 )
-from common.privacy.extract import Extract, read_extract, replay, write_extract
-from common.privacy.ledger import Chain, Row, public_hex
+from common.privacy.extract import Extract, read_extract, replay, verified, write_extract
+from common.privacy.ledger import Chain, Head, Row, public_hex
+from common.privacy.lifetime import cap_from_dict
 
 GOLDEN = Path(__file__).parents[3] / "golden"
 KEY, OTHER = (ec.derive_private_key(n, ec.SECP256R1()) for n in (1234567, 7654321))
@@ -120,6 +121,81 @@ def test_a_head_is_the_root_over_the_entries_hashes() -> None:
         replace(head, signature=""),
     ):
         assert not changed.is_signed()
+
+
+@pytest.mark.parametrize(
+    "public_key",
+    [
+        "300c300706032a03040500030100",  # an algorithm that nobody knows
+        "3017301006072a8648ce3d020106052b8104007f0303000401",  # a curve that nobody knows
+        public_hex(KEY)[:-2],
+        "",
+    ],
+)
+def test_a_head_by_a_key_of_no_known_kind_is_not_signed(public_key: str) -> None:
+    assert not Head(1, "00" * 32, "30", public_key).is_signed()
+    named = {"public_key": public_key or "00", "is_ephemeral": True}
+    body = write_entry(Created, seq=0, at=STAMP, salt=SALT, **named, **LIFE[0][1])
+    with pytest.raises(LedgerBroken, match="ledger entry 0: public key must be a P-256 key"):
+        Chain().extend(Chain().tail.row(body, KEY))
+
+
+@pytest.mark.parametrize("size", [-1, 2**64])
+def test_a_head_of_a_size_that_no_ledger_has_is_not_signed(size: int) -> None:
+    assert not Head(size, "00" * 32, "30", public_hex(KEY)).is_signed()
+
+
+def test_a_row_that_was_checked_is_not_taken_in_by_it() -> None:
+    chain = Chain()
+    entry = chain.check(ROWS[0])
+    assert (chain.size, chain.keys) == (0, ())
+    chain.take(ROWS[0], entry)
+    assert chain.size == 1
+
+
+def rekeyed(chain: Chain, **said: str) -> Row:
+    named = {"public_key": public_hex(OTHER), "is_ephemeral": False}
+    body = write_entry(Rekeyed, seq=chain.size, at=STAMP, salt=SALT, **named, **said)
+    return chain.tail.row(body, OTHER)
+
+
+def chain_of(steps: list[Step]) -> Chain:
+    chain = Chain()
+    for row in ledger(steps):
+        chain.extend(row)
+    return chain
+
+
+BOUND: list[Step] = [(Created, {**LIFE[0][1], "binds_keys": True}), *LIFE[1:3]]
+
+
+def test_a_key_that_nobody_endorsed_is_read_in_an_older_ledger_alone() -> None:
+    chain_of(LIFE[:3]).extend(rekeyed(chain_of(LIFE[:3])))
+    with pytest.raises(LedgerBroken, match="ledger entry 3 must name a key that the one before or"):
+        chain_of(BOUND).extend(rekeyed(chain_of(BOUND)))
+    for said in ({"accepted_by": "Ada"}, {"endorsement": ""}):
+        older = chain_of(LIFE[:3])
+        older.extend(rekeyed(older, **said))
+        if "accepted_by" in said:  # a version that knows better has written here
+            with pytest.raises(LedgerBroken, match="ledger entry 4 must name a key"):
+                older.extend(rekeyed(older))
+        else:
+            older.extend(rekeyed(older))
+
+
+def test_a_key_is_handed_over_by_the_one_before_at_that_place_alone() -> None:
+    chain = chain_of(BOUND)
+    good = chain.tail.endorse(public_hex(OTHER), KEY)
+    elsewhere = chain_of(BOUND[:2]).tail.endorse(public_hex(OTHER), KEY)
+    for wrong in (elsewhere, chain.tail.endorse(public_hex(OTHER), OTHER), good[:-2], "00"):
+        for words in ("", "Ada"):
+            with pytest.raises(LedgerBroken, match="entry 3 must be endorsed by the key before"):
+                chain.extend(rekeyed(chain, endorsement=wrong, accepted_by=words))
+    said = b"veiltune ledger hand-over v1\n" + ledger(BOUND)[-1].hash
+    said += bytes.fromhex(public_hex(OTHER))
+    KEY.public_key().verify(bytes.fromhex(good), said, ec.ECDSA(hashes.SHA256()))
+    chain.extend(rekeyed(chain, endorsement=good))
+    assert chain.keys[-1] == public_hex(OTHER)
 
 
 def test_a_stranger_can_check_one_entry_or_an_older_head() -> None:
@@ -265,6 +341,24 @@ def test_a_lifetime_cap_is_kept_as_it_was_given() -> None:
         ledger([(Created, {"site": "A", "unit": "", "cap": {"budget": float("inf")}})])
 
 
+@pytest.mark.parametrize("name", ["ledger_capped.jsonl"])
+def test_a_recorded_ledger_with_a_cap_and_a_new_key_is_read_for_ever(name: str) -> None:
+    expected = json.loads((GOLDEN / "accounts.json").read_text())
+    chain, account = verified(read_extract((GOLDEN / name).read_bytes()))
+    # The oracle is Opacus' PRV accountant, within its own error of 0.01.
+    found = spent(account.charges(), expected["delta"])
+    assert found == pytest.approx(expected["ledger_v1"], abs=0.01)
+    assert account.created is not None
+    cap = cap_from_dict(account.created.cap)
+    assert (cap.max_epsilon, cap.delta) == (8.0, expected["delta"])
+    assert cap.name.startswith("rdp-filter order ")
+    assert cap.allows(charge.event for charge in account.charges())
+    assert [entry.words for entry in account.hand_overs] == [
+        "handed over by the key before, accepted by Ada"
+    ]
+    assert len(chain.keys) == 2
+
+
 def extract() -> Extract:
     return read_extract((GOLDEN / "ledger_v1.jsonl").read_bytes())
 
@@ -293,10 +387,19 @@ def test_an_extract_without_its_end_or_with_anothers_head_is_refused() -> None:
     with pytest.raises(LedgerBroken, match="head must be over its 11 entries, got one over 12"):
         replay(Extract(found.rows[:-1], found.head))
     other = check_head(OTHER, found)
-    with pytest.raises(LedgerBroken, match="head must be signed by its key"):
+    with pytest.raises(LedgerBroken, match="head must be signed by its last key"):
         replay(Extract(found.rows, other))
-    with pytest.raises(LedgerBroken, match="head must be signed by its key"):
+    with pytest.raises(LedgerBroken, match="head must be signed by its last key"):
         replay(Extract(found.rows, replace(found.head, signature=other.signature)))
+
+
+def test_a_head_by_an_earlier_key_of_the_ledger_is_refused() -> None:
+    chain, rows = chain_of(BOUND), ledger(BOUND)
+    rows.append(rekeyed(chain, accepted_by="Ada"))
+    chain.extend(rows[-1])
+    assert replay(Extract(tuple(rows), chain.head(OTHER)))
+    with pytest.raises(LedgerBroken, match="head must be signed by its last key"):
+        replay(Extract(tuple(rows), chain.head(KEY)))
 
 
 def check_head(key: ec.EllipticCurvePrivateKey, found: Extract) -> Any:  # noqa: ANN401
@@ -304,6 +407,30 @@ def check_head(key: ec.EllipticCurvePrivateKey, found: Extract) -> Any:  # noqa:
     for row in found.rows:
         chain.extend(row)
     return chain.head(key)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"size": 12.0}, {"size": True}, {"size": "12"}, {"signature": 5}, {"signature": None},
+        {"root": 5}, {"public_key": []}, {"note": "a key of no schema"},
+    ],
+)  # fmt: skip
+def test_a_head_of_another_type_is_refused(change: dict[str, Any]) -> None:
+    *lines, last = (GOLDEN / "ledger_v1.jsonl").read_text().splitlines()
+    head = {"head": json.loads(last)["head"] | change}
+    with pytest.raises(InvalidInput, match="extract must be a ledger's JSON lines"):
+        read_extract("\n".join([*lines, json.dumps(head)]).encode())
+
+
+@pytest.mark.parametrize(
+    "change", [{"seq": 3.0}, {"seq": False}, {"hash": 7}, {"body": None}, {"signature": {}}]
+)
+def test_a_row_of_another_type_is_refused(change: dict[str, Any]) -> None:
+    lines = (GOLDEN / "ledger_v1.jsonl").read_text().splitlines()
+    lines[3] = json.dumps(json.loads(lines[3]) | change)
+    with pytest.raises(InvalidInput, match="extract must be a ledger's JSON lines"):
+        read_extract("\n".join(lines).encode())
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"[]\n[]", b'{"head": {}}', b"\xff", b"[" * 9000])
