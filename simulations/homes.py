@@ -6,11 +6,11 @@ from pathlib import Path
 import tomli_w
 
 from client.config import SiteConfig, SiteHome, load_home
-from common.config import parse
+from common.config import RECORD, parse
 from common.data.records import Record
 from common.data.writers import write_records
 from common.files import make_folder, write_file
-from common.job import RECORD, Job
+from common.job import Job
 
 _ROWS = "records.jsonl"
 

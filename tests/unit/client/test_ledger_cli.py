@@ -7,7 +7,7 @@ from typing import Protocol
 
 import pytest
 
-from client.account import open_account
+from client.account import life_of, open_account, read_life
 from client.cli import main
 from client.config import SiteHome
 from client.curve import draw, svg
@@ -107,6 +107,17 @@ def test_what_is_left_is_what_the_account_was_made_with(
     assert (code, out) == (2, "")
     assert "policy.max_epsilon must be the ledger's 7.0 (fixed when it was made), got 700.0" in err
     assert run("verify")[0] == 0
+
+
+def test_a_unit_that_the_ledger_was_made_with_cannot_be_taken_out_of_site_toml(
+    homes: Homes,
+) -> None:
+    rules = {"max_epsilon": 7.0, "max_delta": 1e-4}
+    home = homes.load(policy={**rules, "required_unit": "patient_id"})
+    assert life_of(open_account(home)).units() == read_life(home).units() == ("patient_id",)
+    for edited in ({}, {"required_unit": "record"}):
+        with pytest.raises(InvalidInput, match=r"policy\.required_unit must be the ledger's"):
+            open_account(homes.load(policy={**rules, **edited}))
 
 
 def test_words_of_an_old_ledger_move_no_cursor(outbox: Outbox, run: Run) -> None:
