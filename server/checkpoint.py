@@ -9,7 +9,7 @@ sites own theirs; what they state is kept in the receipts).
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any, Literal, get_args
 
@@ -24,7 +24,8 @@ from server.database import Database
 
 State = Literal["queued", "running", "finished", "failed", "stopped"]
 STATES: tuple[State, ...] = get_args(State)
-Witnessed = Literal["longer", "same", "shorter", "forked"]
+Witnessed = Literal["longer", "same", "shorter", "forked", "foreign"]
+HoldsKey = Callable[[str, str], bool]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -78,14 +79,19 @@ class JobRow:
 class Checkpoints:
     """The server's durable state; safe to use from several threads of one process."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, holds_key: HoldsKey = lambda site, key_sha256: True) -> None:
         """Open the database at ``url``, making its tables if there are none.
+
+        Args:
+            url: as SQLAlchemy has it.
+            holds_key: whether a site has a certificate for the key with this sha256; by default,
+                where sites have none, any key will do.
 
         Raises:
             InvalidInput: the URL is none that SQLAlchemy can open here.
             StorageFailed: the database cannot be read or written.
         """
-        self._database = Database(url)
+        self._database, self._holds_key = Database(url), holds_key
         with self._database.writing() as connection:
             tables.metadata.create_all(connection)
 
@@ -225,8 +231,12 @@ class Checkpoints:
 
         Returns:
             ``longer``, and then it is kept; ``same`` or ``shorter``, which a repeated reply may be;
-            ``forked`` when another ledger of the same size was shown before.
+            ``forked`` when another ledger of the same size was shown before; ``foreign`` when its
+            key is not the site's.
         """
+        key_sha256 = hashlib.sha256(bytes.fromhex(head.public_key)).hexdigest()
+        if not self._holds_key(site, key_sha256):
+            return "foreign"
         table = tables.heads
         with self._database.writing() as connection:
             known = _head(connection, site)

@@ -65,14 +65,15 @@ class Daemon:
             config = load_server_config(self._home)
             pki = self._home / "pki"
             self._signer = _read(pki / "operator.pub").decode("ascii", "replace").strip()
-            self.checkpoints = Checkpoints(config.database)
+            roster = Roster(self._home / ROSTER_FILE)
+            self.checkpoints = Checkpoints(config.database, roster.holds_key)
             self._open.callback(self.checkpoints.close)
             self.link = LinkServer(
                 config.listen,
                 Credentials(
                     _read(pki / "root.pem"), _read(pki / "server.pem"), read_key(pki / "server.key")
                 ),
-                Roster(self._home / ROSTER_FILE),
+                roster,
                 fetch=self._final_adapter,
                 software=f"veiltune {installed_version()}",
                 names_handshakes=names_handshakes,

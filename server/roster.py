@@ -143,6 +143,15 @@ class Roster:
                 f"got one that expired on {entry.not_after:%Y-%m-%d}"
             )
 
+    def holds_key(self, site: str, key_sha256: str, *, now: dt.datetime | None = None) -> bool:
+        """Whether a certificate of ``site`` that is admitted now is for this public key."""
+        try:
+            entries = self._read().sites.get(site, ())
+        except (InvalidInput, StorageFailed):
+            return False
+        moment = now or dt.datetime.now(dt.UTC)
+        return any(e.key_sha256 == key_sha256 and e.stands(moment) for e in entries)
+
     def _locked(self) -> AbstractContextManager[None]:
         return locked(self._path.with_suffix(".lock"))
 

@@ -28,5 +28,7 @@ def witness(checkpoints: Checkpoints, site: str, reply: Message) -> None:
     found = checkpoints.witness(site, head)
     if found == "forked":
         log.error("ledger forked", site=site, size=head.size, remedy="two copies are used")
+    elif found == "foreign":
+        log.error("head not taken", site=site, reason="its key is not the site's certificate's")
     elif found == "shorter":
         log.warning("older ledger head", site=site, size=head.size)

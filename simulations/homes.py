@@ -10,7 +10,7 @@ from common.config import parse
 from common.data.records import Record
 from common.data.writers import write_records
 from common.files import make_folder, write_file
-from common.job import Job
+from common.job import RECORD, Job
 
 _ROWS = "records.jsonl"
 
@@ -39,6 +39,8 @@ def write_home(
     make_folder(folder)
     columns = write_records(folder / _ROWS, records)
     mapping = {"path": _ROWS, "unit": columns.unit}
+    if columns.unit and job.privacy.unit != RECORD:
+        mapping["unit_name"] = job.privacy.unit
     policy: dict[str, object] = {
         "allowed_signers": [signer],
         "allow_no_privacy": not job.is_private,

@@ -6,62 +6,49 @@ parameters on the same batch, and a ratio compares two steps of one round. CPU t
 because others may use the machine; on CUDA wall time between synchronisations. In every round the
 clipped sums of all engines must agree with Opacus' to within ``_tolerance``.
 
-Memory: each engine in a process of its own, the highest resident set during a step less that
-before it (VmHWM), after a step on two records has loaded code and optimiser state.
+Memory (step_memory.py): each engine in a process of its own.
 
 Not included in a step: noise. ``noise_ms`` and ``clip_ms`` time it, and clipping to the lattice,
 at 332,000 parameters and 32 records.
 """
 
 import gc
-import os
 import random
 import statistics
-import sys
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
-from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from peft import LoraConfig, get_peft_model
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, LlamaConfig
 
 from common.errors import InvalidInput, SelfCheckFailed
-from common.model import locate, quiet_transformers
+from common.model import quiet_transformers
 from common.privacy.clipping import LATTICE, clip_and_sum, sensitivity
 from common.privacy.noise import lattice_noise
 from common.privacy.persample import flat_gradients, trainable
 from common.privacy.stream import Stream, fresh_key
-from simulations.benchmarks.step_engines import (
-    ENGINES,
-    TokenBatch,
-    losses,
-    make_step,
-    summed_gradient,
+from simulations.benchmarks.step_engines import ENGINES, losses, make_step, summed_gradient
+from simulations.benchmarks.step_memory import peak_in_child
+from simulations.benchmarks.step_models import (
+    RECORDS,
+    TARGETS,
+    TOKENS,
+    llama_1b,
+    make_batch,
+    minilm,
 )
 
-TARGETS = {
-    "qv": ["query", "value"],
-    "all": ["query", "key", "value", "dense"],
-}
 DEFAULT_ROUNDS = 12
-RECORDS, TOKENS, RANK, LABELS = 32, 128, 8, 3
-_SHORTEST = 16
 _MECHANISM_SIZE, _MECHANISM_REPEATS = 332_000, 9
 _PACKAGES = ("torch", "transformers", "peft", "opacus")
-_CLIP_NORM_FOR_MEMORY = 1.3  # any: memory does not depend on it
 _ROUNDING_BF16 = 0.05  # of the largest number in the sum: 8 bits of mantissa, through all layers
 
 
@@ -233,102 +220,10 @@ def _reset(model: nn.Module, start: list[Tensor]) -> None:
             parameter.copy_(value)
 
 
-def minilm(targets: str) -> nn.Module:
-    """MiniLM as a sequence classifier under plain PEFT, with LoRA away from its start."""
-    folder = locate("builtin:minilm")
-    base = AutoModelForSequenceClassification.from_pretrained(
-        folder,
-        num_labels=LABELS,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        local_files_only=True,
-    )
-    return _with_lora(base, TARGETS[targets], "classifier")
-
-
-def llama_1b() -> nn.Module:
-    """A random Llama in the shape of Llama 3.2 1B, with a small vocabulary."""
-    config = LlamaConfig(
-        vocab_size=32_000,
-        hidden_size=2048,
-        intermediate_size=8192,
-        num_hidden_layers=16,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        num_labels=LABELS,  # type: ignore[call-arg]
-        pad_token_id=0,
-    )
-    base = AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-untyped-call]
-    return _with_lora(base, ["q_proj", "k_proj", "v_proj", "o_proj"], "score")
-
-
-def _with_lora(base: nn.Module, targets: list[str], head: str) -> nn.Module:
-    config = LoraConfig(r=RANK, target_modules=targets, modules_to_save=[head], task_type="SEQ_CLS")
-    model: nn.Module = get_peft_model(base, config)
-    with torch.no_grad():  # LoRA starts at B = 0, where A has no gradient
-        draw = np.random.Generator(np.random.PCG64(11))
-        for parameter in trainable(model).values():
-            parameter.copy_(torch.from_numpy(0.05 * draw.standard_normal(parameter.shape)))
-    return model.train()
-
-
-def make_batch(model: nn.Module, seed: int, records: int = RECORDS) -> TokenBatch:
-    """Random tokens of ragged lengths, the first one filling all places."""
-    draw = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(_SHORTEST, TOKENS + 1, (records,), generator=draw)
-    lengths[0] = TOKENS
-    mask = (torch.arange(TOKENS) < lengths[:, None]).long()
-    ids = torch.randint(1000, 30_000, (records, TOKENS), generator=draw) * mask
-    labels = torch.randint(LABELS, (records,), generator=draw)
-    device = next(model.parameters()).device
-    return TokenBatch(ids.to(device), mask.to(device), labels.to(device))
-
-
 def median_norm(model: nn.Module) -> float:
     """The median norm of a batch's gradients, so that half of the records are clipped."""
     batch = make_batch(model, 0)
     return float(flat_gradients(model, lambda: losses(model, batch)).norm(dim=1).median())
-
-
-def peak_in_child(engine: str, targets: str) -> int:
-    """Bytes that a step of ``engine`` adds to a process of its own."""
-    with _returned_memory(), ProcessPoolExecutor(1, mp_context=get_context("spawn")) as child:
-        return child.submit(_peak, engine, targets).result()
-
-
-@contextmanager
-def _returned_memory() -> Iterator[None]:
-    """Children give freed memory back at once, so that a high-water mark means something."""
-    name = "MALLOC_MMAP_THRESHOLD_"
-    before = os.environ.get(name)
-    os.environ[name] = "65536"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
-
-
-def _peak(engine: str, targets: str) -> int:
-    quiet_transformers()
-    torch.set_num_threads(1)
-    own, step = make_step(engine, minilm(targets), _CLIP_NORM_FOR_MEMORY)
-    step(make_batch(own, 1, records=2))
-    batch = make_batch(own, 0)
-    gc.collect()
-    before = _status_bytes("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # forget the mark: proc_pid_clear_refs(5)
-    step(batch)
-    return _status_bytes("VmHWM") - before
-
-
-def _status_bytes(field: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return 1024 * int(line.split()[1])
-    raise InvalidInput(f"/proc/self/status must have {field}, got none on {sys.platform}")
 
 
 def _mechanism_times() -> dict[str, object]:

@@ -249,14 +249,6 @@ class Hospitals(Federation):
         return process.wait(60)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Who shares the hospitals runs in one process, as each other would start its own."""
-    for item in items:
-        if "hospitals" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("hospitals"))
-
-
 def _mount(folder: Path, size: str) -> bool:
     folder.mkdir(parents=True, mode=0o700)
     command = ["mount", "-t", "tmpfs", "-o", f"size={size},mode=0700", "tmpfs", str(folder)]

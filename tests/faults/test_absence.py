@@ -46,6 +46,7 @@ def spent(shown: dict[str, Any], site: str) -> int:
     return int(next(row["steps"] for row in shown["spent"] if row["name"] == site))
 
 
+@pytest.mark.slow
 def test_a_round_waits_for_an_absent_site_until_its_deadline_and_the_site_rejoins(
     hospitals: "Hospitals", long_job: Callable[[str], Job]
 ) -> None:

@@ -26,9 +26,6 @@ from simulations.simulate import main
 if TYPE_CHECKING:
     from tests.conftest import TinyBase
 
-# All tests read the same three runs, which one process makes.
-pytestmark = pytest.mark.xdist_group("federation")
-
 ROOT = Path(__file__).resolve().parents[2]
 LABELS = ("cardiology", "surgery", "urology")
 ROUNDS, STEPS, RATE = 3, 2, 0.25

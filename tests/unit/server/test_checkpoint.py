@@ -96,6 +96,15 @@ def test_the_longest_ledger_head_of_each_site_is_remembered(database: str) -> No
     assert (Checkpoints(database).head("A"), store.head("B")) == (longer, HEAD)
 
 
+def test_a_head_of_a_key_that_the_site_has_no_certificate_for_is_not_kept(database: str) -> None:
+    known = hashlib.sha256(bytes.fromhex(HEAD.public_key)).hexdigest()
+    store = Checkpoints(database, lambda site, key_sha256: (site, key_sha256) == ("A", known))
+    assert store.witness("A", HEAD) == "longer"
+    assert store.witness("B", HEAD) == "foreign"
+    assert store.witness("A", Head(6, "cd" * 32, "ab" * 70, "12" * 91)) == "foreign"
+    assert (store.head("A"), store.head("B")) == (HEAD, None)
+
+
 def test_a_job_is_added_once(store: Checkpoints, job: SignedJob) -> None:
     store.set_state(job.job.sha256, "running")
     assert not store.add_job(job)

@@ -56,6 +56,21 @@ def test_one_sites_serial_does_not_admit_another(path: Path) -> None:
         roster.check("B", serial(a))
 
 
+def test_a_site_holds_the_keys_of_its_certificates_that_stand(path: Path) -> None:
+    roster, a, b = Roster(path), issued("A"), issued("B")
+    entry = roster.enroll(a)
+    other = roster.enroll(b)
+    assert roster.holds_key("A", entry.key_sha256)
+    assert not roster.holds_key("A", other.key_sha256)
+    assert not roster.holds_key("C", other.key_sha256)
+    late = NOW + dt.timedelta(days=91)
+    assert not roster.holds_key("A", entry.key_sha256, now=late)
+    roster.revoke("A")
+    assert not roster.holds_key("A", entry.key_sha256)
+    path.write_text("{")
+    assert not roster.holds_key("B", other.key_sha256)
+
+
 def test_a_missing_roster_admits_nobody(path: Path) -> None:
     with pytest.raises(Refusal):
         Roster(path).check("A", serial(issued("A")))

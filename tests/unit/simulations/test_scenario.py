@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from client.config import load_home
+from client.policy import rulings
 from common.data import catalogue, wards
 from common.errors import InvalidInput
 from common.job import load_job
@@ -113,3 +114,12 @@ def test_a_home_holds_its_own_rows_and_allows_just_its_job(tmp_path: Path) -> No
     assert (policy.max_epsilon, policy.max_delta) == (8.0, 1e-5)
     assert policy.allowed_signers == ("ab" * 32,)
     assert not policy.allow_no_privacy
+
+
+def test_a_home_calls_its_unit_what_the_job_calls_it(tmp_path: Path) -> None:
+    values: dict[str, Any] = {"privacy.unit": "patient", "privacy.unit_cap": 3}
+    scenario = load_scenario(DEFAULT, Options(values=values))
+    home = write_home(tmp_path / "A", "A", scenario.records["A"], scenario.job, signer="ab" * 32)
+    assert [ruling for ruling in rulings(scenario.job, home) if not ruling.is_met] == []
+    units = {row.unit for row in scenario.records["A"]}
+    assert scenario.job.data.population["A"] == len(units) < len(scenario.records["A"])

@@ -14,7 +14,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from common.errors import SelfCheckFailed
 from common.privacy.persample import trainable
-from simulations.benchmarks import dp_step
+from simulations.benchmarks import dp_step, step_memory, step_models
 from simulations.benchmarks.step_engines import (
     ENGINES,
     TokenBatch,
@@ -33,12 +33,12 @@ def model() -> nn.Module:
         num_hidden_layers=1,
         num_attention_heads=2,
         intermediate_size=24,
-        num_labels=dp_step.LABELS,  # type: ignore[call-arg]
+        num_labels=step_models._LABELS,  # type: ignore[call-arg]
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
     )
     base = BertForSequenceClassification(config)
-    return dp_step._with_lora(base, ["query", "value"], "classifier")
+    return step_models._with_lora(base, ["query", "value"], "classifier")
 
 
 def clipped_sum(model: nn.Module, batch: TokenBatch, clip_norm: float) -> Tensor:
@@ -59,7 +59,7 @@ def test_every_private_engine_steps_by_the_sum_of_clipped_gradients(
     model: nn.Module, engine: str
 ) -> None:
     clip_norm = dp_step.median_norm(model)
-    batch = dp_step.make_batch(model, 3, records=5)
+    batch = step_models.make_batch(model, 3, records=5)
     expected = clipped_sum(model, batch, clip_norm)
     own, step = make_step(engine, model, clip_norm)
     before = [p.detach().clone() for p in trainable(own).values()]
@@ -71,7 +71,7 @@ def test_every_private_engine_steps_by_the_sum_of_clipped_gradients(
 
 
 def test_the_plain_step_sums_without_clipping(model: nn.Module) -> None:
-    batch = dp_step.make_batch(model, 3, records=5)
+    batch = step_models.make_batch(model, 3, records=5)
     own, step = make_step("plain", model, 1e-3)
     step(batch)
     expected = clipped_sum(model, batch, 1e9)
@@ -107,11 +107,11 @@ def test_a_ratio_is_the_median_of_the_rounds_own_ratios() -> None:
 
 
 def test_a_batch_is_ragged_repeatable_and_full_length(model: nn.Module) -> None:
-    batch, again = dp_step.make_batch(model, 8), dp_step.make_batch(model, 8)
+    batch, again = step_models.make_batch(model, 8), step_models.make_batch(model, 8)
     lengths = batch.attention_mask.sum(dim=1)
     assert torch.equal(batch.input_ids, again.input_ids)
-    assert batch.input_ids.shape == (dp_step.RECORDS, dp_step.TOKENS)
-    assert int(lengths.max()) == dp_step.TOKENS
+    assert batch.input_ids.shape == (step_models.RECORDS, step_models.TOKENS)
+    assert int(lengths.max()) == step_models.TOKENS
     assert len(set(lengths.tolist())) > 10
     assert not batch.input_ids[batch.attention_mask == 0].any()
 
@@ -120,10 +120,10 @@ def test_the_allocators_setting_reaches_children_and_nobody_else(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
-    with dp_step._returned_memory():
+    with step_memory._returned_memory():
         assert os.environ["MALLOC_MMAP_THRESHOLD_"] == "65536"
     assert "MALLOC_MMAP_THRESHOLD_" not in os.environ
-    assert dp_step._status_bytes("VmHWM") >= dp_step._status_bytes("VmRSS") > 2**20
+    assert step_memory._status_bytes("VmHWM") >= step_memory._status_bytes("VmRSS") > 2**20
 
 
 def test_the_table_shows_every_engine() -> None:
@@ -155,6 +155,6 @@ def test_the_table_shows_every_engine() -> None:
 
 @pytest.mark.slow
 def test_a_step_of_ours_takes_no_more_memory_than_its_target() -> None:
-    plain = dp_step.peak_in_child("plain", "qv")
+    plain = step_memory.peak_in_child("plain", "qv")
     assert plain > 300 * 2**20
-    assert dp_step.peak_in_child("ours", "qv") / plain <= 1.05
+    assert step_memory.peak_in_child("ours", "qv") / plain <= 1.05
