@@ -5,8 +5,8 @@ numbers are added up exactly, in any order. So the sum moves by one unit's row a
 when that unit comes or goes, and its sensitivity is the clip norm plus the rounding:
 ``sensitivity``.
 
-What is assumed: a unit's row is the same whoever else is in the batch, so the same kernel ran on it,
-in rows of the same alignment; and so is its norm. The self-check on neighbours tries that.
+What is assumed: a unit's row and its norm are the same whoever else is in the batch, as they are
+where the same kernel runs on rows of one alignment. The self-check on neighbours tries that.
 """
 
 import math
@@ -42,8 +42,8 @@ def clip_and_sum(gradients: Tensor, clip_norm: float) -> Tensor:
     """Clip each row of ``gradients`` to L2 norm ``clip_norm``, round it to the lattice, and sum.
 
     Guarantee: adding or removing one row moves the sum by at most ``sensitivity(P)``, and moves it
-    by the same vector whatever the other rows are, as long as this row is the same; a row that holds a non-finite number counts as
-    zero.
+    by the same vector whatever the other rows are, as long as this row is the same; a row that
+    holds a non-finite number counts as zero.
 
     Args:
         gradients: (n, P), one row a unit; changed in place. Sensitive.
