@@ -9,11 +9,12 @@ Not covered: reading and encoding the site's file.
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from peft import set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -22,14 +23,13 @@ from client.train import Trainer
 from common.adapter import Vector, read_vector, save_adapter, write_vector
 from common.data.records import Record
 from common.data.units import privacy_units
-from common.job import Job
 from common.privacy.crosscheck import require_agreement
 from common.privacy.event import GaussianSteps
 from common.privacy.mechanism import Mechanism
-from common.privacy.selfcheck import PublicUnits
-from common.tasks.batches import Batch, Example, padded_length
+from common.privacy.persample import trainable
+from common.privacy.subject import PublicRecord, PublicUnits, Table
+from common.tasks.batches import LENGTH_STEP, Batch, Example, padded_length
 
-_VOCABULARY = 30  # ids that every vocabulary has
 _OFFSET = 0.01  # away from the start, where B is zero and A has no gradient
 _LEARNING_RATE = 0.1
 _WEIGHTS = "adapter_model.safetensors"
@@ -37,10 +37,17 @@ _WEIGHTS = "adapter_model.safetensors"
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """The trainer of ``site`` on public records: a ``selfcheck.Subject``."""
+    """The trainer of ``site`` on public records: a ``subject.Subject``.
+
+    Attributes:
+        trainer: as it will train; its units are not touched.
+        site: whose declared population counts.
+        is_seeded: whether a simulation's seed repeats its draws.
+    """
 
     trainer: Trainer
     site: str
+    is_seeded: bool = False
 
     @property
     def mechanism(self) -> Mechanism:
@@ -48,9 +55,14 @@ class Rehearsal:
         return self.trainer.mechanism
 
     @property
-    def tensors(self) -> tuple[tuple[str, int], ...]:
-        """Name and size of each trainable tensor, in the flat vector's order."""
+    def tensors(self) -> Table:
+        """Name and size of each trainable tensor, in the order of the job's flat vector."""
         return tuple((t.name, t.size) for t in self.trainer.adapter.table.tensors)
+
+    @property
+    def trainables(self) -> Table:
+        """The same, as the model has them now."""
+        return tuple((n, p.numel()) for n, p in trainable(self.trainer.adapter.model).items())
 
     @property
     def public_divisor(self) -> float:
@@ -62,6 +74,13 @@ class Rehearsal:
     def rows(self) -> int:
         """Rows of a physical batch."""
         return self.trainer.rows
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Padded lengths of records, ascending: the least, one between, the greatest."""
+        most = self.trainer.job.model.max_length
+        every = sorted({padded_length(n, most) for n in range(1, most + LENGTH_STEP, LENGTH_STEP)})
+        return tuple(sorted({every[0], every[len(every) // 2], every[-1]}))
 
     def has_dropout(self) -> bool:
         """Whether any module would drop activations at random."""
@@ -75,7 +94,7 @@ class Rehearsal:
         return privacy_units(records, self.trainer.job.privacy.unit)
 
     def unit_gradients(self, units: PublicUnits) -> Tensor:
-        """(n, P), before they are bounded."""
+        """(n, P), before they are bounded; in the order of ``units`` where all have one length."""
         made = self._on(units, self.mechanism)
         return torch.cat(list(made.unit_gradients(made.units)))
 
@@ -95,17 +114,17 @@ class Rehearsal:
         rate = max(made.job.training.learning_rate, _LEARNING_RATE)
         training = made.job.training.model_copy(update={"local_steps": 1, "learning_rate": rate})
         made = replace(made, job=made.job.model_copy(update={"training": training}))
-        return made.train_round(self._start(), -1)
+        return made.train_round(self._start, -1)
 
     def reread(self, change: Vector) -> Vector:
         """(P,), the adapter after ``change`` as it comes back from its saved file."""
         adapter = self.trainer.adapter
-        write_vector(adapter.model, self._start() + change)
+        write_vector(adapter.model, self._start + change)
         with tempfile.TemporaryDirectory() as folder:
             save_adapter(adapter.model, adapter.tokenizer, Path(folder), "base")
             write_vector(adapter.model, adapter.initial)
             set_peft_model_state_dict(adapter.model, load_file(Path(folder) / _WEIGHTS))
-        found = read_vector(adapter.model) - self._start()
+        found = read_vector(adapter.model) - self._start
         write_vector(adapter.model, adapter.initial)
         return found
 
@@ -116,15 +135,37 @@ class Rehearsal:
             plan = GaussianSteps(mechanism.sampling_rate, mechanism.noise_multiplier, job.steps)
             _require_agreement(plan, job.privacy.delta)
 
+    @cached_property
     def _start(self) -> Vector:
         rng = np.random.Generator(np.random.PCG64(0))
         initial = self.trainer.adapter.initial
         return initial + (_OFFSET * rng.standard_normal(initial.size)).astype(np.float32)
 
+    @cached_property
+    def _vocabulary(self) -> NDArray[np.int64]:
+        """Every id that a text can have."""
+        adapter = self.trainer.adapter
+        known = min(len(adapter.tokenizer), adapter.model.get_input_embeddings().num_embeddings)
+        return np.setdiff1d(np.arange(known), adapter.tokenizer.all_special_ids)
+
+    def _example(self, record: PublicRecord) -> Example:
+        """An example of random tokens, the same at every site; lengths differ."""
+        job, rng = self.trainer.job, np.random.Generator(np.random.PCG64(record.seed))
+        tokens = min(8 + 11 * (record.seed % 3), job.model.max_length)
+        if record.length:
+            tokens = max(1, record.length - record.seed % 3)
+        ids = tuple(int(i) for i in rng.choice(self._vocabulary, tokens))
+        length = record.length or padded_length(tokens, job.model.max_length)
+        return Example(ids, record.seed % len(job.data.labels), length)
+
     def _on(self, units: PublicUnits, mechanism: Mechanism) -> Trainer:
-        write_vector(self.trainer.adapter.model.train(), self._start())
-        encoded = [[_example(self.trainer.job, r.seed) for r in unit] for unit in units]
-        weights = {_example(self.trainer.job, r.seed).input_ids: r.weight for u in units for r in u}
+        write_vector(self.trainer.adapter.model.train(), self._start)
+        encoded = [[self._example(record) for record in unit] for unit in units]
+        weights = {
+            example.input_ids: record.weight
+            for unit, examples in zip(units, encoded, strict=True)
+            for record, example in zip(unit, examples, strict=True)
+        }
 
         def losses(model: nn.Module, batch: Batch) -> Tensor:
             found = self.trainer.losses(model, batch)
@@ -138,14 +179,6 @@ class Rehearsal:
 def _require_agreement(plan: GaussianSteps, delta: float) -> None:
     """PRV takes half a second; what has been agreed once stays so."""
     require_agreement(plan, delta)
-
-
-def _example(job: Job, seed: int) -> Example:
-    """An example of random tokens, the same at every site; lengths differ."""
-    rng = np.random.Generator(np.random.PCG64(seed))
-    tokens = min(8 + 11 * (seed % 3), job.model.max_length)
-    ids = tuple(int(i) for i in rng.integers(1, _VOCABULARY, tokens))
-    return Example(ids, seed % len(job.data.labels), padded_length(tokens, job.model.max_length))
 
 
 def _token_ids(batch: Batch) -> list[tuple[int, ...]]:

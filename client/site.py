@@ -54,7 +54,7 @@ from common.privacy.accounting import GaussianSteps
 from common.privacy.mechanism import mechanism_of
 from common.privacy.persample import rows_within_memory
 from common.privacy.selfcheck import run_checks
-from common.privacy.stream import KeySource, fresh_key, public_keys
+from common.privacy.stream import KeySource, fresh_key
 from common.tasks import task_of
 from common.tasks.batches import Example
 from common.vocabulary import require_known
@@ -69,14 +69,14 @@ class Site:
 
     Args:
         home: the site's folder and file.
-        keys: where sampling and noise take their keys; anything but ``fresh_key`` forfeits privacy.
+        seeded: a simulation's keys for sampling and noise, which forfeit privacy; else fresh ones.
     """
 
-    def __init__(self, home: SiteHome, keys: KeySource = fresh_key) -> None:
+    def __init__(self, home: SiteHome, *, seeded: KeySource | None = None) -> None:
         self.home = home
         self.outbox = open_account(home)
         self._cap, self._unit = recorded_cap(self.outbox), self.outbox.fixed_unit()
-        self._keys = keys
+        self._keys, self._is_seeded = seeded or fresh_key, seeded is not None
         self._trainers: dict[str, Trainer] = {}
         if home.config.runtime.threads:
             torch.set_num_threads(home.config.runtime.threads)
@@ -128,21 +128,17 @@ class Site:
             adapter = load_adapter(job, folder, self.home.config.runtime.device)
         except InvalidInput as error:
             raise JobRefused(str(error)) from error
-        trainer = make_trainer(job, adapter, self.home, self._keys_for(job))
+        trainer = make_trainer(job, adapter, self.home, self._keys)
         if self.outbox.cap(job.sha256) is None:  # once accepted, a slow hour ends no job
             require_limits(trainer, self.home)
         trainer = replace(trainer, units=self._units(job, adapter))
         try:
-            passed = run_checks(Rehearsal(trainer, self.home.site))
+            passed = run_checks(Rehearsal(trainer, self.home.site, self._is_seeded))
         except (AccountingInDoubt, SelfCheckFailed) as error:
             log.error("self-check failed", job=job.job.name, reason=str(error))
             raise
         log.info("self-checks passed", job=job.job.name, checks=", ".join(passed))
         return trainer
-
-    def _keys_for(self, job: Job) -> KeySource:
-        # Without privacy the batches are public, so that a run can be repeated.
-        return self._keys if job.is_private else public_keys(job.sha256, self.home.site)
 
     def _units(self, job: Job, adapter: LoadedAdapter) -> list[list[Example]]:
         """The site's encoded records, by privacy unit."""

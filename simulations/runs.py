@@ -12,7 +12,6 @@ from client.site import Site
 from common.flower import new_context
 from common.job import SignedJob, sign_job
 from common.link.identity import node_id
-from common.privacy.stream import fresh_key
 from server.app import run_job
 from server.checkpoint import Checkpoints
 from simulations.federation import Federation
@@ -52,7 +51,7 @@ def _node(
     home = write_home(
         work / "sites" / site, site, scenario.records[site], signed.job, signer=signed.signer
     )
-    running = Site(home, seeded_keys(scenario.seed, site) if seeded else fresh_key)
+    running = Site(home, seeded=seeded_keys(scenario.seed, site) if seeded else None)
     return make_client_app(lambda _: running), new_context(node_id(site))
 
 

@@ -215,7 +215,6 @@ def site(tmp_path: Path) -> MakeSite:
     ) -> "Site":
         from client.config import SiteConfig, SiteHome
         from client.site import Site
-        from common.privacy.stream import fresh_key
 
         folder = tmp_path / "homes" / name
         folder.mkdir(parents=True, exist_ok=True)
@@ -230,7 +229,7 @@ def site(tmp_path: Path) -> MakeSite:
             "data": {"notes": {"path": "notes.csv"}},
             "runtime": {"device": "cpu"} | overrides.pop("runtime", {}),
         } | overrides
-        return Site(SiteHome(folder, parse(SiteConfig, config, "site.toml")), keys or fresh_key)
+        return Site(SiteHome(folder, parse(SiteConfig, config, "site.toml")), seeded=keys)
 
     return make
 

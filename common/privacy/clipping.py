@@ -4,6 +4,9 @@ A clipped row is rounded to whole lattice units, of which the clip norm has ``LA
 numbers are added up exactly, in any order. So the sum moves by one unit's row and by nothing else
 when that unit comes or goes, and its sensitivity is the clip norm plus the rounding:
 ``sensitivity``.
+
+What is assumed: a unit's row and its norm are the same whoever else is in the batch, as they are
+where the same kernel runs on rows of one alignment. The self-check on neighbours tries that.
 """
 
 import math
@@ -39,8 +42,8 @@ def clip_and_sum(gradients: Tensor, clip_norm: float) -> Tensor:
     """Clip each row of ``gradients`` to L2 norm ``clip_norm``, round it to the lattice, and sum.
 
     Guarantee: adding or removing one row moves the sum by at most ``sensitivity(P)``, and moves it
-    by the same vector whatever the other rows are; a row that holds a non-finite number counts as
-    zero.
+    by the same vector whatever the other rows are, as long as this row is the same; a row that
+    holds a non-finite number counts as zero.
 
     Args:
         gradients: (n, P), one row a unit; changed in place. Sensitive.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from common.job import Job
 from common.privacy import clipping, noise, sampling
-from common.privacy.stream import KeySource, Stream
+from common.privacy.stream import KeySource, Stream, public_keys
 
 Item = TypeVar("Item")
 
@@ -77,7 +77,13 @@ class Mechanism:
 
 
 def mechanism_of(job: Job, site: str, keys: KeySource) -> Mechanism:
-    """The mechanism that a job prescribes to a site."""
+    """The mechanism that a job prescribes to a site.
+
+    A job without privacy draws its batches from a stream that anybody can compute, so that its runs
+    can be repeated; ``keys`` are for all others.
+    """
+    if not job.is_private:
+        keys = public_keys(job.sha256, site)
     return Mechanism(
         sampling_rate=job.privacy.sampling_rate,
         divisor=job.divisor(site),

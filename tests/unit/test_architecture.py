@@ -83,11 +83,39 @@ def test_nothing_loads_a_pickle_or_seeds_a_global_generator() -> None:
     assert not {(place, call) for place, call in found if call in forbidden}
 
 
-def test_seeded_keys_are_made_in_simulations_alone() -> None:
+# Who makes streams that anybody can compute, and for what: an adapter's public start; batches of
+# jobs without privacy; simulations. No site and no server is among them.
+PUBLIC_STREAMS = {
+    "common/adapter.py",
+    "common/privacy/mechanism.py",
+    "common/privacy/stream.py",
+    "simulations/seeded.py",
+}
+# Generators that draw public examples, and pauses between calls.
+OTHER_RANDOMNESS = {"client/estimate.py", "client/rehearsal.py", "client/session.py"}
+
+
+def test_seeded_streams_are_made_in_simulations_and_for_what_is_public_alone() -> None:
+    named = {
+        str(path.relative_to(ROOT))
+        for path in modules()
+        if "public_keys" in path.read_text(encoding="utf-8")
+    }
+    assert named == PUBLIC_STREAMS
     for path in modules("common", "client", "server"):
         assert not any(within(name, ("simulations",)) for name in imports(path))
-        if path.name != "seeded.py":
-            assert "seeded_keys" not in path.read_text(encoding="utf-8"), path
+        assert "seeded_keys" not in path.read_text(encoding="utf-8"), path
+
+
+def test_no_other_generator_draws_at_a_site() -> None:
+    generators = ("np.random.", "numpy.random.", "random.", "torch.rand", "torch.Generator")
+    found = {
+        str(path.relative_to(ROOT))
+        for path in modules("common", "client")
+        for call in calls(path)
+        if call.startswith(generators)
+    }
+    assert found == OTHER_RANDOMNESS
 
 
 def test_our_names_are_ours_alone() -> None:

@@ -19,7 +19,7 @@ from common.flower import content_from_bytes, content_to_bytes
 from common.job import Job, SignedJob, sign_job
 from common.messages import WRONG_BASE, Closing, Order, Receipt, read_update
 from common.privacy import noise, sampling
-from common.privacy.stream import Stream
+from common.privacy.stream import Stream, public_keys
 
 if TYPE_CHECKING:
     from client.site import Site
@@ -412,3 +412,13 @@ def test_a_batch_of_jobs_keeps_one_model_ready(job: MakeJob, site: MakeSite, sig
     assert ask(one, first) == sent
     assert one.cap(job().sha256) == messages.job_cap(job(), one.consider(first).adapter.table)
     assert one.cap("ab" * 32) is None
+
+
+def test_a_site_whose_randomness_a_seed_repeats_refuses_to_train(
+    job: MakeJob, site: MakeSite, sign: Sign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("client.site.fresh_key", public_keys("a predictable site"))
+    one = site()
+    with pytest.raises(SelfCheckFailed, match="keys: those of sampling must be new each time"):
+        one.consider(sign(job()))
+    assert one.outbox.charges() == []

@@ -251,6 +251,15 @@ def test_sampling_and_noise_take_keys_of_their_own(job: MakeJob) -> None:
     assert Stream(SEEDED("noise", 4, 1)).words(1) != Stream(SEEDED("sampling", 4, 1)).words(1)
 
 
+def test_a_private_job_takes_the_keys_it_is_given_and_one_without_privacy_takes_public_ones(
+    job: MakeJob, no_privacy: dict[str, Any]
+) -> None:
+    assert mechanism_of(job(), "A", fresh_key).keys is fresh_key
+    naked = job(privacy=no_privacy)
+    drawn = [mechanism_of(naked, site, fresh_key).keys("sampling", 2, 1) for site in "AAB"]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
 @pytest.mark.slow
 def test_the_embedded_base_trains_and_passes_its_self_checks(job: MakeJob, rows: Rows) -> None:
     base = "builtin:minilm"
