@@ -173,7 +173,7 @@ def check_sampler(subject: Subject) -> None:
     not.
     """
     rate = subject.mechanism.sampling_rate
-    units = steps = min(math.ceil(64 / rate), _MANY)
+    units = steps = min(math.ceil(96 / rate), _MANY)
     included = np.zeros((steps, units), dtype=bool)
     for step, sampled in enumerate(_samples(subject.mechanism, units, steps)):
         included[step, sampled] = True

@@ -73,10 +73,10 @@ class CountingRelay:
     def _pump(self, source: socket.socket, sink: socket.socket, *, is_up: bool) -> None:
         with suppress(OSError):  # either side went away
             while data := source.recv(_READ_BYTES):
-                sink.sendall(data)
-                with self._lock:
+                with self._lock:  # before it is sent: what has arrived has been counted
                     self.bytes_up += len(data) if is_up else 0
                     self.bytes_down += 0 if is_up else len(data)
+                sink.sendall(data)
             sink.shutdown(socket.SHUT_WR)
 
     def _start(self, target: Callable[[], None]) -> None:

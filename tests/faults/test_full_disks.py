@@ -42,6 +42,7 @@ def full(folder: Path) -> Iterator[None]:
         filler.unlink()
 
 
+@pytest.mark.slow
 def test_the_server_s_disk_is_full_while_it_checkpoints(
     small_disks: "Hospitals", ward_job: Callable[..., Job]
 ) -> None:

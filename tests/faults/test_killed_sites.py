@@ -35,9 +35,8 @@ def kill_twice(hospitals: "Hospitals", job: Job) -> tuple[Path, "Release"]:
     return hospitals.finish(sha256), stored
 
 
-@pytest.mark.parametrize(
-    "private", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["private", "no-privacy"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("private", [True, False], ids=["private", "no-privacy"])
 def test_a_site_killed_in_a_round_is_waited_for_and_releases_once(
     hospitals: "Hospitals",
     ward_job: Callable[..., Job],

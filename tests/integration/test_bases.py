@@ -51,7 +51,7 @@ def write_base(folder: Path, family: str, tokenizer_from: Path) -> str:
     return folder_hash(folder)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_base_of_another_family_trains_privately_and_its_adapter_loads(
     family: str,

@@ -295,12 +295,13 @@ HOSTILE: dict[str, tuple[Callable[[RecordDict], None], str]] = {
 def test_a_hostile_update_is_dropped_named_and_never_aggregated(
     job: MakeJob,
     federation: MakeFederation,
+    no_privacy: dict[str, Any],
     logs: Any,  # noqa: ANN401 -- the root conftest's own
     attack: str,
 ) -> None:
     change, says = HOSTILE[attack]
-    made = job(training={"rounds": 1, "quorum": 1})
-    fed = federation(made)
+    made = job(training={"rounds": 1, "quorum": 1}, privacy=no_privacy)
+    fed = federation(made, policy={"allow_no_privacy": True})
     fed.tap = tampered(change)
     result = fed.run()
     (event,) = [e for e in logs.events if e["event"] == "update rejected"]
