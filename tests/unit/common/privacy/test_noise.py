@@ -43,9 +43,10 @@ def exact(word: int, deviation: float) -> int:
     return -magnitude if word & 1 else magnitude
 
 
-@pytest.mark.parametrize("deviation", [0.6, 1.7, 11.3])
+@pytest.mark.parametrize("deviation", [0.6, 1.0, 1.7, 11.3])
 def test_small_deviations_give_each_integer_its_gaussian_share(deviation: float) -> None:
     drawn = fresh(400_000, deviation)
+    assert drawn.dtype == np.int64
     reach = int(3 * deviation)
     edges = np.arange(-reach, reach + 1) + 0.5
     shares = np.diff(stats.norm.cdf(np.concatenate([[-np.inf], edges, [np.inf]]) / deviation))
@@ -127,7 +128,8 @@ def test_draws_share_nothing_with_each_other() -> None:
 
 
 def test_no_deviation_is_no_noise() -> None:
-    assert fresh(4, 0.0).tolist() == [0, 0, 0, 0]
+    drawn = fresh(4, 0.0)
+    assert (drawn.tolist(), drawn.dtype) == ([0, 0, 0, 0], np.int64)
 
 
 @pytest.mark.parametrize("deviation", [-0.5, 2.0**41, float("nan"), float("inf")])
