@@ -129,7 +129,8 @@ def test_draws_share_nothing_with_each_other() -> None:
 
 def test_no_deviation_is_no_noise() -> None:
     drawn = fresh(4, 0.0)
-    assert (drawn.tolist(), drawn.dtype) == ([0, 0, 0, 0], np.int64)
+    assert drawn.tolist() == [0, 0, 0, 0]
+    assert drawn.dtype == np.int64
 
 
 @pytest.mark.parametrize("deviation", [-0.5, 2.0**41, float("nan"), float("inf")])
