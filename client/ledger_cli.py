@@ -66,16 +66,13 @@ def make_app(home_of: Callable[[typer.Context], "SiteHome"]) -> typer.Typer:
         file: Annotated[Path, typer.Argument(help="Where to; one that exists is kept.")],
     ) -> None:
         """Write the ledger and its head for an auditor."""
-        from client.spending import open_account
-        from common.files import write_file
-        from common.privacy.extract import write_extract
+        typer.echo(_export(home_of(context), file))
 
-        outbox = open_account(home_of(context))
-        outbox.verify()
-        head, rows = outbox.head(), outbox.journal.rows()
-        write_file(file, write_extract(rows[: head.size], head), overwrite=False)
-        typer.echo(f"ledger exported to {file}\n{_head_words(head.size, head.root)}")
+    _add_rekey(app, home_of)
+    return app
 
+
+def _add_rekey(app: typer.Typer, home_of: Callable[[typer.Context], "SiteHome"]) -> None:
     @app.command()
     def rekey(
         context: typer.Context,
@@ -96,7 +93,17 @@ def make_app(home_of: Callable[[typer.Context], "SiteHome"]) -> typer.Typer:
 
         typer.echo(_rekey(home_of(context), old_key, is_sure=yes, who=by or login_name()))
 
-    return app
+
+def _export(home: "SiteHome", file: Path) -> str:
+    from client.spending import open_account
+    from common.files import write_file
+    from common.privacy.extract import write_extract
+
+    outbox = open_account(home)
+    outbox.verify()
+    head, rows = outbox.head(), outbox.journal.rows()
+    write_file(file, write_extract(rows[: head.size], head), overwrite=False)
+    return f"ledger exported to {file}\n{_head_words(head.size, head.root)}"
 
 
 def _rekey(home: "SiteHome", old_key: Path | None, *, is_sure: bool, who: str) -> str:
