@@ -46,9 +46,8 @@ def kill_with_one_update(hospitals: "Hospitals", sha256: str) -> "Release":
     return held
 
 
-@pytest.mark.parametrize(
-    "private", [pytest.param(True, marks=pytest.mark.slow), False], ids=["private", "no-privacy"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("private", [True, False], ids=["private", "no-privacy"])
 def test_a_killed_server_resumes_with_the_receipts_and_the_bytes_it_had(
     hospitals: "Hospitals",
     ward_job: Callable[..., Job],

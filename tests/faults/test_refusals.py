@@ -19,6 +19,8 @@ from server.control import Request, ask
 if TYPE_CHECKING:
     from tests.faults.conftest import Hospitals
 
+pytestmark = pytest.mark.slow
+
 MakeJob = Callable[..., Job]
 ONCE = {"rounds": 1}
 
