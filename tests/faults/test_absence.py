@@ -203,3 +203,6 @@ def test_a_site_revoked_in_a_job_is_cut_off_and_the_job_goes_on(
         hospitals.terminate("C")
         shutil.rmtree(hospitals.site_home("C") / "pki")  # a revoked key does not come back
         hospitals.enrol("C")
+        # Its ledger was signed by the key that is gone: a person takes it on.
+        said = hospitals.command("fl-client", "ledger", "rekey", "--yes", site="C")
+        assert "accepted without the key before" in said
