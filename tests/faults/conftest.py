@@ -355,3 +355,23 @@ def distance() -> Callable[[Path, Mapping[str, Any]], float]:
         return max(float(abs(found[name] - expected[name]).max()) for name in found)
 
     return measure
+
+
+@pytest.fixture
+def forked() -> Callable[[int, Callable[[int], None]], list[int]]:
+    """``forked(count, work)``: each number's ``work`` in a process of its own; how they ended."""
+
+    def run(count: int, work: Callable[[int], None]) -> list[int]:
+        children = []
+        for number in range(count):
+            child = os.fork()
+            if not child:
+                try:
+                    work(number)
+                    os._exit(0)
+                finally:
+                    os._exit(1)
+            children.append(child)
+        return [os.waitpid(child, 0)[1] for child in children]
+
+    return run

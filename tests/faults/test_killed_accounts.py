@@ -9,8 +9,9 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,8 @@ from common.errors import RoundRefused, StorageFailed
 from common.keys import new_key
 from common.privacy.accounting import GaussianSteps
 from tests.faults import account_driver
+
+Forked = Callable[[int, Callable[[int], None]], list[int]]
 
 ROOT = Path(__file__).parents[2]
 DRIVER = Path(__file__).with_name("account_driver.py")
@@ -231,19 +234,11 @@ def racer(place: Path, number: int) -> None:
             print(round_, file=charged, flush=True)
 
 
-def test_eight_processes_that_race_for_one_budget_never_pass_it(tmp_path: Path) -> None:
+def test_eight_processes_that_race_for_one_budget_never_pass_it(
+    tmp_path: Path, forked: Forked
+) -> None:
     Outbox(tmp_path / "account.db")
-    children = []
-    for number in range(RACERS):
-        child = os.fork()
-        if not child:
-            try:
-                racer(tmp_path, number)
-                os._exit(0)
-            finally:
-                os._exit(1)
-        children.append(child)
-    assert [os.waitpid(child, 0)[1] for child in children] == [0] * RACERS
+    assert forked(RACERS, partial(racer, tmp_path)) == [0] * RACERS
     box = Outbox(tmp_path / "account.db")
     box.verify()
     assert sum(charge.event.steps for charge in box.charges()) == CAP

@@ -4,8 +4,8 @@ The check that a job fits and the entry that holds its budget are one transactio
 dp-accounting's own, what all accepted jobs may spend together stays within the cap.
 """
 
-import os
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import dp_accounting as dpa
@@ -18,7 +18,7 @@ from common.job import Job
 from common.privacy.account import Charge, Submission
 from common.privacy.accounting import GaussianSteps
 from common.privacy.rdp_filter import RdpFilter
-from tests.faults.test_killed_accounts import RACERS
+from tests.faults.test_killed_accounts import RACERS, Forked
 
 CAP = RdpFilter.for_cap(4.0, 1e-5)
 JOBS, ROUNDS, STEPS = 4, 3, 5
@@ -57,21 +57,13 @@ def race(place: Path, racer: int) -> None:
                 box.reserve(key, event, b"", within=lambda charges: require_room(charges, CAP))
 
 
-def test_jobs_that_are_submitted_at_once_never_hold_more_than_the_cap(tmp_path: Path) -> None:
+def test_jobs_that_are_submitted_at_once_never_hold_more_than_the_cap(
+    tmp_path: Path, forked: Forked
+) -> None:
     Outbox(tmp_path / "account.db")
     _ = job(0, 0).noise_multiplier  # every process inherits it
-    children = []
-    for racer in range(RACERS):
-        child = os.fork()
-        if not child:
-            try:
-                race(tmp_path, racer)
-                os._exit(0)
-            finally:
-                os._exit(1)
-        children.append(child)
     # A round of an accepted job is never refused for room: that would end a process with 1.
-    assert [os.waitpid(child, 0)[1] for child in children] == [0] * RACERS
+    assert forked(RACERS, partial(race, tmp_path)) == [0] * RACERS
     box = Outbox(tmp_path / "account.db")
     box.verify()
     accepted = box.submissions()
