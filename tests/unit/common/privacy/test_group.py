@@ -80,8 +80,9 @@ def test_a_group_of_one_costs_what_the_accountant_says_or_a_little_more(
 ) -> None:
     event = GaussianSteps(rate, noise, steps)
     alone = accounting.epsilon([event], 1e-5)
-    # The coarser grid errs upwards by half a cell a step at most, and in practice by far less.
-    assert alone - 1e-6 <= group.epsilon(event, 1e-5, 1) <= alone + 0.005 * steps + 0.01
+    # Coarse grids err upwards. Where one halving happens to change nothing, by more than the
+    # half percent at which they stop: 4 % was seen once in 25 random events, and 0.7 % in others.
+    assert alone - 1e-6 <= group.epsilon(event, 1e-5, 1) <= 1.05 * alone + 0.01
 
 
 @settings(max_examples=6)
@@ -90,8 +91,20 @@ def test_the_mechanisms_own_bound_is_never_worse_than_the_chain(records: int, no
     event = GaussianSteps(0.05, noise, 40)
     alone = accounting.epsilon([event], 1e-9)
     total, grown = group.conservative(epsilon=alone, delta=1e-9, records=records)
-    # Coarse cells round up: three of them bound what forty such steps were seen to add.
-    assert group.epsilon(event, grown, records) <= total + 3 * group.GRID
+    # A grid that stands still is not yet the limit; 0.2 % above the chain was seen, for two records.
+    assert group.epsilon(event, grown, records) <= 1.01 * total
+
+
+@pytest.mark.parametrize(
+    ("rate", "noise", "steps", "records", "fine"),
+    # By the mixture's distribution on a grid of 1e-3, dp-accounting 0.6.
+    [(0.25, 0.887, 6, 12, 143.763), (0.04, 0.594, 54, 12, 117.615), (0.01, 1.0, 1000, 2, 3.980)],
+)
+def test_grids_are_refined_until_the_figure_stands_still(
+    rate: float, noise: float, steps: int, records: int, fine: float
+) -> None:
+    figure = group.epsilon(GaussianSteps(rate, noise, steps), 1e-5, records)
+    assert fine - 1e-3 <= figure <= 1.005 * fine
 
 
 def test_more_records_cost_more_than_proportionally_at_the_same_delta() -> None:
