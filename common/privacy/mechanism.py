@@ -42,11 +42,14 @@ class Mechanism:
     def sample(self, units: Sequence[Sequence[Item]], round_: int, step: int) -> list[list[Item]]:
         """This step's units, each with the records that it sees. Sensitive."""
         coins = Stream(self.keys("sampling", round_, step))
-        choice = Stream(self.keys("records", round_, step))
         chosen = sampling.poisson_sample(len(units), self.sampling_rate, coins)
+        sampled = [units[i] for i in chosen.tolist()]
+        if self.unit_cap is None:
+            return [list(unit) for unit in sampled]
+        choice = Stream(self.keys("records", round_, step))
         return [
-            [units[i][j] for j in sampling.choose_records(len(units[i]), self.unit_cap, choice)]
-            for i in chosen
+            [unit[j] for j in sampling.choose_records(len(unit), self.unit_cap, choice)]
+            for unit in sampled
         ]
 
     def zero(self, size: int, device: torch.device) -> Tensor:

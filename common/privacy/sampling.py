@@ -28,14 +28,14 @@ def poisson_sample(units: int, sampling_rate: float, stream: Stream) -> NDArray[
     return np.flatnonzero(coins < np.uint64(int(sampling_rate * 2.0**_COIN_BITS)))
 
 
-def choose_records(records: int, cap: int | None, stream: Stream) -> NDArray[np.int64]:
+def choose_records(records: int, cap: int, stream: Stream) -> NDArray[np.int64]:
     """Indices of at most ``cap`` of a unit's records, each subset as likely, ascending.
 
     Args:
         records: how many the unit has. Sensitive.
-        cap: the public bound; ``None`` where a unit is one record.
+        cap: the public bound.
         stream: goes on from one unit to the next.
     """
-    if cap is None or records <= cap:
+    if records <= cap:
         return np.arange(records)
     return np.sort(np.argsort(stream.words(records), kind="stable")[:cap])

@@ -244,7 +244,7 @@ def test_sampling_and_noise_take_keys_of_their_own(job: MakeJob) -> None:
         asked.append((purpose, round_, step))
         return SEEDED(purpose, round_, step)
 
-    mechanism = mechanism_of(job(), "A", keys)
+    mechanism = replace(mechanism_of(job(), "A", keys), unit_cap=1)
     mechanism.sample([["record"]] * 10, 4, 1)
     mechanism.release(mechanism.zero(3, torch.device("cpu")), 4, 1)
     assert asked == [("sampling", 4, 1), ("records", 4, 1), ("noise", 4, 1)]

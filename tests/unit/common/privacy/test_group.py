@@ -91,7 +91,7 @@ def test_the_mechanisms_own_bound_is_never_worse_than_the_chain(records: int, no
     event = GaussianSteps(0.05, noise, 40)
     alone = accounting.epsilon([event], 1e-9)
     total, grown = group.conservative(epsilon=alone, delta=1e-9, records=records)
-    # A grid that stands still is not yet the limit; 0.2 % above the chain was seen, for two records.
+    # A grid that stands still is not yet the limit: for two records, 0.2 % above it was seen.
     assert group.epsilon(event, grown, records) <= 1.01 * total
 
 

@@ -66,6 +66,6 @@ def test_each_subset_of_a_units_records_is_as_likely(records: int, cap: int) -> 
     assert stats.chisquare([drawn.count(subset) for subset in subsets]).pvalue > 1e-9
 
 
-@pytest.mark.parametrize("cap", [None, 3, 9])
-def test_a_unit_within_the_cap_gives_all_its_records(cap: int | None) -> None:
+@pytest.mark.parametrize("cap", [3, 9])
+def test_a_unit_within_the_cap_gives_all_its_records(cap: int) -> None:
     assert choose_records(3, cap, Stream(os.urandom(32))).tolist() == [0, 1, 2]
