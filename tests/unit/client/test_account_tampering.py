@@ -169,6 +169,13 @@ def append(path: Path, model: type[Entry], **fields: object) -> None:
         db.commit()
 
 
+def test_a_damaged_name_is_another_name(path: Path) -> None:
+    running = fill(path)
+    edit(path, "UPDATE manifest SET job_sha256 = CAST(x'ff' AS TEXT) WHERE rowid = 1")
+    with pytest.raises(LedgerBroken, match="job ab must be the bytes that the ledger names"):
+        running.jobs()
+
+
 def test_an_entry_that_cannot_follow_ends_a_process_for_good(path: Path) -> None:
     running = fill(path)
     append(

@@ -8,10 +8,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO
 
 import pytest
+import structlog
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -22,8 +24,11 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from client.journal import Journal
 from client.outbox import Charge, Outbox, RoundKey, Submission, Terms, spent
 from common.errors import InvalidInput, JobRefused, LedgerBroken, RoundRefused, StorageFailed
+from common.files import write_file
+from common.keys import new_key
 from common.privacy import accounting
 from common.privacy.accounting import GaussianSteps
 from common.privacy.entries import Closed, Decided, Reserved
@@ -219,6 +224,62 @@ def test_a_receipt_for_other_bytes_changes_nothing(outbox: Outbox) -> None:
     outbox.acknowledge(JOB, 1, hashlib.sha256(b"bytes").hexdigest(), accepted=False)
     assert outbox.charges()[0].is_acknowledged
     assert outbox.charges()[0].event.steps == 4
+
+
+def test_a_receipt_for_a_round_that_released_nothing_changes_nothing(outbox: Outbox) -> None:
+    outbox.acknowledge(JOB, 1, "", accepted=True)
+    outbox.reserve(key(), EVENT, b"start")
+    outbox.acknowledge(JOB, 1, "", accepted=True)  # as empty as the bytes that are not there yet
+    assert [c.is_acknowledged for c in outbox.charges()] == [False]
+
+
+def test_a_message_cap_is_that_of_the_accepted_job_and_of_no_other(path: Path) -> None:
+    outbox = Outbox(path)
+    outbox.open_job(JOB, "first", b"{}", 700)
+    outbox.open_job(OTHER, "second", b"{}")
+    assert [outbox.cap(job) for job in (JOB, OTHER, "ef" * 32)] == [700, None, None]
+
+
+def test_a_rule_about_charges_is_shown_the_one_that_it_decides_on(outbox: Outbox) -> None:
+    outbox.reserve(key(), EVENT, b"start")
+    outbox.store(key(), b"bytes")
+    shown: list[Charge] = []
+    outbox.reserve(key(2), EVENT, b"start", within=shown.extend)
+    before, new = shown
+    assert (before.round, before.is_released) == (1, True)
+    assert new == Charge(JOB, 2, EVENT, payload_sha256="", is_acknowledged=False)
+
+
+def test_who_comes_second_to_an_account_writes_no_other_beginning(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Outbox(path, site="A")
+    # As it was when the second process looked, before the first had written.
+    monkeypatch.setattr(Journal, "_has_ledger", lambda self: False)
+    second = Outbox(path, site="B")
+    assert (second.created().site, len(second.journal.rows())) == ("A", 1)
+
+
+def test_a_new_ledger_is_a_warning_at_a_real_site_alone(tmp_path: Path) -> None:
+    write_file(tmp_path / "site.key", new_key())
+    with structlog.testing.capture_logs() as events:
+        Outbox(tmp_path / "real.db", tmp_path / "site.key")
+        Outbox(tmp_path / "real.db", tmp_path / "site.key")
+        Outbox(tmp_path / "simulated.db")
+    made = [(e["log_level"], Path(e["account"]).name, e["imported"]) for e in events]
+    assert made == [("warning", "real.db", False), ("info", "simulated.db", False)]
+
+
+def test_entries_carry_the_time_of_greenwich(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "XXX+7")
+    time.tzset()
+    try:
+        written = Outbox(path).created().at
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    age = datetime.now(UTC) - datetime.fromisoformat(written)
+    assert timedelta(0) <= age < timedelta(minutes=10)
 
 
 def test_epsilon_is_that_of_all_charges_over_all_jobs(outbox: Outbox) -> None:

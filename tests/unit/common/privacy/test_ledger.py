@@ -62,6 +62,8 @@ LIFE: list[Step] = [
     (Closed, {"job_sha256": JOB, "state": "finished", "final_sha256": ""}),
 ]
 
+FINAL: Step = (Closed, {**LIFE[7][1], "is_final": True})
+
 
 def ledger(steps: list[Step], key: ec.EllipticCurvePrivateKey = KEY) -> list[Row]:
     chain, rows = Chain(), list[Row]()
@@ -294,6 +296,7 @@ def test_a_new_key_signs_from_the_entry_that_names_it() -> None:
         ([*LIFE[:4], LIFE[3]], 4, "charge a later round"),
         ([*LIFE[:5], LIFE[4]], 5, "be the round's one release"),
         ([*LIFE[:4], LIFE[5]], 4, "receipt the released bytes"),
+        ([*LIFE[:4], FINAL, LIFE[4]], 5, "release for an open job"),
         ([*LIFE, (Reserved, {**RESERVED, "round": 3})], 8, "charge an open job"),
         ([*LIFE[:7], (Reserved, {**RESERVED, "round": 3})], 7, "stay within the job's budget"),
     ],
