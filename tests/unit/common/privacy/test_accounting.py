@@ -165,6 +165,18 @@ def test_calibrated_noise_is_enough_and_one_percent_less_is_not(
     assert epsilon([GaussianSteps(rate, noise / 1.01, steps)], delta) > target
 
 
+def test_bisection_tries_the_same_numbers_on_every_machine() -> None:
+    for target, rate, steps in ((8.0, 0.04, 54), (1.0, 0.25, 3), (3.0, 0.01, 1000)):
+        found = calibrate(epsilon=target, delta=1e-5, sampling_rate=rate, steps=steps)
+        # A power of two, halved ten times at most within its bracket.
+        assert (math.frexp(found)[0] * 2**12).is_integer(), found
+
+
+def test_a_target_far_beyond_any_guess_is_calibrated_all_the_same() -> None:
+    found = calibrate(epsilon=1e6, delta=1e-5, sampling_rate=0.5, steps=2)
+    assert epsilon([GaussianSteps(0.5, found, 2)], 1e-5) < math.inf
+
+
 def test_a_target_that_no_noise_reaches_is_refused() -> None:
     with pytest.raises(InvalidInput, match="epsilon must be reachable"):
         calibrate(epsilon=1e-9, delta=1e-12, sampling_rate=1.0, steps=10)

@@ -96,6 +96,13 @@ def test_nothing_costs_nothing_and_no_noise_is_never_allowed() -> None:
     assert cap.epsilon([GaussianSteps(1e-6, 1e5, 2)]) > 0
 
 
+def test_what_is_allowed_costs_no_more_than_the_cap_however_small_that_is() -> None:
+    small = RdpFilter.for_cap(0.2, 1e-6)
+    event = GaussianSteps(0.01, 20.0, 10)
+    assert small.allows([event])
+    assert epsilon([event], 1e-6) <= small.epsilon([event]) <= 0.2
+
+
 def test_a_step_that_costs_less_than_rounding_still_costs() -> None:
     assert RdpFilter(6.6, 3.0, 1e-5).cost(GaussianSteps(1e-6, 1e6, 5)) >= 5e-12
 
