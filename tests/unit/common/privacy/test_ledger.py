@@ -131,6 +131,9 @@ def test_a_head_is_the_root_over_the_entries_hashes() -> None:
         "300c300706032a03040500030100",  # an algorithm that nobody knows
         "3017301006072a8648ce3d020106052b8104007f0303000401",  # a curve that nobody knows
         public_hex(KEY)[:-2],
+        public_hex(ec.generate_private_key(ec.SECP384R1())),
+        # RFC 8032 section 7.1, the first Ed25519 key.
+        "302a300506032b6570032100d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a",
         "",
     ],
 )
@@ -333,6 +336,14 @@ def test_an_entry_outside_its_schema_is_not_written(change: dict[str, Any]) -> N
 def test_a_body_that_is_read_in_two_ways_is_refused(body: bytes) -> None:
     with pytest.raises(LedgerBroken, match="ledger entry 2 must"):
         read_entry(body, 2)
+
+
+def test_an_entry_that_cannot_be_read_is_named() -> None:
+    chain = Chain()
+    for row in ROWS[:3]:
+        chain.extend(row)
+    with pytest.raises(LedgerBroken, match="ledger entry 3 must"):
+        chain.extend(chain.tail.row(b"{}", KEY))
 
 
 def test_a_lifetime_cap_is_kept_as_it_was_given() -> None:
