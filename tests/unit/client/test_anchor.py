@@ -14,6 +14,7 @@ from client.anchor import Anchor
 from client.outbox import Outbox, RoundKey
 from common import failpoints
 from common.errors import InvalidInput, LedgerBroken, StorageFailed
+from common.files import write_file
 from common.keys import new_key
 from common.privacy.accounting import GaussianSteps
 
@@ -167,19 +168,21 @@ def test_an_anchor_that_the_ledgers_keys_did_not_sign_is_refused(
     box = fill(path)
     anchor = path.with_suffix(".anchor")
     said = json.loads(anchor.read_text())
-    said["head"]["signature"] = "30" + said["head"]["signature"][2:-2] + "00"
+    signature = bytearray.fromhex(said["head"]["signature"])
+    signature[-1] ^= 1
+    said["head"]["signature"] = signature.hex()
     anchor.write_text(json.dumps(said))
     with pytest.raises(LedgerBroken, match="must be signed by the ledger's key"):
         Outbox(path)
     assert box.charges()
 
 
-def test_a_ledger_made_anew_is_said_aloud_once(path: Path, tmp_path: Path) -> None:
-    pem = tmp_path / "site.key"
-    pem.write_bytes(new_key())
-    pem.chmod(0o600)
+def test_a_ledger_made_anew_is_said_once_and_aloud_at_a_real_site(tmp_path: Path) -> None:
+    write_file(tmp_path / "site.key", new_key())
     with capture_logs() as events:
-        Outbox(path, pem)
-        Outbox(path, pem)
-    said = [(event["event"], event["log_level"]) for event in events]
-    assert said == [("ledger made anew", "warning")]
+        Outbox(tmp_path / "real.db", tmp_path / "site.key")
+        Outbox(tmp_path / "real.db", tmp_path / "site.key")
+        Outbox(tmp_path / "simulated.db")
+    assert {event["event"] for event in events} == {"ledger made anew"}
+    made = [(e["log_level"], Path(e["account"]).name, e["imported"]) for e in events]
+    assert made == [("warning", "real.db", False), ("info", "simulated.db", False)]

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import IO
 
 import pytest
-import structlog
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -27,8 +26,6 @@ from hypothesis.stateful import (
 from client.journal import Journal
 from client.outbox import Charge, Outbox, RoundKey, Submission, Terms, spent
 from common.errors import InvalidInput, JobRefused, LedgerBroken, RoundRefused, StorageFailed
-from common.files import write_file
-from common.keys import new_key
 from common.privacy import accounting
 from common.privacy.accounting import GaussianSteps
 from common.privacy.entries import Closed, Decided, Reserved
@@ -258,16 +255,6 @@ def test_who_comes_second_to_an_account_writes_no_other_beginning(
     monkeypatch.setattr(Journal, "_has_ledger", lambda self: False)
     second = Outbox(path, site="B")
     assert (second.created().site, len(second.journal.rows())) == ("A", 1)
-
-
-def test_a_new_ledger_is_a_warning_at_a_real_site_alone(tmp_path: Path) -> None:
-    write_file(tmp_path / "site.key", new_key())
-    with structlog.testing.capture_logs() as events:
-        Outbox(tmp_path / "real.db", tmp_path / "site.key")
-        Outbox(tmp_path / "real.db", tmp_path / "site.key")
-        Outbox(tmp_path / "simulated.db")
-    made = [(e["log_level"], Path(e["account"]).name, e["imported"]) for e in events]
-    assert made == [("warning", "real.db", False), ("info", "simulated.db", False)]
 
 
 def test_entries_carry_the_time_of_greenwich(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,7 +137,7 @@ def test_a_round_without_an_update_is_answered_once_in_words_without_a_number(
     assert said == messages.Verdict(is_accepted=False, reason="update could not be made")
     assert answers == answers[:1] * 4
     assert [draw for draw in draws if draw[1] == 1] == trained
-    assert len(trained) == 3 * 10  # sampling, records and noise of ten steps
+    assert len(trained) == 2 * 10  # sampling and noise of ten steps
     assert [c.event.steps for c in one.outbox.charges()] == [10]
 
 
