@@ -187,8 +187,7 @@ class Outbox:
 
     def fixed_unit(self) -> str:
         """The privacy unit that the account was made with; empty for none."""
-        with self.journal.reading():
-            return self._account.created.unit if self._account.created else ""
+        return self.created().unit
 
     def head(self) -> Head:
         """The ledger's signed head, for somebody else to remember."""

@@ -293,6 +293,17 @@ def test_no_command_writes_or_makes_a_key_where_the_sites_is_gone(
     assert after == before
 
 
+@pytest.mark.parametrize("look", [Outbox.of, Outbox.unclaimed])
+def test_who_reads_a_home_without_an_account_makes_none(
+    home: SiteHome, look: Callable[..., Outbox]
+) -> None:
+    before = sorted(home.folder.rglob("*"))
+    with pytest.raises(InvalidInput, match="must be a ledger, got an older or empty one"):
+        look(home, is_reader=True)
+    assert sorted(home.folder.rglob("*")) == before
+    assert look(home).created().site == "A"
+
+
 def test_no_command_changes_the_account(
     outbox: Outbox, run: Run, home: SiteHome, tmp_path: Path
 ) -> None:
