@@ -37,8 +37,13 @@ def read_life(home: SiteHome) -> Life:
 
 
 def has_run(home: SiteHome) -> bool:
-    """Whether the home has an account, or had one: a lost one is for its reader to report."""
-    return home.account_path.exists() or Anchor(home.account_path).path.exists()
+    """Whether the home has an account, or had one: a lost one is for its reader to report.
+
+    An empty file without an anchor is one that another process is about to fill.
+    """
+    path = home.account_path
+    has_entries = path.exists() and path.stat().st_size > 0
+    return has_entries or Anchor(path).path.exists()
 
 
 def life_of(outbox: Outbox) -> Life:

@@ -6,13 +6,14 @@ from typing import Protocol
 
 import pytest
 
-from client import approval, presence, screen, status
+from client import approval, journal, presence, screen, status
 from client.approval import require_approval
 from client.config import SiteHome
 from client.outbox import Outbox, RoundKey
 from client.presence import Presence
 from client.spending import Spending
 from common.errors import InvalidInput, JobWaits
+from common.files import make_private
 from common.job import SignedJob
 from common.privacy.accounting import GaussianSteps, epsilon
 from common.privacy.rdp_filter import RdpFilter
@@ -166,6 +167,21 @@ def test_being_asked_makes_no_account(homes: Homes) -> None:
     home = homes.load()
     assert status.status(home).jobs == ()
     assert not home.account_path.exists()
+
+
+def test_an_account_that_the_site_is_about_to_make_is_none_yet(
+    homes: Homes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = homes.load(port=1)
+    seen: list[int] = []
+
+    def look(path: Path) -> None:
+        make_private(path)
+        seen.append(len(status.status(home).jobs))
+
+    monkeypatch.setattr(journal, "make_private", look)
+    Outbox.of(home)
+    assert seen == [0]
 
 
 def test_what_is_wrong_with_a_certificate_is_said(homes: Homes, capsys: Capture) -> None:
