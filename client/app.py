@@ -3,6 +3,7 @@
 The same app runs over the link, in a simulation and under Flower's own runtime.
 """
 
+import os
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -14,8 +15,10 @@ from flwr.clientapp import ClientApp
 from client.config import load_home
 from client.site import Site
 from common import messages
-from common.errors import JobWaits, LedgerBroken, Refusal, VeiltuneError
+from common.errors import InvalidInput, JobWaits, LedgerBroken, Refusal, VeiltuneError
 from common.privacy.ledger import WITNESSED
+
+HOMES = "VEILTUNE_HOMES"
 
 log = structlog.get_logger(__name__)
 
@@ -57,6 +60,10 @@ def make_client_app(site_of: Callable[[Context], Site]) -> ClientApp:
 
         return Message(_answered(end), reply_to=message)
 
+    @app.query("site")
+    def name(message: Message, context: Context) -> Message:
+        return Message(messages.site_name(site_of(context).home.site), reply_to=message)
+
     return app
 
 
@@ -84,8 +91,29 @@ def open_site(home: str, site: str) -> Site:
 
 
 def site_of_node(context: Context) -> Site:
-    """The site that ``node_config`` names by ``home`` and ``site``."""
-    return open_site(str(context.node_config["home"]), str(context.node_config["site"]))
+    """The site of a node of Flower's own runtime.
+
+    ``node_config``, which a SuperNode is started with, names it by ``home`` and ``site``. A node of
+    Flower's simulation has a ``partition-id`` instead: the place of its site among the homes under
+    ``VEILTUNE_HOMES``, by name. Both are the machine's own; nothing that a server sends counts.
+
+    Raises:
+        InvalidInput: neither says which.
+    """
+    config = context.node_config
+    if "home" in config and "site" in config:
+        return open_site(str(config["home"]), str(config["site"]))
+    homes = (
+        sorted(Path(os.environ.get(HOMES, "")).glob("*/site.toml")) if HOMES in os.environ else []
+    )
+    place = int(config.get("partition-id", -1))
+    if not 0 <= place < len(homes):
+        raise InvalidInput(
+            f"node_config must hold home and site, or a partition-id below the {len(homes)} homes "
+            f"under {HOMES}, got {sorted(config)}"
+        )
+    folder = homes[place].parent
+    return open_site(str(folder), folder.name)
 
 
 app = make_client_app(site_of_node)

@@ -30,6 +30,7 @@ __all__ = [
     "new_context",
     "new_run",
     "set_message_id",
+    "set_source",
 ]
 
 SERVER_NODE_ID = 1
@@ -71,6 +72,11 @@ def new_run() -> Run:
 def set_message_id(message: Message, message_id: str) -> None:
     """Name a message, which Flower's own SuperLink would do on receipt."""
     message.metadata.__dict__["_message_id"] = message_id
+
+
+def set_source(message: Message, node_id: int) -> None:
+    """Say which node a reply comes from, where ours are numbered in another way than Flower's."""
+    message.metadata.__dict__["_src_node_id"] = node_id
 
 
 def message_to_bytes(message: Message) -> bytes:

@@ -24,7 +24,7 @@ from common.link.payload import message_cap, pack, unpack
 from common.privacy.account import ENDED_BY_SERVER
 from common.privacy.ledger import WITNESSED, Head
 
-OFFER, TRAIN, CLOSE = "query.offer", "train", "query.close"
+OFFER, TRAIN, CLOSE, SITE = "query.offer", "train", "query.close", "query.site"
 
 # What a site says when its reasons are its own.
 NO_UPDATE = "update could not be made"
@@ -121,6 +121,17 @@ def read_verdict(content: RecordDict) -> Verdict | None:
     if record is None:
         return None
     return Verdict(record.get("accepted") is True, str(record.get("reason", ""))[:500])
+
+
+def site_name(site: str) -> RecordDict:
+    """A site's answer to ``SITE``: its name, which is public."""
+    return RecordDict({"site": ConfigRecord({"name": site})})
+
+
+def read_site_name(content: RecordDict) -> str | None:
+    """The name that a node says it has, or ``None`` where it says none."""
+    name = content.config_records.get("site", ConfigRecord()).get("name")
+    return name if isinstance(name, str) else None
 
 
 def not_yet(reply: Message) -> str:

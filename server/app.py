@@ -26,6 +26,7 @@ from common.result import Result
 from common.tasks.metrics import Metrics
 from server.checkpoint import Checkpoints, Receipt, RoundRecord
 from server.evaluate import HoldOut, load_hold_out
+from server.nodes import NamedGrid
 from server.outcome import write_outcome
 from server.participants import Participants
 from server.round import collect, open_book, site_of
@@ -269,7 +270,7 @@ def main(grid: Grid, context: Context) -> None:
     checkpoints.add_job(signed)
     run_job(
         signed,
-        grid,
+        NamedGrid(grid, signed.job.sites),
         checkpoints,
         Path(str(config["out"])),
         grid_name=str(config.get("grid", "superlink")),

@@ -6,12 +6,13 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from client.account import life_of
-from client.app import make_client_app
+from client.app import HOMES, make_client_app, open_site, site_of_node
 from client.approval import decide
 from client.journal import Journal
 from client.signing import AccountKey
 from common import messages
 from common.adapter import load_adapter
+from common.errors import InvalidInput
 from common.flower import become_server, message_from_bytes, message_to_bytes, new_context
 from common.job import Job, SignedJob, sign_job
 
@@ -194,3 +195,32 @@ def test_a_close_ends_the_job_at_the_site(site: MakeSite, signed: SignedJob) -> 
     closing = messages.close(signed.job.sha256, "stopped", None, None)
     assert said(send(one, closing, messages.CLOSE)).is_accepted
     assert [row.state for row in one.outbox.jobs()] == ["stopped"]
+
+
+def test_a_site_says_its_name_and_nothing_else(site: MakeSite) -> None:
+    content = send(site("B"), RecordDict(), messages.SITE)
+    assert set(content) == {"site"}
+    assert dict(content.config_records["site"]) == {"name": "B"}
+
+
+def test_a_node_of_flowers_own_runtime_is_the_site_of_its_configuration_or_its_place(
+    site: MakeSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    homes = [site(name).home.folder for name in ("A", "B")]
+    for folder in homes:
+        (folder / "site.toml").write_text(
+            f'site = "{folder.name}"\n[policy]\nallowed_signers = ["{"ab" * 32}"]\n'
+            f'max_epsilon = 50.0\nmax_delta = 1e-4\n[data.notes]\npath = "notes.csv"\n'
+        )
+    (homes[0].parent / "no-site").mkdir()
+    open_site.cache_clear()
+    named = {"home": str(homes[1]), "site": "B"}
+    assert site_of_node(new_context(9, node_config=named)).home.site == "B"
+    placed = {"partition-id": "1", "num-partitions": "2"}
+    with pytest.raises(InvalidInput, match="a partition-id below the 0 homes under VEILTUNE_HOMES"):
+        site_of_node(new_context(9, node_config=placed, run_config={HOMES: str(homes[0].parent)}))
+    monkeypatch.setenv(HOMES, str(homes[0].parent))
+    assert site_of_node(new_context(9, node_config=placed)).home.site == "B"
+    for place in ("2", "-1"):
+        with pytest.raises(InvalidInput, match="below the 2 homes"):
+            site_of_node(new_context(9, node_config={"partition-id": place}))
