@@ -1,9 +1,9 @@
 """The messages of a job: what the server asks of a site, and the closed set of what it may answer.
 
 Everything that leaves a site for the server is built here and nowhere else: a verdict in fixed
-words, or one round's update with public constants beside it. No loss, no count, no timing. The
-site's ledger head goes with both, and the last one that the server kept comes back with each offer
-and order: how many entries the site has, and a salted hash over them.
+words, the site's name, or one round's update with public constants beside it. No loss, no count, no
+timing. The site's ledger head goes with verdict and update, and the last one that the server kept
+comes back with each offer and order: how many entries the site has, and a salted hash over them.
 
 Arrays are raw buffers checked by common/link/payload.py. The global adapter travels in fp32, so
 that all sides start a round from the same bits; the job's codec holds for the updates.
