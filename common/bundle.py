@@ -16,6 +16,7 @@ from common.address import PublicAddress
 from common.config import Name, Section, parse
 from common.errors import InvalidInput
 from common.files import read_file
+from common.strict_json import parse_json
 
 MAX_BUNDLE_BYTES = 64 * 1024
 
@@ -46,8 +47,8 @@ def read_bundle(path: Path) -> Bundle:
     """
     data = read_file(path, max_bytes=MAX_BUNDLE_BYTES)
     try:
-        content = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        content = parse_json(data)
+    except ValueError as error:
         raise InvalidInput(f"{path.name} must be a bundle in JSON, got something else") from error
     if not isinstance(content, dict):
         raise InvalidInput(f"{path.name} must be a bundle (a JSON object), got another value")

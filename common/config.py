@@ -3,8 +3,10 @@
 Not covered: nothing here knows what a key means; the models do.
 """
 
+import codecs
 import difflib
 import re
+import reprlib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Strict, StringConstraints, ValidationError
 
 from common.errors import InvalidInput
+from common.nesting import MOST_LEVELS, levels
 
 MAX_CONFIG_BYTES = 256 * 1024
 
@@ -25,6 +28,8 @@ Whole = Annotated[int, Strict()]
 Number = Annotated[float, Strict()]  # a whole number too
 # What a model can learn; common/tasks has a module for each.
 TaskName = Literal["seq-cls"]
+_BYTE_ORDER_MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_MOST_FAULTS = 50  # said at once
 RECORD = "record"  # the privacy unit that is one row
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}\z")]
 
@@ -53,10 +58,10 @@ def check_name(kind: str, value: str) -> str:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Parse a TOML file of at most 256 KiB.
+    """Parse a TOML file of at most 256 KiB and 32 levels.
 
     Raises:
-        InvalidInput: the file is missing, not a plain file, too large, or no TOML.
+        InvalidInput: the file is missing, not a plain file, too large, too deep, or no TOML.
     """
     if not path.is_file():
         raise InvalidInput(f"config file must be a readable file, got {str(path)!r}")
@@ -65,14 +70,28 @@ def read_toml(path: Path) -> dict[str, Any]:
             data = file.read(MAX_CONFIG_BYTES + 1)
         if len(data) > MAX_CONFIG_BYTES:
             raise InvalidInput(f"{path.name} must be at most {MAX_CONFIG_BYTES} bytes, got more")
-        return tomllib.loads(data.decode("utf-8"))
+        return parse_toml(data, path.name)
     except OSError as error:
         raise InvalidInput(f"config file must be readable, got {path}: {error.strerror}") from error
-    except InvalidInput:
-        raise
+
+
+def parse_toml(data: bytes, name: str) -> dict[str, Any]:
+    """Parse a TOML document of at most 32 levels; ``name`` is how errors call it.
+
+    Raises:
+        InvalidInput: it is deeper, or no TOML in plain UTF-8.
+    """
+    if data.startswith(_BYTE_ORDER_MARKS):
+        raise InvalidInput(f"{name} must be UTF-8 without a byte order mark, got one")
+    try:
+        text = data.decode("utf-8")
+        depth = levels(text)
+        if depth <= MOST_LEVELS:
+            return tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         # Not TOML, not UTF-8, or an integer too long for Python to read.
-        raise InvalidInput(f"{path.name} must be TOML in UTF-8, got: {error}") from error
+        raise InvalidInput(f"{name} must be TOML in UTF-8, got: {error}") from error
+    raise InvalidInput(f"{name} must nest at most {MOST_LEVELS} levels, got {depth}")
 
 
 def parse(model: type[Model], data: Mapping[str, Any], source: str) -> Model:
@@ -84,8 +103,11 @@ def parse(model: type[Model], data: Mapping[str, Any], source: str) -> Model:
     try:
         return model.model_validate(dict(data))
     except ValidationError as error:
-        faults = "; ".join(_sentence(model, item) for item in error.errors())
-        raise InvalidInput(f"{source}: {faults}") from error
+        found = error.errors()
+        faults = [_sentence(model, item) for item in found[:_MOST_FAULTS]]
+        if len(found) > _MOST_FAULTS:
+            faults.append(f"and {len(found) - _MOST_FAULTS} more")
+        raise InvalidInput(f"{source}: {'; '.join(faults)}") from error
 
 
 _CONDITIONS = {
@@ -146,6 +168,14 @@ def _hint(model: type[BaseModel], location: list[str]) -> str:
     return f" (did you mean {close[0]}?)" if close else f" ({', '.join(section.model_fields)})"
 
 
+# What is wrong may be as deep and as long as a file can make it.
+_REPR = reprlib.Repr()
+_REPR.maxlevel, _REPR.maxstring, _REPR.maxother = 3, 200, 200
+
+
 def _short(value: object) -> str:
-    text = repr(value)
+    try:
+        text = _REPR.repr(value)
+    except ValueError:  # an integer of more digits than Python writes
+        return "a number too long to write"
     return text if len(text) <= 80 else text[:77] + "..."

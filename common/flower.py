@@ -18,6 +18,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from google.protobuf.message import DecodeError
 
 from common.errors import UpdateRejected
+from common.parts import require_few_parts
 
 __all__ = [
     "Run",
@@ -88,9 +89,10 @@ def message_from_bytes(data: bytes) -> Message:
     """Parse what ``message_to_bytes`` wrote. The caller has checked length and hash.
 
     Raises:
-        UpdateRejected: the bytes are no Flower message.
+        UpdateRejected: the bytes are no Flower message, or one of more fields than ours have.
     """
     try:
+        require_few_parts(data, ProtoMessage.DESCRIPTOR)
         return message_from_proto(ProtoMessage.FromString(data))
     except (DecodeError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UpdateRejected(

@@ -8,7 +8,6 @@ Not covered: whether a site agrees (client/policy.py).
 """
 
 import hashlib
-import json
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -34,6 +33,7 @@ from common.config import (
 )
 from common.errors import InvalidInput, JobRefused
 from common.privacy import accounting
+from common.strict_json import parse_json
 
 SIGNATURE_DOMAIN = b"veiltune job v1\n"
 _SHORTEST_ID = 4  # characters of a sha256
@@ -325,8 +325,8 @@ def parse_signed_job(data: bytes) -> SignedJob:
     if len(data) > MAX_CONFIG_BYTES:
         raise JobRefused(f"job must be at most {MAX_CONFIG_BYTES} bytes, got {len(data)}")
     try:
-        return parse(SignedJob, json.loads(data), "job")
-    except (ValueError, TypeError, RecursionError) as error:
+        return parse(SignedJob, parse_json(data), "job")
+    except (ValueError, TypeError) as error:
         raise JobRefused(f"job must be a signed manifest, got: {error}") from error
 
 

@@ -27,6 +27,7 @@ from pydantic import Field
 from common.config import MAX_CONFIG_BYTES, Section, parse
 from common.errors import InvalidInput, LinkDown, VeiltuneError
 from common.log import describe, frames
+from common.strict_json import parse_json
 from server.home import command_of
 
 SOCKET_NAME = "control.sock"
@@ -178,8 +179,8 @@ def _parse(line: bytes) -> Request:
     if len(line) > MAX_REQUEST_BYTES:
         raise InvalidInput(f"request must be at most {MAX_REQUEST_BYTES} bytes, got more")
     try:
-        content = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        content = parse_json(line)
+    except ValueError as error:
         raise InvalidInput("request must be one line of JSON, got something else") from error
     if not isinstance(content, dict):
         raise InvalidInput("request must be a JSON object, got another value")

@@ -23,6 +23,7 @@ from common.config import Name, Section, Sha256, parse
 from common.errors import InvalidInput, Refusal, StorageFailed
 from common.files import locked, read_file, write_file
 from common.keys import public_key_sha256
+from common.strict_json import parse_json
 
 MAX_ROSTER_BYTES = 16 * 1024 * 1024
 
@@ -185,8 +186,8 @@ class Roster:
 
 def _parse(path: Path) -> _Sites:
     try:
-        content = json.loads(read_file(path, max_bytes=MAX_ROSTER_BYTES))
-    except (ValueError, RecursionError) as error:
+        content = parse_json(read_file(path, max_bytes=MAX_ROSTER_BYTES))
+    except ValueError as error:
         if isinstance(error, InvalidInput):
             raise
         raise InvalidInput(f"{path.name} must be a roster in JSON, got something else") from error

@@ -5,7 +5,6 @@ that has no groups of its own for the job's sites is dealt out anew; labels and 
 counted from it, which nobody's privacy hangs on.
 """
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 from pydantic import Field
 
-from common.config import RECORD, Section, parse, read_toml
+from common.config import RECORD, Section, parse, parse_toml, read_toml
 from common.data import catalogue, wards
 from common.data.records import Record
 from common.data.units import privacy_units
@@ -178,6 +177,7 @@ def parse_value(text: str) -> tuple[str, object]:
     if not equals:
         raise InvalidInput(f"option must be SECTION.KEY=VALUE, got {text!r}")
     try:
-        return name.strip(), tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+        written = f"value = {value}".encode(errors="surrogateescape")
+        return name.strip(), parse_toml(written, name)["value"]
+    except InvalidInput:
         return name.strip(), value

@@ -73,9 +73,12 @@ def test_a_parsed_section_cannot_be_changed() -> None:
     [
         (b"a = ", "TOML"),
         (b"a = 1\na = 2", "TOML"),
-        (b"\xff\xfe", "TOML in UTF-8"),
+        (b"\xff", "TOML in UTF-8"),
+        ("a = 1".encode("utf-16"), "UTF-8 without a byte order mark"),
+        (b"\xef\xbb\xbfa = 1", "UTF-8 without a byte order mark"),
         (b"a = " + b"9" * 5000, "TOML"),
-        (b"a = " + b"[" * 20000, "TOML"),
+        (b"a = " + b"[" * 20000, "at most 32 levels, got 20000"),
+        (b".".join([b"a"] * 100_000) + b" = 1", "at most 32 levels, got 100000"),
         (b"a = 2026-13-45", "TOML"),
         (b"#" * (MAX_CONFIG_BYTES + 1), "at most"),
     ],
@@ -91,3 +94,20 @@ def test_a_file_that_is_no_small_toml_is_refused(tmp_path: Path, content: bytes,
 def test_what_is_no_plain_file_is_refused(tmp_path: Path, place: str) -> None:
     with pytest.raises(InvalidInput, match="config file must be a readable file"):
         read_toml(tmp_path / place)
+
+
+def test_what_no_line_can_hold_is_named_all_the_same() -> None:
+    deep: object = 7
+    for _ in range(20_000):
+        deep = [deep]
+    with pytest.raises(InvalidInput) as caught:
+        parse(Outer, {"inner": {"rounds": 1 << 40_000}, "deep": deep}, "f")
+    assert "inner.rounds must be at most 9, got a number too long to write" in str(caught.value)
+    assert "deep must be a known key" in str(caught.value)
+
+
+def test_fifty_faults_are_told_and_the_others_counted() -> None:
+    faulty = {f"k{number}": 1 for number in range(70)}
+    with pytest.raises(InvalidInput, match=r"k49 must be .*; and 20 more$") as caught:
+        parse(Inner, {"rounds": 1, **faulty}, "f")
+    assert "k50" not in str(caught.value)

@@ -1,0 +1,254 @@
+"""Everything that reads bytes from elsewhere, with a document that it takes.
+
+Each parser gets a file's or a message's bytes and may end in one way other than an answer: an error
+of ours, which is one sentence. Both fuzzers start from the documents.
+"""
+
+import gzip
+import json
+import tempfile
+from base64 import b64decode, b64encode
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tomli_w
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from flwr.app import ConfigRecord, Message, RecordDict
+
+from client.anchor import Anchor
+from client.config import SiteConfig
+from common import messages, pki
+from common.audit.events import read_events
+from common.audit.ledger import read_public
+from common.bundle import Bundle, read_bundle
+from common.certificates import check_site_chain, days_left, leaf_key, read_identity
+from common.config import parse, read_toml
+from common.data.readers import read_records
+from common.data.records import ColumnMap
+from common.flower import become_server, message_from_bytes, message_to_bytes
+from common.job import Job, load_job, parse_signed_job, sign_job
+from common.keys import load_key
+from common.link import framing
+from common.link.codecs import CODECS
+from common.link.framing import Assembler
+from common.link.identity import read_certificate
+from common.link.payload import pack, unpack
+from common.privacy.extract import read_extract, replay
+from common.result import read_result
+from server import control
+from server.config import load_server_config
+from server.roster import Roster
+from simulations.benchmarks.link import OneTensor
+from tests.unit.common.test_result import example
+
+ROOT = Path(__file__).resolve().parents[2]
+SCENARIO = ROOT / "simulations" / "scenarios" / "hospital.toml"
+LEDGER = ROOT / "tests" / "golden" / "ledger_capped.jsonl"
+TABLE, CODEC = OneTensor(3), CODECS["fp32"]
+
+SITE = """site = "A"
+server = "h.example:443"
+[policy]
+allowed_signers = ["%s"]
+max_epsilon = 4.0
+max_delta = 1e-5
+[data.notes]
+path = "notes.csv"
+"""
+
+
+@dataclass(frozen=True)
+class Parser:
+    """``read`` on bytes; ``whole`` is a document that it takes."""
+
+    read: Callable[[bytes], object]
+    whole: bytes
+
+
+def _as_file(name: str, read: Callable[[Path], object]) -> Callable[[bytes], object]:
+    def run(data: bytes) -> object:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / name
+            path.write_bytes(data)
+            return read(path)
+
+    return run
+
+
+@cache
+def _pki() -> tuple[bytes, bytes, bytes, bytes]:
+    """Root, site chain, key and request."""
+    root = pki.create_root("fuzz")
+    key, csr = pki.new_site_key_and_csr("A")
+    chain = pki.issue_site(csr, pki.create_intermediate(root))
+    return root.certificate, chain, key, csr
+
+
+def _certificate(data: bytes) -> object:
+    root, chain, *_ = _pki()
+    intermediate = chain[chain.index(b"-----BEGIN", 1) :]
+    days_left(data)
+    leaf_key(data)
+    read_identity(data)
+    read_certificate(data)
+    return check_site_chain(data + intermediate, root)
+
+
+def _pem(kind: str, der: bytes) -> bytes:
+    """Armour, so that spoilt bytes reach the parser behind it."""
+    return f"-----BEGIN {kind}-----\n{b64encode(der).decode()}\n-----END {kind}-----\n".encode()
+
+
+def _der(pem: bytes) -> bytes:
+    lines = pem.decode().split("-----END")[0].splitlines()
+    return b64decode("".join(lines[1:]))
+
+
+def _frames(data: bytes) -> object:
+    """Frames with two bytes of length before each, through an assembler."""
+    assembler, at, got = Assembler(_admit), 0, []
+    while at + 2 <= len(data):
+        size = int.from_bytes(data[at : at + 2], "big")
+        got.append(assembler.take(framing.parse(data[at + 2 : at + 2 + size])))
+        at += 2 + size
+    return got
+
+
+def _admit(header: Any) -> bool:  # noqa: ANN401 -- protobuf's own class
+    framing.require_size(header, 1 << 16)
+    return True
+
+
+def _message(**records: object) -> bytes:
+    become_server()
+    content: Any = records
+    return message_to_bytes(Message(RecordDict(content), 5, "train", group_id="3"))
+
+
+def _content(read: Callable[[RecordDict], object]) -> Callable[[bytes], object]:
+    return lambda data: read(message_from_bytes(data).content)
+
+
+def _roster(path: Path) -> object:
+    return Roster(path).check("A", 1)
+
+
+def _server_config(path: Path) -> object:
+    return load_server_config(path.parent)
+
+
+@cache
+def _job() -> Job:
+    raw = read_toml(SCENARIO)
+    raw.pop("simulation", None)
+    raw["model"]["sha256"] = "ab" * 32
+    raw["data"] = {"name": "notes", "labels": ["x", "y"], "population": {"A": 500, "B": 600}}
+    raw["training"]["quorum"] = 2
+    return parse(Job, raw, "job")
+
+
+def _signed_job() -> bytes:
+    return sign_job(_job(), Ed25519PrivateKey.from_private_bytes(b"\7" * 32)).to_bytes()
+
+
+def _job_toml() -> bytes:
+    return tomli_w.dumps(_job().model_dump(mode="json", exclude_none=True)).encode()
+
+
+def _bundle() -> bytes:
+    root, chain, *_ = _pki()
+    return Bundle(
+        site="A",
+        server="h.example:443",
+        operator="cd" * 32,
+        certificate=chain.decode(),
+        root=root.decode(),
+    ).to_bytes()
+
+
+def _roster_json() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        Roster(Path(folder) / "roster.json").enroll(_pki()[1])
+        return (Path(folder) / "roster.json").read_bytes()
+
+
+def _head() -> bytes:
+    return LEDGER.read_bytes().splitlines()[-1]
+
+
+def parsers() -> dict[str, Parser]:
+    """All of them, by the name of what they read."""
+    _, chain, key, csr = _pki()
+    events = [{"sampling_rate": 0.1, "noise_multiplier": 1.5, "steps": 3}]
+    receipt = json.dumps([1, "ab" * 32, True])
+    vector = np.array([1.5, -2.25, 0.5], np.float32)
+    frames = list(framing.split(b"body", message_type="train", job_sha256="ab" * 32))
+    columns = ColumnMap()
+    return {
+        "frames": Parser(_frames, b"".join(len(f).to_bytes(2, "big") + f for f in frames)),
+        "message": Parser(message_from_bytes, _message(r=ConfigRecord({"round": 3}))),
+        "payload": Parser(
+            _content(lambda content: unpack(content, TABLE, CODEC)),
+            _message(**pack(vector, TABLE, CODEC)),
+        ),
+        "order": Parser(
+            _content(messages.read_order),
+            _message(
+                job=ConfigRecord({"manifest": _signed_job()}),
+                round=ConfigRecord({"round": 2, "receipt": receipt}),
+            ),
+        ),
+        "closing": Parser(
+            _content(messages.read_close),
+            _message(
+                close=ConfigRecord(
+                    {"job_sha256": "ab" * 32, "state": "finished", "final_sha256": ""}
+                )
+            ),
+        ),
+        "signed job": Parser(parse_signed_job, _signed_job()),
+        "job.toml": Parser(_as_file("job.toml", load_job), _job_toml()),
+        "site.toml": Parser(
+            _as_file("site.toml", lambda path: parse(SiteConfig, read_toml(path), path.name)),
+            (SITE % ("ab" * 32)).encode(),
+        ),
+        "server.toml": Parser(
+            _as_file("server.toml", _server_config),
+            b'name = "f"\nlisten = "h:1"\naddress = "h.example:1"\n',
+        ),
+        "bundle": Parser(_as_file("A.bundle", read_bundle), _bundle()),
+        "roster": Parser(_as_file("roster.json", _roster), _roster_json()),
+        "control request": Parser(control._parse, b'{"command": "show", "job": "x"}'),
+        "certificate": Parser(_certificate, chain),
+        "certificate in DER": Parser(
+            lambda data: _certificate(_pem("CERTIFICATE", data)), _der(chain)
+        ),
+        "request": Parser(pki.read_csr, csr),
+        "request in DER": Parser(
+            lambda data: pki.read_csr(_pem("CERTIFICATE REQUEST", data)), _der(csr)
+        ),
+        "key": Parser(load_key, key),
+        "public key": Parser(_as_file("site.pem", read_public), chain),
+        "ledger": Parser(lambda data: replay(read_extract(data)), LEDGER.read_bytes()),
+        "anchor": Parser(
+            _as_file("account.anchor", lambda path: Anchor(path.with_suffix(".db")).read()), _head()
+        ),
+        "events": Parser(_as_file("events.json", read_events), json.dumps(events).encode()),
+        "records.csv": Parser(
+            _as_file("r.csv", lambda path: list(read_records(path, columns))),
+            b'text,label\n"a, b",x\nc,y\n',
+        ),
+        "records.jsonl": Parser(
+            _as_file("r.jsonl", lambda path: list(read_records(path, columns))),
+            b'{"text": "a", "label": "x"}\n{"text": "b", "label": 3}\n',
+        ),
+        "records.csv.gz": Parser(
+            _as_file("r.csv.gz", lambda path: list(read_records(path, columns))),
+            gzip.compress(b"text,label\na,x\n", mtime=0),
+        ),
+        "result.json": Parser(_as_file("result.json", read_result), json.dumps(example()).encode()),
+    }
