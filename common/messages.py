@@ -40,6 +40,7 @@ _UPDATE_KEYS = {"arrays", "head", "manifest", "round"}
 _ROUND_KEYS = {"round", "input_sha256", "steps", "charged_steps"}
 GLOBAL_CODEC = CODECS["fp32"]
 HEAD = "head"
+Packed = Mapping[str, ArrayRecord | ConfigRecord]
 _HEX_CHARACTERS = 400  # of a signature or a public key, at most
 
 
@@ -147,6 +148,11 @@ def not_yet(reply: Message) -> str:
     return said.reason
 
 
+def pack_global(vector: Vector, table: AdapterTable) -> Packed:
+    """The records of an order that carry the global ``vector``, (P,)."""
+    return pack(vector, table, GLOBAL_CODEC)
+
+
 def order(
     signed: SignedJob,
     table: AdapterTable,
@@ -154,8 +160,14 @@ def order(
     round_: int,
     receipt: Receipt | None,
     witnessed: Head | None = None,
+    *,
+    packed: Packed | None = None,
 ) -> RecordDict:
-    """Ask a site to train a round from the global ``vector``."""
+    """Ask a site to train a round from the global ``vector``.
+
+    ``packed`` is what ``pack_global`` made of it, for a round's orders to share: one buffer,
+    however many sites there are.
+    """
     body = ConfigRecord({"round": round_})
     if receipt is not None:
         body["receipt"] = json.dumps([receipt.round, receipt.payload_sha256, receipt.is_accepted])
@@ -163,7 +175,7 @@ def order(
         {
             "job": ConfigRecord({"manifest": signed.to_bytes()}),
             "round": body,
-            **pack(vector, table, GLOBAL_CODEC),
+            **(pack_global(vector, table) if packed is None else packed),
             **_of_head(WITNESSED, witnessed),
         }
     )
@@ -202,9 +214,7 @@ def update(job: Job, table: AdapterTable, result: Update) -> RecordDict:
             "charged_steps": result.charged_steps,
         }
     )
-    packed: Mapping[str, ArrayRecord | ConfigRecord] = pack(
-        result.vector, table, CODECS[job.training.codec]
-    )
+    packed: Packed = pack(result.vector, table, CODECS[job.training.codec])
     return RecordDict({"round": body, **packed, **_of_head(HEAD, result.head)})
 
 

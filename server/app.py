@@ -124,6 +124,7 @@ class _Run:
     observe: Callable[[RoundRecord], None]
     last_round: int = 0
     receipts: dict[str, Receipt] = field(default_factory=dict)
+    _packed: tuple[Vector, messages.Packed] | None = None
 
     def __post_init__(self) -> None:
         self.sites = Participants(self.signed, self.grid, self.checkpoints)
@@ -179,6 +180,8 @@ class _Run:
         )
 
     def _ask(self, site: str, round_: int, vector: Vector) -> RecordDict:
+        if self._packed is None or self._packed[0] is not vector:  # once for all sites of a round
+            self._packed = vector, messages.pack_global(vector, self.adapter.table)
         return messages.order(
             self.signed,
             self.adapter.table,
@@ -186,6 +189,7 @@ class _Run:
             round_,
             self._receipt_for(site),
             self.checkpoints.head(site),
+            packed=self._packed[1],
         )
 
     def _receipt_for(self, site: str) -> messages.Receipt | None:

@@ -18,9 +18,10 @@ from common.errors import InvalidInput, VeiltuneError
 BENCHMARKS = {
     "dp-step": "simulations.benchmarks.dp_step",
     "link": "simulations.benchmarks.link",
+    "link-scale": "simulations.benchmarks.link_scale",
 }
 # Which options a benchmark takes beside --json.
-OPTIONS = {"dp-step": ("rounds", "targets"), "link": ()}
+OPTIONS = {"dp-step": ("rounds", "targets"), "link": (), "link-scale": ()}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

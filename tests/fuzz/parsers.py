@@ -134,7 +134,8 @@ def _content(read: Callable[[RecordDict], object]) -> Callable[[bytes], object]:
 
 
 def _roster(path: Path) -> object:
-    return Roster(path).check("A", 1)
+    Roster(path).check("A", 1)
+    return path
 
 
 def _server_config(path: Path) -> object:
