@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from common.address import split_address
+from common.certificates import check_server_chain
 from common.cli import installed_version
 from common.errors import InvalidInput, LinkDown, StorageFailed
 from common.files import read_file
@@ -48,6 +50,8 @@ log = structlog.get_logger(__name__)
 class Daemon:
     """A server's home, brought to life from ``start`` to ``stop``; the only one on that home.
 
+    One whose own certificate no site would take today is not brought to life.
+
     Args:
         home: as ``fl-server init`` made it.
         trainer: runs jobs; None for server/app.py, imported when the first job needs it.
@@ -68,11 +72,11 @@ class Daemon:
             roster = Roster(self._home / ROSTER_FILE)
             self.checkpoints = Checkpoints(config.database, roster.holds_key)
             self._open.callback(self.checkpoints.close)
+            root, chain = _read(pki / "root.pem"), _read(pki / "server.pem")
+            check_server_chain(chain, root, split_address(config.address)[0])
             self.link = LinkServer(
                 config.listen,
-                Credentials(
-                    _read(pki / "root.pem"), _read(pki / "server.pem"), read_key(pki / "server.key")
-                ),
+                Credentials(root, chain, read_key(pki / "server.key")),
                 roster,
                 fetch=self._final_adapter,
                 software=f"veiltune {installed_version()}",
