@@ -4,7 +4,6 @@ What needs the model libraries or the accountant is imported by the command that
 ``jobs`` and ``show`` answer at once.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -12,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from common import cli
+from common.cli import AsJson
 from common.words import counted
-from server.home import command_of, default_home
+from server.home import command_of, default_home, require_home
 
 if TYPE_CHECKING:
     from server.control import Line
@@ -27,7 +27,15 @@ app = typer.Typer(
 )
 
 JobName = Annotated[str, typer.Argument(help="A job's name, or the first characters of its id.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Metrics = Annotated[
+    str,
+    typer.Option(
+        metavar="ADDRESS", help="Serve Prometheus metrics here, on loopback (127.0.0.1:9464)."
+    ),
+]
+User = Annotated[
+    str, typer.Option(metavar="NAME", help="Who it runs as; by default the home's owner.")
+]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -136,6 +144,10 @@ def start(
         Literal["debug", "info", "warning", "error"], typer.Option(help="What to log.")
     ] = "info",
     json_log: Annotated[bool, typer.Option("--json-log", help="Log lines of JSON.")] = False,
+    log_file: Annotated[
+        bool, typer.Option("--log-file", help="Log to logs/server.log in the home as well.")
+    ] = False,
+    metrics: Metrics = "",
 ) -> None:
     """Run the server until it is stopped by Ctrl-C or SIGTERM.
 
@@ -144,8 +156,11 @@ def start(
     from common import log
     from server.daemon import Daemon
 
-    log.configure(level=level, json_lines=json_log)
-    Daemon(context.obj, names_handshakes=True).serve()
+    if log_file:
+        require_home(context.obj)
+    file = context.obj / "logs" / "server.log" if log_file else None
+    log.configure(level=level, json_lines=json_log, file=file)
+    Daemon(context.obj, names_handshakes=True, metrics=metrics).serve()
 
 
 @app.command()
@@ -196,7 +211,7 @@ def jobs(context: typer.Context, as_json: AsJson = False) -> None:
 
     answer = ask(context.obj, Request(command="jobs"))
     if as_json:
-        print(json.dumps(answer["jobs"], indent=2))
+        cli.print_json(answer["jobs"])
     elif answer["jobs"]:
         jobs_table(answer["jobs"])
     else:
@@ -211,7 +226,7 @@ def show(context: typer.Context, job: JobName, as_json: AsJson = False) -> None:
 
     answer = ask(context.obj, Request(command="show", job=job))
     if as_json:
-        print(json.dumps(answer, indent=2))
+        cli.print_json(answer)
     else:
         job_tables(answer)
 
@@ -226,6 +241,77 @@ def stop(context: typer.Context, job: JobName) -> None:
 
     answer = ask(context.obj, Request(command="stop", job=job))
     print(f"job {answer['name']} ({answer['sha256'][:12]}) was {answer['was']}, and stops")
+
+
+@app.command()
+def backup(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(help="Where to; one that exists is kept.")],
+) -> None:
+    """Write this server's state to one file, also while it runs.
+
+    It holds the server's keys but not the root's: keep it as you keep the home.
+    """
+    from server.backup import backup as write_backup
+
+    made = write_backup(context.obj, file)
+    size = sum(kept.bytes for kept in made.manifest.files.values())
+    print(
+        f"server backed up to {made.file}\n"
+        f"  holds        {counted(len(made.manifest.files), 'file')}, {size} bytes\n"
+        f"  sha256       {made.sha256}\n"
+        "  left out     the root's key, and the outcomes of jobs under way"
+    )
+    for name in made.left_out:
+        cli.complain(f"{name} must be a plain file of a plain name to be kept, and was left out")
+    if made.left_out:
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def restore(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(help="As written by: fl-server backup FILE")],
+) -> None:
+    """Put a backup in the place of this server's home.
+
+    Refused while the server runs, and over a home that knows what the backup does not.
+    """
+    from server.restore import restore as put_back
+
+    done = put_back(context.obj, file)
+    command = command_of(done.home)
+    print(
+        f"server restored in {done.home}, as of {done.manifest.made_at}\n"
+        f"  holds        {counted(done.jobs, 'job')}, {counted(done.sites, 'site')}\n"
+        f"  root         sha256 {done.manifest.root_sha256}"
+    )
+    if done.before is not None:
+        print(f"  home before  {done.before}")
+        print("               (it holds keys: remove it once this one runs)")
+    print(
+        "next:\n"
+        f"  1. revoke again whom you revoked since then:  {command} revoke SITE\n"
+        "  2. enroll again whom you enrolled since then\n"
+        f"  3. start the server:  {command} start\n"
+        "  4. submit again what you submitted since then: sites charge no round twice"
+    )
+
+
+@app.command()
+def systemd(context: typer.Context, user: User = "", metrics: Metrics = "") -> None:
+    """Print a systemd unit that starts this server, hardened."""
+    from common import systemd as units
+    from common.metrics import require_loopback
+    from server.config import load_server_config
+
+    name = load_server_config(context.obj).name
+    command = [units.program("fl-server"), "--home", str(context.obj), "start"]
+    if metrics:
+        require_loopback(metrics)
+        command += ["--metrics", metrics]
+    print(units.heading("veiltune-server", f"{command_of(context.obj)} systemd"), end="")
+    print(units.unit(f"Veiltune server {name}", command, context.obj, user=user), end="")
 
 
 @app.command("hash")

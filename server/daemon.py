@@ -4,25 +4,24 @@ Not covered: what a site is admitted by (server/roster.py), how a job runs (serv
 """
 
 import contextlib
-import fcntl
-import os
 import queue
 import signal
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
 
+from common import notify
 from common.address import split_address
 from common.certificates import check_server_chain
 from common.cli import installed_version
-from common.errors import InvalidInput, LinkDown, StorageFailed
+from common.errors import LinkDown
 from common.files import read_file
 from common.job import Job, parse_signed_job, verify_job
 from common.keys import read_key
 from common.link.channel import Credentials
+from common.metrics import serving
 from common.process import leave
 from server import control, views
 from server.checkpoint import Checkpoints, JobRow
@@ -30,15 +29,15 @@ from server.config import load_server_config
 from server.control import ControlServer, Line, Request
 from server.enrolment import ROSTER_FILE
 from server.grid import LinkGrid
-from server.home import command_of
+from server.home import alone
 from server.link import LinkServer
+from server.metrics import ServerMetrics
 from server.roster import Roster
 from server.worker import Trainer, Worker
 
 if TYPE_CHECKING:
     from types import FrameType
 
-LOCK_NAME = "daemon.lock"
 OUTCOMES = "jobs"
 _STOP_S = 10.0
 _HEARTBEAT_S = 5.0
@@ -56,20 +55,27 @@ class Daemon:
         home: as ``fl-server init`` made it.
         trainer: runs jobs; None for server/app.py, imported when the first job needs it.
         names_handshakes: log why TLS handshakes fail, which takes over this process's stderr.
+        metrics: host:port on loopback to serve figures at; none for an empty one.
     """
 
     def __init__(
-        self, home: Path, *, trainer: Trainer | None = None, names_handshakes: bool = False
+        self,
+        home: Path,
+        *,
+        trainer: Trainer | None = None,
+        names_handshakes: bool = False,
+        metrics: str = "",
     ) -> None:
         self._home = home.resolve()
         self._outcomes = self._home / OUTCOMES
+        self._metrics = metrics
         self._open = contextlib.ExitStack()
         try:
-            self._open.enter_context(_alone(self._home))
+            self._open.enter_context(alone(self._home))
             config = load_server_config(self._home)
             pki = self._home / "pki"
             self._signer = _read(pki / "operator.pub").decode("ascii", "replace").strip()
-            roster = Roster(self._home / ROSTER_FILE)
+            self._roster = roster = Roster(self._home / ROSTER_FILE)
             self.checkpoints = Checkpoints(config.database, roster.holds_key)
             self._open.callback(self.checkpoints.close)
             root, chain = _read(pki / "root.pem"), _read(pki / "server.pem")
@@ -93,7 +99,7 @@ class Daemon:
         """Listen to sites and to the operator, and take up every job that has not ended.
 
         Raises:
-            InvalidInput: the port or the socket cannot be had.
+            InvalidInput: a port or the socket cannot be had.
         """
         try:
             self.link.start()
@@ -101,11 +107,14 @@ class Daemon:
             server = ControlServer(self._home, self._answer)
             self._open.callback(server.stop)
             server.start()
+            figures = ServerMetrics(self._home, self.link, self._roster, self.checkpoints)
+            self.metrics_port = self._open.enter_context(serving(self._metrics, figures))
         except BaseException:
             self._open.close()
             raise
         self._worker.start()
         log.info("server ready", listens=self.link.address, home=str(self._home))
+        notify.ready(f"listens on {self.link.address}")
 
     def stop(self) -> bool:
         """Let go of everything within seconds; a running job is resumed by the next start.
@@ -113,6 +122,7 @@ class Daemon:
         Returns:
             Whether the job's thread has let go too.
         """
+        notify.stopping()
         is_idle = self._worker.close(_STOP_S)
         if not is_idle:
             log.warning("job left in the middle of a step", seconds=_STOP_S)
@@ -212,32 +222,3 @@ def _trainer() -> Trainer:
 
 def _read(path: Path) -> bytes:
     return read_file(path, max_bytes=_MAX_PEM_BYTES)
-
-
-@contextlib.contextmanager
-def _alone(home: Path) -> Iterator[None]:
-    """Hold the home's lock.
-
-    Raises:
-        InvalidInput: no home, one that others can enter, or another server runs on it.
-        StorageFailed: the lock file cannot be made.
-    """
-    if not home.is_dir():
-        words = f"home must be a folder (make it with: {command_of(home)} init), got {home}"
-        raise InvalidInput(words)
-    mode = stat.S_IMODE(home.stat().st_mode)
-    if mode & 0o077:
-        raise InvalidInput(f"home must be for its owner alone (mode 0700), got {mode:04o}: {home}")
-    try:
-        lock = os.open(home / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise StorageFailed(f"lock must be made in {home}, got: {error.strerror}") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(lock)
-        raise InvalidInput(f"home must have one running server, got a second for {home}") from error
-    try:
-        yield
-    finally:
-        os.close(lock)
