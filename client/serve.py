@@ -23,7 +23,8 @@ from client.config import SiteHome
 from client.identity import Identity, read_identity
 from client.metrics import SiteMetrics
 from client.presence import Presence
-from client.session import LinkConfig, State
+from client.session import State
+from client.upkeep import Upkeep
 from common import notify
 from common.errors import StorageFailed
 from common.flower import new_context
@@ -35,7 +36,7 @@ from common.process import leave
 if TYPE_CHECKING:
     from types import FrameType
 
-EXPIRES_SOON_DAYS = 14
+EXPIRES_SOON_DAYS = 7  # renewed at 10 days left; then something is wrong
 
 log = structlog.get_logger(__name__)
 
@@ -95,8 +96,10 @@ def run(home: SiteHome, stop: threading.Event, metrics: str = "") -> None:
 
             return app(message, context)
 
+        upkeep = Upkeep(home, identity)
+        threading.Thread(target=upkeep.run, args=(stop,), name="upkeep", daemon=True).start()
         session.run(
-            link_config(home, identity),
+            upkeep.current,
             handle,
             lambda job_sha256: outbox.cap(job_sha256) or UNKNOWN_JOB_CAP_BYTES,
             stop,
@@ -104,17 +107,6 @@ def run(home: SiteHome, stop: threading.Event, metrics: str = "") -> None:
         )
     notify.stopping()
     log.info("site stopped", site=home.site)
-
-
-def link_config(home: SiteHome, identity: Identity) -> LinkConfig:
-    """The home's server and identity, as the link takes them."""
-    return LinkConfig(
-        server=home.config.server,
-        root_pem=identity.root,
-        certificate_pem=identity.certificate,
-        key_pem=identity.key,
-        site=home.site,
-    )
 
 
 class Observer:
@@ -149,7 +141,7 @@ def _warn(home: SiteHome, identity: Identity) -> None:
         log.warning(
             "certificate expires soon",
             days_left=identity.days_left,
-            remedy=f"the operator enrolls the site's request ({home.site}.csr) anew",
+            remedy=f"if renewals fail, the operator enrolls {home.site}.csr anew",
         )
     for name, data_set in home.config.data.items():
         if not home.path(data_set.path).is_file():

@@ -32,11 +32,14 @@ class Bundle(Section):
     server: PublicAddress
     operator: OperatorKey
     certificate: Pem  # leaf, then intermediate
-    root: Pem
+    root: Pem  # while one root follows another both, the newest first
+    handover: Pem | None = None  # signed by the root before, for a site that trusts that alone
 
     def to_bytes(self) -> bytes:
         """JSON with a line for each key."""
-        return (json.dumps(self.model_dump(mode="json"), indent=2) + "\n").encode()
+        return (
+            json.dumps(self.model_dump(mode="json", exclude_none=True), indent=2) + "\n"
+        ).encode()
 
 
 def read_bundle(path: Path) -> Bundle:
@@ -45,11 +48,19 @@ def read_bundle(path: Path) -> Bundle:
     Raises:
         InvalidInput: unreadable, too large, or not a bundle.
     """
-    data = read_file(path, max_bytes=MAX_BUNDLE_BYTES)
+    return parse_bundle(read_file(path, max_bytes=MAX_BUNDLE_BYTES), path.name)
+
+
+def parse_bundle(data: bytes, name: str) -> Bundle:
+    """Parse what ``Bundle.to_bytes`` wrote; ``name`` says where it came from.
+
+    Raises:
+        InvalidInput: not a bundle.
+    """
     try:
         content = parse_json(data)
     except ValueError as error:
-        raise InvalidInput(f"{path.name} must be a bundle in JSON, got something else") from error
+        raise InvalidInput(f"{name} must be a bundle in JSON, got something else") from error
     if not isinstance(content, dict):
-        raise InvalidInput(f"{path.name} must be a bundle (a JSON object), got another value")
-    return parse(Bundle, content, path.name)
+        raise InvalidInput(f"{name} must be a bundle (a JSON object), got another value")
+    return parse(Bundle, content, name)

@@ -13,6 +13,7 @@ import typer
 from common import cli
 from common.cli import AsJson
 from common.words import counted
+from server import membership_cli, roster_cli, rotate_cli
 from server.home import command_of, default_home, require_home
 
 if TYPE_CHECKING:
@@ -135,6 +136,11 @@ def revoke(
     count = revoke_site(context.obj, site)
     words = f"{counted(count, 'certificate')} revoked" if count else "was before"
     print(f"site {site} revoked: {words}")
+
+
+membership_cli.add_commands(app)
+app.add_typer(roster_cli.app, name="roster")
+app.add_typer(rotate_cli.app, name="rotate")
 
 
 @app.command()

@@ -19,20 +19,21 @@ from common.cli import installed_version
 from common.errors import LinkDown
 from common.files import read_file
 from common.job import Job, parse_signed_job, verify_job
-from common.keys import read_key
-from common.link.channel import Credentials
 from common.metrics import serving
 from common.process import leave
-from server import control, views
+from server import control, rotation, views
+from server.certificate import ServerCertificate
 from server.checkpoint import Checkpoints, JobRow
 from server.config import load_server_config
 from server.control import ControlServer, Line, Request
+from server.desk import Desk
 from server.enrolment import ROSTER_FILE
 from server.grid import LinkGrid
 from server.home import alone
 from server.link import LinkServer
 from server.metrics import ServerMetrics
 from server.roster import Roster
+from server.upkeep import Upkeep
 from server.worker import Trainer, Worker
 
 if TYPE_CHECKING:
@@ -78,13 +79,17 @@ class Daemon:
             self._roster = roster = Roster(self._home / ROSTER_FILE)
             self.checkpoints = Checkpoints(config.database, roster.holds_key)
             self._open.callback(self.checkpoints.close)
-            root, chain = _read(pki / "root.pem"), _read(pki / "server.pem")
-            check_server_chain(chain, root, split_address(config.address)[0])
+            rotation.tidy(self._home)
+            certificate = ServerCertificate(self._home)
+            held = certificate.credentials
+            check_server_chain(held.chain_pem, held.root_pem, split_address(config.address)[0])
+            self._upkeep = Upkeep(self._home, config, certificate)
             self.link = LinkServer(
                 config.listen,
-                Credentials(root, chain, read_key(pki / "server.key")),
+                lambda: certificate.credentials,
                 roster,
                 fetch=self._final_adapter,
+                answers=Desk(self._home, roster).answers,
                 software=f"veiltune {installed_version()}",
                 names_handshakes=names_handshakes,
             )
@@ -104,6 +109,8 @@ class Daemon:
         try:
             self.link.start()
             self._open.callback(self.link.stop)
+            self._upkeep.start()
+            self._open.callback(self._upkeep.stop)
             server = ControlServer(self._home, self._answer)
             self._open.callback(server.stop)
             server.start()

@@ -53,7 +53,7 @@ def test_the_server_and_the_site_call_an_exchange_the_same(
         structlog.get_logger().info("round starts")
         return Message(RecordDict(), reply_to=message)
 
-    worker = Worker(handle, "A")
+    worker = Worker(handle)
     worker.attach(lambda _: done.set())
     worker.accept(received, JOB)
     assert done.wait(20)
@@ -72,7 +72,7 @@ def test_what_a_handler_logs_bears_its_message_and_nothing_else_does(events: io.
         structlog.get_logger().info("handled")
         raise MemoryError
 
-    worker = Worker(handle, "A")
+    worker = Worker(handle)
     worker.attach(lambda _: done.set())
     for number in (1, 2):
         message = Message(RecordDict(), 5, "train", group_id=str(number))
