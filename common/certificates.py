@@ -80,6 +80,16 @@ def leaf_key(certificate: bytes | x509.Certificate) -> ec.EllipticCurvePublicKey
     return key
 
 
+def hosts(certificate: x509.Certificate) -> tuple[str, ...]:
+    """The DNS names and addresses that a server's certificate is for."""
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except _UNREADABLE:
+        return ()
+    kinds = (x509.DNSName, x509.IPAddress)
+    return tuple(str(name.value) for name in names if isinstance(name, kinds))
+
+
 def load_certificates(pem: bytes) -> list[x509.Certificate]:
     """All certificates of a PEM file, in order.
 
@@ -141,7 +151,9 @@ def check_server_chain(
     except (verification.VerificationError, ValueError) as error:
         why = _why_not(chain, root_pem, ExtendedKeyUsageOID.SERVER_AUTH, moment)
         raise InvalidInput(
-            why or f"server certificate must be for {host}, got one for {_hosts(chain[0])}"
+            why
+            or f"server certificate must be for {host}, "
+            f"got one for {', '.join(hosts(chain[0])) or 'none'}"
         ) from error
 
 
@@ -198,15 +210,6 @@ def _purposes(certificate: x509.Certificate) -> list[x509.ObjectIdentifier]:
         return list(certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
     except _UNREADABLE:
         return []
-
-
-def _hosts(certificate: x509.Certificate) -> str:
-    try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except _UNREADABLE:
-        return "none"
-    kinds = (x509.DNSName, x509.IPAddress)
-    return ", ".join(str(name.value) for name in names if isinstance(name, kinds)) or "none"
 
 
 def _leaf(certificate: bytes | x509.Certificate) -> x509.Certificate:

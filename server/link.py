@@ -11,6 +11,7 @@ gRPC (server/handshakes.py).
 import re
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from contextlib import closing
@@ -23,7 +24,14 @@ from common.address import split_address
 from common.errors import InvalidInput, Refusal
 from common.link import federation_pb2 as wire
 from common.link import framing
-from common.link.channel import FETCH, SERVER_OPTIONS, SERVICE, SESSION, Credentials
+from common.link.channel import (
+    FETCH,
+    SERVER_OPTIONS,
+    SERVICE,
+    SESSION,
+    TIME_KEY,
+    Credentials,
+)
 from common.link.channel import server_credentials as _server_credentials
 from common.link.identity import read_certificate
 from server.handshakes import HandshakeLog
@@ -170,6 +178,7 @@ class LinkServer:
             self._leave(session)
 
     def _serve_fetch(self, data: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+        context.set_trailing_metadata(((TIME_KEY, f"{time.time():.3f}"),))
         try:
             site, _ = self._identify(context)
             job_sha256 = _requested_job(data, site)
