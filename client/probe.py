@@ -12,7 +12,6 @@ that passes TLS on unread is not seen.
 
 import contextlib
 import os
-import socket
 import ssl
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -33,7 +32,7 @@ from client.obstacles import (
 )
 from common import pki, reach
 from common.address import split_address
-from common.diagnosis import Finding, fault, ok, unchecked, warning
+from common.diagnosis import Finding, fault, ok, warning
 from common.errors import InvalidInput
 from common.reach import Proxy
 

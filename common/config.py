@@ -84,8 +84,20 @@ def parse(model: type[Model], data: Mapping[str, Any], source: str) -> Model:
     try:
         return model.model_validate(dict(data))
     except ValidationError as error:
-        faults = "; ".join(_sentence(model, item) for item in error.errors())
-        raise InvalidInput(f"{source}: {faults}") from error
+        told = "; ".join(_sentence(model, item) for item in error.errors())
+        raise InvalidInput(f"{source}: {told}") from error
+
+
+def faults(model: type[BaseModel], data: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What ``parse`` would say, one sentence a fault, each with the top key that it is about."""
+    try:
+        model.model_validate(dict(data))
+    except ValidationError as error:
+        return [
+            (str(item["loc"][0]) if item["loc"] else "", _sentence(model, item))
+            for item in error.errors()
+        ]
+    return []
 
 
 _CONDITIONS = {

@@ -68,6 +68,11 @@ class Report:
         """How many lines are faults."""
         return sum(finding.mark == "fault" for finding in self.findings)
 
+    @property
+    def status(self) -> int:
+        """The exit status: 1 with a fault, else 0."""
+        return int(self.faults > 0)
+
     def to_json(self) -> str:
         """For ``--json``."""
         told = {
