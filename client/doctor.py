@@ -70,11 +70,12 @@ class Patient:
 
 def doctor(patient: Patient) -> Report:
     """Look at everything."""
-    found = examine(_checks(patient))
+    found = examine(checks(patient))
     return Report("fl-client", str(patient.folder), found)
 
 
-def _checks(patient: Patient) -> Iterator[Check]:
+def checks(patient: Patient) -> Iterator[Check]:
+    """Every check, in the order of its lines."""
     if not patient.folder.is_dir():
         yield Check("home", lambda: [_no_home(patient)], f"make it: {patient.command} init")
         yield from installation.checks()
@@ -139,9 +140,11 @@ def _policy(patient: Patient) -> Iterator[Finding]:
 
 
 def _data(patient: Patient) -> Iterator[Finding]:
-    data, map_it = patient.home.config.data, f"correct [data] in {patient.folder / _CONFIG}"
+    data, place = patient.home.config.data, patient.folder / _CONFIG
     if "data" not in patient.settings.usable and not patient.settings.faults:
-        yield warning("data", "no data set is mapped, so no job can be taken", map_it)
+        yield warning(
+            "data", "no data set is mapped, so no job can be taken", f"map one in {place}"
+        )
         return
     for name, section in data.items():
         path = patient.home.path(section.path)
@@ -149,7 +152,11 @@ def _data(patient: Patient) -> Iterator[Finding]:
             with path.open("rb"):  # nothing is read from it
                 yield ok("data", f"{name} is in {path}")
         except OSError as error:
-            yield fault("data", f"{name} cannot be opened in {path}: {error.strerror}", map_it)
+            yield fault(
+                "data",
+                f"{name} cannot be opened in {path}: {error.strerror}",
+                f"correct its path in {place}",
+            )
 
 
 def _files(patient: Patient) -> Sequence[Path]:

@@ -53,7 +53,7 @@ def certificate(home: SiteHome, renew: str) -> Iterator[Finding]:
     """
     pem = read_certificate(_path(home, CERTIFICATE))
     leaf, *above = pki.load_certificates(pem)
-    named = {"it": leaf} | {f"its issuer {n}": one for n, one in enumerate(above, start=1)}
+    named = {"this site's": leaf} | {f"its issuer {n}": one for n, one in enumerate(above, start=1)}
     yield from validity.in_time(CERTIFICATE, named, renew, soon_days=SOON_DAYS)
     yield from _chain(home, pem, [leaf, *above], renew)
 

@@ -127,7 +127,7 @@ def _not_trusted(way: Way, error: ssl.SSLCertVerificationError) -> Finding:
             "else compare the root's sha256 with the operator, and install their bundle"
         )
     elif code in (_OTHER_HOST, _OTHER_ADDRESS):
-        why += f": for {', '.join(pki.hosts(shown))}" if shown else ""
+        why += f": for {', '.join(pki.hosts_of(shown))}" if shown else ""
         advice = "name the server in site.toml as its certificate does, or have it issued anew"
     elif code == _EARLY:
         why += f": not before {shown.not_valid_before_utc:%Y-%m-%d %H:%M} UTC" if shown else ""

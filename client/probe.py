@@ -218,7 +218,7 @@ def _certificate(der: bytes) -> Finding:
     """A certificate that OpenSSL took: how long it still will."""
     leaf = x509.load_der_x509_certificate(der)
     left = pki.days_left(leaf)
-    words = f"under our root, for {', '.join(pki.hosts(leaf))}, for {left} more days"
+    words = f"under our root, for {', '.join(pki.hosts_of(leaf))}, for {left} more days"
     if left < SERVER_SOON_DAYS:
         return warning(CERTIFICATE, words, "ask the operator to renew it in time")
     return ok(CERTIFICATE, words)

@@ -80,10 +80,11 @@ def leaf_key(certificate: bytes | x509.Certificate) -> ec.EllipticCurvePublicKey
     return key
 
 
-def hosts(certificate: x509.Certificate) -> tuple[str, ...]:
-    """The DNS names and addresses that a server's certificate is for."""
+def hosts_of(certificate: bytes | x509.Certificate) -> tuple[str, ...]:
+    """The DNS names and addresses that a server's certificate is for; empty if none can be read."""
+    leaf = _leaf(certificate)
     try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except _UNREADABLE:
         return ()
     kinds = (x509.DNSName, x509.IPAddress)
@@ -153,7 +154,7 @@ def check_server_chain(
         raise InvalidInput(
             why
             or f"server certificate must be for {host}, "
-            f"got one for {', '.join(hosts(chain[0])) or 'none'}"
+            f"got one for {', '.join(hosts_of(chain[0])) or 'none'}"
         ) from error
 
 

@@ -16,8 +16,13 @@ from common.words import counted
 _SKEW_S = 60.0  # what a file may be dated ahead: clocks of a file server are never exact
 
 
-def folder(path: Path) -> Iterator[Finding]:
-    """Owner and mode of a home; the first thing that is wrong."""
+def folder(path: Path, *, is_private: bool = False) -> Iterator[Finding]:
+    """Owner and mode of a home; the first thing that is wrong.
+
+    Args:
+        path: the folder.
+        is_private: whether its program refuses one that others may look into.
+    """
     name, status = "home", path.stat()
     mode, quoted = stat.S_IMODE(status.st_mode), shlex.quote(str(path))
     if not stat.S_ISDIR(status.st_mode):
@@ -27,7 +32,8 @@ def folder(path: Path) -> Iterator[Finding]:
     elif mode & 0o022:
         yield fault(name, f"others may write to {path} (mode {mode:04o})", f"chmod 700 {quoted}")
     elif mode & 0o077:
-        yield warning(name, f"others may look into {path} (mode {mode:04o})", f"chmod 700 {quoted}")
+        told = fault if is_private else warning
+        yield told(name, f"others may look into {path} (mode {mode:04o})", f"chmod 700 {quoted}")
     elif not os.access(path, os.W_OK):
         advice = "mount that file system for writing: nothing can be charged there"
         yield fault(name, f"{path} cannot be written to", advice)

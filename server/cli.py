@@ -31,7 +31,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``fl-server``; 0 done, 1 the job failed, 2 misuse."""
+    """Run ``fl-server``; 0 done, 1 the job failed or the doctor found a fault, 2 misuse."""
     return cli.run(app, argv, "fl-server")
 
 
@@ -127,6 +127,24 @@ def revoke(
     count = revoke_site(context.obj, site)
     words = f"{counted(count, 'certificate')} revoked" if count else "was before"
     print(f"site {site} revoked: {words}")
+
+
+@app.command()
+def doctor(
+    context: typer.Context,
+    offline: Annotated[bool, typer.Option("--offline", help="Leave the network alone.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say what is wrong with this server, and what to do about it.
+
+    Nothing is written. Ends with 1 when there is a fault.
+    """
+    from server.doctor import Patient
+    from server.doctor import doctor as examine
+
+    report = examine(Patient(context.obj, offline))
+    print(report.to_json()) if as_json else report.show()
+    raise typer.Exit(report.status)
 
 
 @app.command()

@@ -104,7 +104,7 @@ class LinkServer:
         Raises:
             InvalidInput: the address is in use, or not one of this machine.
         """
-        _require_free(self._address)
+        require_free(self._address)
         if self._handshakes is not None:
             self._handshakes.start()
         workers = futures.ThreadPoolExecutor(_CALLS, thread_name_prefix="link")
@@ -255,8 +255,12 @@ def _requested_job(data: bytes, site: str) -> str:
     return job_sha256
 
 
-def _require_free(address: str) -> None:
-    """Bind and release ``address``, because gRPC's own refusal does not say what is wrong."""
+def require_free(address: str) -> None:
+    """Bind and release ``address``, because gRPC's own refusal does not say what is wrong.
+
+    Raises:
+        InvalidInput: it is in use, or not one of this machine.
+    """
     host, port = split_address(address)
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
