@@ -26,7 +26,7 @@ Mark = Literal["ok", "warning", "fault", "not checked"]
 _STYLES: dict[Mark, str] = {"ok": "green", "warning": "yellow", "fault": "red", "not checked": ""}
 # What a broken file, folder, library or database raises. ImportError: PackageNotFoundError is one.
 _EXPECTED = (VeiltuneError, OSError, ValueError, ImportError, sqlite3.Error, RecursionError)
-_PASSWORD = re.compile(r"(://[^\s/@]*:)[^\s/@]*(?=@)")
+_LOGIN = re.compile(r"://[^\s/]*@")
 _WIDE = 100_000  # of a file or a pipe: a check is one line there
 
 
@@ -127,12 +127,12 @@ def examine(checks: Iterable[Check]) -> tuple[Finding, ...]:
 
 
 def without_passwords(text: str) -> str:
-    """``text`` without the password of any URL in it.
+    """``text`` without the user and password of any URL in it; either may be a secret.
 
     >>> without_passwords("https_proxy=http://ada:lovelace@proxy:3128")
-    'https_proxy=http://ada:***@proxy:3128'
+    'https_proxy=http://***@proxy:3128'
     """
-    return _PASSWORD.sub(r"\1***", text)
+    return _LOGIN.sub("://***@", text)
 
 
 def _found(check: Check) -> Iterator[Finding]:
