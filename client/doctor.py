@@ -122,13 +122,14 @@ def _settings(patient: Patient) -> Iterator[Finding]:
     named = patient.settings.usable.get("site", patient.site)
     if named != patient.site:
         advice = f"name the site as the file does, or correct {path}"
-        yield fault(_CONFIG, f"it is site {named!r}'s, not {patient.site}'s", advice)
+        yield fault(_CONFIG, f"it is for site {named!r}, not {patient.site}", advice)
+        return
     yield from patient.settings.findings(path, "every key is known and within its range")
 
 
 def _policy(patient: Patient) -> Iterator[Finding]:
     policy = patient.home.config.policy
-    if "policy" not in patient.settings.usable:
+    if "policy" not in patient.settings.usable and patient.settings.faults:
         yield unchecked(
             "policy", f"{_CONFIG} has none that can be used", f"correct {_CONFIG} first"
         )
