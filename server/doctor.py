@@ -155,12 +155,15 @@ def _database(patient: Patient) -> Iterator[Finding]:
 
 
 def _whole(path: Path, line: Finding) -> Finding:
-    with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as db:
-        (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
-    if found != "ok":
-        words = f"{path.name} is damaged: {found}"
-        return fault(sqlite_file.NAME, words, "stop the server and put a backup back")
-    return line
+    try:
+        with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as db:
+            (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
+    except sqlite3.DatabaseError as error:
+        found = str(error)
+    if found == "ok":
+        return line
+    words = f"{path.name} is damaged: {found}"
+    return fault(sqlite_file.NAME, words, "stop the server and put a backup back")
 
 
 def _elsewhere(patient: Patient, url: str) -> Finding:

@@ -3,12 +3,17 @@
 The other lines stay as they were; what one fault makes of another's line is said where it is so.
 """
 
+import base64
+import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 import tomllib
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,8 +26,10 @@ from client.linkcheck import LINES
 from common import pki
 from common.diagnosis import Finding, examine
 from common.files import write_file
+from common.installation import PACKAGES
 from common.keys import new_operator_key
 
+SOURCE = Path(__file__).resolve().parents[3]
 Capture = pytest.CaptureFixture[str]
 Make = Callable[..., Path]
 Lines = dict[str, Finding]
@@ -245,6 +252,51 @@ def test_the_command_ends_with_1_for_a_fault_and_0_without(whole: Make, capsys: 
     assert "pki/site.key has mode 0644" in line
     assert "; next: chmod 600" in line
     assert out[-1].startswith("1 fault, ")
+
+
+@pytest.mark.slow
+def test_an_installed_site_is_well_from_its_first_line_to_its_last(
+    whole: Make, tmp_path: Path
+) -> None:
+    home, site = whole(), tmp_path / "site-packages"
+    install(site)
+    code = "import sys; from client.cli import main; raise SystemExit(main())"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--site", "A", "--home", str(home), "doctor", "--json"],
+        env={**os.environ, "PYTHONPATH": str(site)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    findings = json.loads(done.stdout)["findings"]
+    assert {f["check"] for f in findings if f["mark"] != "ok"} <= PLACE
+    assert done.returncode == 0
+    assert {"program files", "package names", "libraries", "device", "memory", "base model"} <= {
+        f["check"] for f in findings
+    }
+
+
+def install(site: Path) -> None:
+    """Our packages as a wheel's installer leaves them: files, and RECORD with their hashes."""
+    for package in PACKAGES:
+        kept = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(SOURCE / package, site / package, ignore=kept)
+    told = metadata.distribution("veiltune").read_text("METADATA")
+    rows = [
+        f"{path.relative_to(site).as_posix()},sha256={urlsafe(path)},"
+        for path in sorted(site.rglob("*"))
+        if path.is_file()
+    ]
+    info = site / "veiltune-0.1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(told or "")
+    (info / "RECORD").write_text("\n".join(rows) + "\n")
+
+
+def urlsafe(path: Path) -> str:
+    digest = hashlib.sha256(path.read_bytes()).digest()
+    return base64.urlsafe_b64encode(digest).decode().rstrip("=")
 
 
 @pytest.mark.parametrize(
