@@ -142,11 +142,11 @@ def _policy(patient: Patient) -> Iterator[Finding]:
 
 def _data(patient: Patient) -> Iterator[Finding]:
     data, place = patient.home.config.data, patient.folder / _CONFIG
-    if "data" not in patient.settings.usable and not patient.settings.faults:
-        yield warning(
-            "data", "no data set is mapped, so no job can be taken", f"map one in {place}"
-        )
-        return
+    if not data and patient.settings.faults:
+        yield unchecked("data", f"{_CONFIG} maps none that can be used", f"correct {_CONFIG} first")
+    elif not data:
+        words = "no data set is mapped, so no job can be taken"
+        yield warning("data", words, f"map one in {place}")
     for name, section in data.items():
         path = patient.home.path(section.path)
         try:

@@ -34,15 +34,20 @@ def key(home: SiteHome, renew: str) -> Iterator[Finding]:
 
 
 def root(home: SiteHome, renew: str) -> Iterator[Finding]:
-    """The root that is trusted: in its time, and its fingerprint for people to compare.
+    """What is trusted: each root in its time, and its fingerprint for people to compare.
 
     Raises:
         InvalidInput: it is missing or no certificate.
     """
-    found = pki.load_certificates(read_certificate(_path(home, ROOT)))[0]
-    (line,) = validity.in_time(ROOT, {"the root": found}, renew, soon_days=ROOT_SOON_DAYS)
-    until = f"until {found.not_valid_after_utc:%Y-%m-%d}"
-    yield line if line.mark != "ok" else ok(ROOT, f"sha256 {pki.fingerprint(found)}, {until}")
+    roots = pki.load_certificates(read_certificate(_path(home, ROOT)))
+    named = {f"the root {pki.fingerprint(one)[:8]}": one for one in roots}
+    lines = list(validity.in_time(ROOT, named, renew, soon_days=ROOT_SOON_DAYS))
+    if lines[0].mark == "ok":
+        told = [
+            f"{pki.fingerprint(one)}, until {one.not_valid_after_utc:%Y-%m-%d}" for one in roots
+        ]
+        lines = [ok(ROOT, f"sha256 {' and '.join(told)}")]
+    yield from lines
 
 
 def certificate(home: SiteHome, renew: str) -> Iterator[Finding]:
@@ -53,7 +58,7 @@ def certificate(home: SiteHome, renew: str) -> Iterator[Finding]:
     """
     pem = read_certificate(_path(home, CERTIFICATE))
     leaf, *above = pki.load_certificates(pem)
-    named = {"this site's": leaf} | {f"its issuer {n}": one for n, one in enumerate(above, start=1)}
+    named = {"this site's": leaf, **dict(zip(("the intermediate",), above, strict=False))}
     yield from validity.in_time(CERTIFICATE, named, renew, soon_days=SOON_DAYS)
     yield from _chain(home, pem, [leaf, *above], renew)
 

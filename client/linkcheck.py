@@ -85,7 +85,10 @@ def _asked(home: SiteHome, identity: Identity, timeout_s: float) -> Iterator[Fin
     config = LinkConfig(server, identity.root, identity.certificate, identity.key, home.site)
     found = ask(config, timeout_s=timeout_s)
     if found.refusal:
-        advice = "ask the operator to enrol this site's request anew, then install the bundle"
+        advice = (
+            "ask the operator why; a revoked key does not come back, so move pki/ away, run init, "
+            "and have the new request enrolled"
+        )
         yield fault(ADMISSION, f"{server} turns this site away: {found.refusal}", advice)
     else:
         yield ok(ADMISSION, f"{server} admits site {home.site}")

@@ -11,6 +11,7 @@ that passes TLS on unread is not seen.
 """
 
 import contextlib
+import datetime as dt
 import os
 import ssl
 import tempfile
@@ -35,6 +36,8 @@ from common.address import split_address
 from common.diagnosis import Finding, fault, ok, warning
 from common.errors import InvalidInput
 from common.reach import Proxy
+from common.validity import closes_soon
+from common.words import counted
 
 SERVER_SOON_DAYS = 30
 
@@ -217,9 +220,9 @@ def _name(way: Way) -> Finding:
 def _certificate(der: bytes) -> Finding:
     """A certificate that OpenSSL took: how long it still will."""
     leaf = x509.load_der_x509_certificate(der)
-    left = pki.days_left(leaf)
-    words = f"under our root, for {', '.join(pki.hosts_of(leaf))}, for {left} more days"
-    if left < SERVER_SOON_DAYS:
+    left = counted(pki.days_left(leaf), "more day")
+    words = f"under our root, for {', '.join(pki.hosts_of(leaf))}, for {left}"
+    if closes_soon(leaf, SERVER_SOON_DAYS, dt.datetime.now(dt.UTC)):
         return warning(CERTIFICATE, words, "ask the operator to renew it in time")
     return ok(CERTIFICATE, words)
 

@@ -14,6 +14,15 @@ from common.words import counted
 CLOCK = "set this machine's clock (timedatectl status) if it is wrong, or wait until then"
 
 
+def closes_soon(certificate: x509.Certificate, soon_days: int, now: dt.datetime) -> bool:
+    """Whether it ends within ``soon_days``, or within the last quarter of its life if that is less.
+
+    So a short-lived one that is renewed in time is never called late.
+    """
+    start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    return (end - now).days < min(soon_days, (end - start).days / 4)
+
+
 def in_time(
     check: str,
     certificates: Mapping[str, x509.Certificate],
@@ -28,7 +37,7 @@ def in_time(
         check: the line's name.
         certificates: by what a person calls them.
         renew: what to do about one that has expired or soon will.
-        soon_days: how close its end is close.
+        soon_days: how close its end is close, see ``closes_soon``.
         now: the moment to check at.
     """
     moment, found = now or dt.datetime.now(dt.UTC), list[Finding]()
@@ -55,11 +64,12 @@ def _out_of_time(
     start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if end < moment:
         ago = counted((moment - end).days, "day")
-        return fault(check, f"{name} expired on {end:%Y-%m-%d}, {ago} ago", renew)
+        found = f"{name} expired on {end:%Y-%m-%d}, {ago} ago by this machine's clock"
+        return fault(check, found, renew)
     if start > moment:
         found = f"{name} is not valid before {start:%Y-%m-%d %H:%M} UTC, and it is {moment:%H:%M}"
         return fault(check, f"{found} on {moment:%Y-%m-%d} by this machine's clock", CLOCK)
-    left = (end - moment).days
-    if left < soon_days:
-        return warning(check, f"{name} expires in {counted(left, 'day')}, on {end:%Y-%m-%d}", renew)
+    if closes_soon(certificate, soon_days, moment):
+        left = counted((end - moment).days, "day")
+        return warning(check, f"{name} expires in {left}, on {end:%Y-%m-%d}", renew)
     return None

@@ -31,7 +31,7 @@ from server.home import command_of
 from server.roster import Roster
 
 SITES = "sites"
-SITE_SOON = dt.timedelta(days=14)
+SITE_SOON = dt.timedelta(days=7)
 _NAMED = 5
 
 
@@ -120,7 +120,9 @@ def _sites(home: Path) -> Iterator[Finding]:
     if lapsed:
         yield warning(SITES, f"certificate expired: {_named(lapsed)}", anew)
     if soon:
-        yield warning(SITES, f"certificate expires within 14 days: {_named(soon)}", anew)
+        yield warning(
+            SITES, f"certificate expires within {SITE_SOON.days} days: {_named(soon)}", anew
+        )
     if not (lapsed or soon):
         yield ok(SITES, f"{counted(len(standing), 'site')} admitted, of {len(sites)} ever enrolled")
 

@@ -148,7 +148,7 @@ def test_an_identity_that_does_not_fit_is_named(whole: Make, look: Look, check: 
     [
         (2, 5, "fault", "expired on", "install A.bundle"),
         (90, -3, "fault", "is not valid before", "set this machine's clock"),
-        (10, 1, "warning", "expires in 8 days", "install A.bundle"),
+        (60, 49, "warning", "expires in 10 days", "install A.bundle"),
     ],
 )
 def test_a_certificate_out_of_its_time_is_told_from_a_wrong_one(
@@ -193,6 +193,15 @@ def test_every_error_of_the_settings_has_a_line_and_the_rest_is_used(whole: Make
     by = {f.check: f for f in found}
     assert by["policy"].mark == "not checked"
     assert by["admission"].mark == by["data"].mark == "ok"
+
+
+def test_data_that_is_not_mapped_is_told_from_data_that_is_mapped_wrongly(
+    whole: Make, look: Look
+) -> None:
+    found = look(whole(data={}), "data")["data"]
+    assert (found.mark, found.found) == ("warning", "no data set is mapped, so no job can be taken")
+    wrong = look(whole(data={"notes": {"path": 3}}), "data")["data"]
+    assert (wrong.mark, wrong.advice) == ("not checked", "correct site.toml first")
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff", b"= 1", b"[[[[", None])

@@ -55,6 +55,12 @@ def flip(home: Path, _: Charge) -> None:
     path.write_bytes(data.replace(b'"wards"', b'"warts"', 1))
 
 
+def other_bytes(home: Path, _: Charge) -> None:
+    with contextlib.closing(sqlite3.connect(home / "account.db")) as db:
+        assert db.execute("UPDATE content SET start = x'00'").rowcount == 1
+        db.commit()
+
+
 def roll_back(home: Path, charge: Charge) -> None:
     shutil.copy(home / "account.db", home.parent / "old.db")
     charge(home, 2)
@@ -101,6 +107,10 @@ Expected = dict[str, tuple[str, str, str]]
 TROUBLES: dict[str, tuple[Callable[[Path, Charge], object], Expected]] = {
     "an entry was changed": (flip, {
         "ledger": ("fault", "entry", LATEST), "anchor": NOT_VERIFIED,
+    }),
+    "the bytes that it names were changed": (other_bytes, {
+        "ledger": ("fault", "must be the bytes that the ledger names", LATEST),
+        "anchor": NOT_VERIFIED,
     }),
     "an older copy was put back": (roll_back, {
         "ledger": OTHERWISE, "anchor": ("fault", "account.anchor remembers, got 3", LATEST),

@@ -23,9 +23,12 @@ def certificate(start: int, days: int) -> x509.Certificate:
 @pytest.mark.parametrize(
     ("start", "days", "mark", "words", "advice"),
     [
-        (-5, 2, "fault", "it expired on 2026-03-01, 3 days ago", "renew"),
+        (-5, 2, "fault", "it expired on 2026-03-01, 3 days ago by this machine's clock", "renew"),
         (3, 90, "fault", "it is not valid before 2026-03-07 05:01 UTC", "clock"),
         (-80, 90, "warning", "it expires in 10 days, on 2026-03-14", "renew"),
+        # a short life: its last quarter is 7 days and a half
+        (-23, 30, "warning", "it expires in 7 days, on 2026-03-11", "renew"),
+        (-22, 30, "ok", "valid for 8 days, until 2026-03-12 (it)", ""),
         (-76, 90, "ok", "valid for 14 days, until 2026-03-18 (it)", ""),
         (0, 90, "ok", "valid for 90 days, until 2026-06-02 (it)", ""),
     ],

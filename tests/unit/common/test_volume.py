@@ -78,6 +78,7 @@ def test_few_inodes_are_named(
     monkeypatch.setattr(os, "statvfs", lambda path: table)
     found = volume.inodes(Path())
     assert (found.check, found.mark) == ("inodes", mark)
+    assert not total or found.found == f"{free:,} free"
 
 
 def test_what_df_says_is_what_is_shown(tmp_path: Path) -> None:

@@ -170,7 +170,7 @@ PLANTED: dict[str, tuple[str, Plant]] = {
                       "must be for localhost.localdomain, got one for 127.0.0.1", "server.toml")),
     "another operator": ("operator", (other_operator, "fault", "not the public half", "backup")),
     "a site that lapsed": ("sites", (lapsed, "warning", "certificate expired: A", "enroll it")),
-    "a site that will": ("sites", (soon, "warning", "within 14 days: A", "enroll it")),
+    "a site that will": ("sites", (soon, "warning", "within 7 days: A", "enroll it")),
     "a roster of something else": (
         "sites", (lambda h: (h / "roster.json").write_text("[]"), "fault", "must be a roster",
                   "put roster.json back")),
