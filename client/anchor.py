@@ -12,7 +12,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from common.errors import InvalidInput, LedgerBroken
+from common.errors import AnchorBroken, InvalidInput
 from common.files import exists, write_file
 from common.privacy.extract import read_head
 from common.privacy.ledger import Chain, Head
@@ -31,14 +31,14 @@ class Anchor:
         """The head, or ``None`` where none was written yet.
 
         Raises:
-            LedgerBroken: it holds something else.
+            AnchorBroken: it holds something else.
         """
         if not exists(self.path):
             return None
         try:
             return read_head(read_json(self.path, max_bytes=_MAX_BYTES))
         except InvalidInput as error:
-            raise LedgerBroken(f"{self.path} must be as it was written, got: {error}") from error
+            raise AnchorBroken(f"{self.path} must be as it was written, got: {error}") from error
 
     def write(self, head: Head) -> None:
         """Remember a head that is durable in the ledger.
@@ -53,10 +53,10 @@ def require_nothing_lost(head: Head | None) -> None:
     """Check, where there is no ledger, that there was none.
 
     Raises:
-        LedgerBroken: there was one, and a new one would forget what it charged.
+        AnchorBroken: there was one, and a new one would forget what it charged.
     """
     if head is not None:
-        raise LedgerBroken(
+        raise AnchorBroken(
             f"account.db must hold the {head.size} entries that account.anchor remembers, got "
             f"none: put the latest account.db back; without it nobody knows what was spent"
         )
@@ -66,15 +66,15 @@ def require_anchored(head: Head | None, chain: Chain) -> None:
     """Check that a ledger continues a head that was read before the ledger was.
 
     Raises:
-        LedgerBroken: it does not, or its keys did not sign the head.
+        AnchorBroken: it does not, or its keys did not sign the head.
     """
     if head is None:
         return
     if head.size > chain.size or head.root != chain.root(head.size).hex():
         got = f"{chain.size}" if head.size > chain.size else "others"
-        raise LedgerBroken(
+        raise AnchorBroken(
             f"ledger must begin with the {head.size} entries that account.anchor remembers, "
             f"got {got}: put the latest account.db back"
         )
     if head.public_key not in chain.keys or not head.is_signed():
-        raise LedgerBroken("account.anchor must be signed by the ledger's key, got another's")
+        raise AnchorBroken("account.anchor must be signed by the ledger's key, got another's")

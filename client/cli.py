@@ -55,7 +55,7 @@ class Chosen:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``fl-client``; 0 done, 2 misuse."""
+    """Run ``fl-client``; 0 done, 1 the doctor found a fault, 2 misuse."""
     return cli.run(app, argv, "fl-client")
 
 
@@ -190,6 +190,31 @@ def status(context: typer.Context, as_json: AsJson = False) -> None:
         cli.print_json(found.to_json())
     else:
         standing.show(found)
+
+
+@app.command()
+def doctor(
+    context: typer.Context,
+    job: Annotated[
+        Path | None, typer.Option(help="A job's file: measure the memory that it takes.")
+    ] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Leave the network alone.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say what is wrong with this site, and what to do about it.
+
+    Nothing is written and no record is read. Ends with 1 when there is a fault.
+    """
+    from client.doctor import Patient
+    from client.doctor import doctor as examine
+    from common.job import load_job
+
+    chosen = _chosen(context)
+    manifest = None if job is None else load_job(job)
+    patient = Patient(chosen.folder, chosen.site, chosen.command, offline, manifest)
+    report = examine(patient)
+    print(report.to_json()) if as_json else report.show()
+    raise typer.Exit(report.status)
 
 
 @app.command()

@@ -93,6 +93,17 @@ def leaf_key(certificate: bytes | x509.Certificate) -> ec.EllipticCurvePublicKey
     return key
 
 
+def hosts_of(certificate: bytes | x509.Certificate) -> tuple[str, ...]:
+    """The DNS names and addresses that a server's certificate is for; empty if none can be read."""
+    leaf = _leaf(certificate)
+    try:
+        names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except _UNREADABLE:
+        return ()
+    kinds = (x509.DNSName, x509.IPAddress)
+    return tuple(str(name.value) for name in names if isinstance(name, kinds))
+
+
 def load_certificates(pem: bytes) -> list[x509.Certificate]:
     """All certificates of a PEM file, in order.
 
@@ -216,17 +227,6 @@ def _purposes(certificate: x509.Certificate) -> list[x509.ObjectIdentifier]:
         return list(certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
     except _UNREADABLE:
         return []
-
-
-def hosts_of(certificate: bytes | x509.Certificate) -> tuple[str, ...]:
-    """The DNS names and addresses that a server's certificate is for; empty if none can be read."""
-    leaf = _leaf(certificate)
-    try:
-        names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except _UNREADABLE:
-        return ()
-    kinds = (x509.DNSName, x509.IPAddress)
-    return tuple(str(name.value) for name in names if isinstance(name, kinds))
 
 
 def _list(hosts: tuple[str, ...]) -> str:

@@ -104,10 +104,22 @@ def parse(model: type[Model], data: Mapping[str, Any], source: str) -> Model:
         return model.model_validate(dict(data))
     except ValidationError as error:
         found = error.errors()
-        faults = [_sentence(model, item) for item in found[:_MOST_FAULTS]]
+        told = [_sentence(model, item) for item in found[:_MOST_FAULTS]]
         if len(found) > _MOST_FAULTS:
-            faults.append(f"and {len(found) - _MOST_FAULTS} more")
-        raise InvalidInput(f"{source}: {'; '.join(faults)}") from error
+            told.append(f"and {len(found) - _MOST_FAULTS} more")
+        raise InvalidInput(f"{source}: {'; '.join(told)}") from error
+
+
+def faults(model: type[BaseModel], data: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What ``parse`` would say, one sentence a fault, each with the top key that it is about."""
+    try:
+        model.model_validate(dict(data))
+    except ValidationError as error:
+        return [
+            (str(item["loc"][0]) if item["loc"] else "", _sentence(model, item))
+            for item in error.errors()[:_MOST_FAULTS]
+        ]
+    return []
 
 
 _CONDITIONS = {

@@ -12,6 +12,7 @@
     ├── LinkDown                     the other side cannot be reached: wait and try again
     ├── StorageFailed                a durable write is in doubt: stop, re-read, never assume
     │   └── LedgerBroken             the account was changed from outside: train no more
+    │       └── AnchorBroken         it is not the one that the file beside it remembers
     └── JobStopped                   the operator or a signal ended a job
 
 Messages read ``<name> must be <condition>, got <value>`` and never hold a record or a key.
@@ -65,6 +66,10 @@ class StorageFailed(VeiltuneError):
 
 class LedgerBroken(StorageFailed):
     """An account that is not the one this site wrote; the message names the entry."""
+
+
+class AnchorBroken(LedgerBroken):
+    """An account that does not continue the head which the file beside it remembers."""
 
 
 class JobStopped(VeiltuneError):

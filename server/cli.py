@@ -40,7 +40,7 @@ User = Annotated[
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``fl-server``; 0 done, 1 the job failed, 2 misuse."""
+    """Run ``fl-server``; 0 done, 1 the job failed or the doctor found a fault, 2 misuse."""
     return cli.run(app, argv, "fl-server")
 
 
@@ -141,6 +141,24 @@ def revoke(
 membership_cli.add_commands(app)
 app.add_typer(roster_cli.app, name="roster")
 app.add_typer(rotate_cli.app, name="rotate")
+
+
+@app.command()
+def doctor(
+    context: typer.Context,
+    offline: Annotated[bool, typer.Option("--offline", help="Leave the network alone.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say what is wrong with this server, and what to do about it.
+
+    Nothing is written. Ends with 1 when there is a fault.
+    """
+    from server.doctor import Patient
+    from server.doctor import doctor as examine
+
+    report = examine(Patient(context.obj, offline))
+    print(report.to_json()) if as_json else report.show()
+    raise typer.Exit(report.status)
 
 
 @app.command()

@@ -11,6 +11,7 @@ gRPC (server/handshakes.py).
 import re
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
 from contextlib import closing
@@ -24,7 +25,14 @@ from common.address import split_address
 from common.errors import InvalidInput, Refusal, StorageFailed, UpdateRejected
 from common.link import federation_pb2 as wire
 from common.link import framing
-from common.link.channel import FETCH, SERVER_OPTIONS, SERVICE, SESSION, Credentials
+from common.link.channel import (
+    FETCH,
+    SERVER_OPTIONS,
+    SERVICE,
+    SESSION,
+    TIME_KEY,
+    Credentials,
+)
 from common.link.channel import server_credentials as _server_credentials
 from common.link.identity import read_certificate
 from server.handshakes import HandshakeLog
@@ -103,7 +111,7 @@ class LinkServer:
         Raises:
             InvalidInput: the address is in use, or not one of this machine.
         """
-        _require_free(self._address)
+        require_free(self._address)
         if self._handshakes is not None:
             self._handshakes.start()
         workers = futures.ThreadPoolExecutor(_CALLS, thread_name_prefix="link")
@@ -177,6 +185,7 @@ class LinkServer:
             self._leave(session)
 
     def _serve_fetch(self, data: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+        context.set_trailing_metadata(((TIME_KEY, f"{time.time():.3f}"),))
         try:
             site, _ = self._identify(context)
             job_sha256 = _requested_job(data, site)
@@ -286,8 +295,12 @@ def _requested_job(data: bytes, site: str) -> str:
     return job_sha256
 
 
-def _require_free(address: str) -> None:
-    """Bind and release ``address``, because gRPC's own refusal does not say what is wrong."""
+def require_free(address: str) -> None:
+    """Bind and release ``address``, because gRPC's own refusal does not say what is wrong.
+
+    Raises:
+        InvalidInput: it is in use, or not one of this machine.
+    """
     host, port = split_address(address)
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)

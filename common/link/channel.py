@@ -13,6 +13,8 @@ from common.link.framing import MAX_FRAME_BYTES
 
 SERVICE = "veiltune.Federation"
 SESSION, FETCH, RENEW, DOCUMENTS = "Session", "Fetch", "Renew", "Documents"
+# With the end of a fetch the server says its time, in seconds since 1970 (UTC).
+TIME_KEY = "veiltune-time"
 
 Options = tuple[tuple[str, int], ...]
 

@@ -112,7 +112,7 @@ def test_a_site_is_set_up_by_init_and_install(tmp_path: Path, capsys: Capture) -
         (["status"], "--site must be given before the command"),
         ([], "--site must be given before the command"),
         (["--site", "../x", "status"], "site must be 1 to 63 letters"),
-        (["--site", "A", "run"], "'run' (known: init, install, status, jobs, approve, refuse"),
+        (["--site", "A", "run"], "'run' (known: init, install, status, doctor, jobs, approve"),
         (["data", "check", "--site", "A"], "as in: fl-client --site SITE data check"),
         (["--site", "A", "--home", "/nowhere", "status"], "site A must be set up"),
         (["--site", "A", "--home", "/nowhere"], "site A must be set up"),

@@ -1,0 +1,111 @@
+"""``doctor``'s look at the link: the way to the server, whether it admits this site, its clock.
+
+Not covered: a session itself: none is opened.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from client.admission import ask
+from client.config import SiteHome
+from client.identity import Identity
+from client.obstacles import ADMISSION, NAME, PORT, STEPS
+from client.probe import Pair, examine
+from client.session import LinkConfig
+from common import reach
+from common.address import split_address
+from common.diagnosis import Finding, fault, ok, unchecked, warning
+from common.errors import InvalidInput
+
+CLOCK = "clock and server"
+LINES = (*STEPS, CLOCK)
+
+_SKEW_S, _MUCH_SKEW_S = 30.0, 300.0  # a certificate is valid from 5 minutes before it was issued
+_MOST_NAMED = 40
+
+
+def not_walked(why: str, advice: str) -> Iterator[Finding]:
+    """The lines of a link that is not looked at."""
+    for line in LINES:
+        yield unchecked(line, why, advice)
+
+
+def findings(home: SiteHome, identity: Identity, *, timeout_s: float = 5.0) -> Iterator[Finding]:
+    """Walk to the server, ask it, and tell each step.
+
+    Raises:
+        InvalidInput: ``server`` of ``site.toml`` is no address, or the root cannot be used.
+    """
+    pair, own = _pair(identity)
+    told = examine(home.config.server, identity.root, pair, timeout_s=timeout_s)
+    last = told[-1]
+    if last.mark == "fault" and last.check in (NAME, PORT) and _is_cut_off(home.config.server):
+        yield from not_walked("this machine has no network", "connect it to the network")
+        return
+    yield from told if last.check != ADMISSION or last.mark == "fault" else told[:-1]
+    if last.mark == "fault":
+        yield from _rest(told, f"the {last.check} comes first", f"mend the {last.check} first")
+    elif pair is None:
+        yield from _rest(
+            told, f"it would not be taken: {own}", "mend this site's certificate first"
+        )
+    else:
+        yield from _asked(home, identity, timeout_s)
+
+
+def _pair(identity: Identity) -> tuple[Pair | None, str]:
+    """What the site can show today, or why it can show nothing."""
+    try:
+        identity.check()
+    except InvalidInput as error:
+        return None, str(error)
+    return Pair(identity.certificate, identity.key), ""
+
+
+def _is_cut_off(server: str) -> bool:
+    """Whether no server at all could be reached, rather than this one."""
+    host, port = split_address(server)
+    if not reach.is_offline():
+        return False
+    try:
+        found = reach.addresses(host, port)
+    except OSError:
+        return True
+    return not any(reach.has_route(family, address) for address, family in found.items())
+
+
+def _rest(told: Sequence[Finding], why: str, advice: str) -> Iterator[Finding]:
+    named = {finding.check for finding in told}
+    for line in LINES:
+        if line not in named:
+            yield unchecked(line, why, advice)
+
+
+def _asked(home: SiteHome, identity: Identity, timeout_s: float) -> Iterator[Finding]:
+    server = home.config.server
+    config = LinkConfig(server, identity.root, identity.certificate, identity.key, home.site)
+    found = ask(config, timeout_s=timeout_s)
+    if found.refusal:
+        advice = (
+            "ask the operator why; a revoked key does not come back, so move pki/ away, run init, "
+            "and have the new request enrolled"
+        )
+        yield fault(ADMISSION, f"{server} turns this site away: {found.refusal}", advice)
+    else:
+        yield ok(ADMISSION, f"{server} admits site {home.site}")
+    yield _clock(found.ahead_s, found.within_s)
+
+
+def _clock(ahead_s: float | None, within_s: float) -> Finding:
+    if ahead_s is None:
+        return unchecked(CLOCK, "the server does not say its time", "ask for a newer server")
+    least = max(0.0, abs(ahead_s) - within_s)
+    way = "behind" if ahead_s > 0 else "ahead of"
+    words = f"this machine's clock is {abs(ahead_s):.0f} s {way} the server's"
+    advice = "set the clock (timedatectl status), and ask the operator to look at theirs"
+    if least > _MUCH_SKEW_S:
+        return fault(CLOCK, f"{words}: certificates may count as not yet valid", advice)
+    return (
+        warning(CLOCK, words, advice)
+        if least > _SKEW_S
+        else ok(CLOCK, f"the same to {max(within_s, 1):.0f} s")
+    )
