@@ -24,7 +24,9 @@ Flag = Annotated[bool, Strict()]
 Whole = Annotated[int, Strict()]
 Number = Annotated[float, Strict()]  # a whole number too
 # What a model can learn; common/tasks has a module for each.
-TaskName = Literal["seq-cls"]
+TaskName = Literal["seq-cls", "token-cls"]
+# What each is judged by on a public hold-out, as people read it.
+SCORES: dict[TaskName, str] = {"seq-cls": "accuracy", "token-cls": "entity F1"}
 RECORD = "record"  # the privacy unit that is one row
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}\z")]
 

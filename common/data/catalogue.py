@@ -10,7 +10,8 @@ banking77, Casanueva et al. (2020), https://arxiv.org/abs/2003.04807, CC BY 4.0;
 ade_corpus_v2, Gurulingappa et al. (2012), https://doi.org/10.1016/j.jbi.2012.04.008.
 
 Not covered: a source for cfpb_complaints and neiss_fireworks (their agencies serve queries, not
-files with a hash), and the exact train/test division of a local ade_corpus_v2: fetched, it is
+files with a hash) and for ncbi_disease (Dogan et al. 2014,
+https://doi.org/10.1016/j.jbi.2013.12.006, CC BY 4.0; nobody's hash of it is at hand), and the exact train/test division of a local ade_corpus_v2: fetched, it is
 divided by a hash of the document, so numbers from the two differ a little.
 """
 
@@ -105,7 +106,8 @@ def local_path(name: str, split: str) -> Path | None:
     folders = [checkout.parent / "shared" / "data"] if is_checkout else []
     if given := os.environ.get("VEILTUNE_DATA"):
         folders.insert(0, Path(given).expanduser())
-    found = (folder / name / f"{split}.jsonl.gz" for folder in folders)
+    stems = ("dev", "devel") if split == "dev" else (split,)
+    found = (folder / name / f"{stem}.jsonl.gz" for folder in folders for stem in stems)
     return next((path for path in found if path.is_file()), None)
 
 
@@ -205,5 +207,8 @@ _SETS: dict[str, DataSet] = {
     "ade_corpus_v2": DataSet(ColumnMap(unit="doc"), fetch=_fetch_ade),
     "banking77": DataSet(ColumnMap(), fetch=_fetch_banking77),
     "cfpb_complaints": DataSet(ColumnMap()),
+    "ncbi_disease": DataSet(
+        ColumnMap(words="tokens", tags="tags"), splits=("train", "dev", "test")
+    ),
     "neiss_fireworks": DataSet(ColumnMap(sex="sex", age="age")),
 }
