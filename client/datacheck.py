@@ -42,6 +42,12 @@ def inspect(home: SiteHome, name: str, job: Job | None) -> DataReport:
         JobRefused: the job's base is another than the one here.
     """
     data_set = home.data_set(name)
+    if job is not None and job.job.task not in data_set.tasks:
+        raise InvalidInput(
+            f"data.{name} must map {
+                'words and tags' if data_set.tasks == ('seq-cls',) else 'text and label'
+            } for task {job.job.task!r}, got the other two"
+        )
     records = read_records(home.path(data_set.path), data_set.columns)
     if job is None:
         return check(records, None, _words, 0, unit="words")

@@ -78,7 +78,8 @@ def _require_accountable(job: Job) -> None:
 def rulings(job: Job, home: SiteHome) -> Iterator[Ruling]:
     """Every rule that follows from the job and ``site.toml`` alone; cheap ones first."""
     rules: list[Callable[[Job, SiteHome], Ruling]] = [
-        _site, _data, _task, _columns, _base, _releases, _privacy, _required_unit, _unit, _population,
+        _site, _data, _task, _columns, _base, _releases, _privacy, _required_unit, _unit,
+        _population,
     ]  # fmt: skip
     if job.is_private:
         rules += [_epsilon, _delta, _noise]

@@ -325,7 +325,7 @@ def _add_column(connection: Connection, column: sa.Column[Any]) -> None:
     if column.name in {known["name"] for known in sa.inspect(connection).get_columns(name)}:
         return
     kind = column.type.compile(connection.dialect)
-    connection.execute(sa.DDL(f"ALTER TABLE {name} ADD COLUMN {column.name} {kind}"))
+    connection.exec_driver_sql(f"ALTER TABLE {name} ADD COLUMN {column.name} {kind}")
 
 
 def _exists(connection: Connection, job_sha256: str) -> bool:

@@ -150,7 +150,8 @@ def _said(record: Line) -> str:
 def _score(record: Line) -> float | None:
     """What the job's task is judged by."""
     entity_f1 = record.get("entity_f1")
-    return record["accuracy"] if entity_f1 is None else entity_f1
+    found: float | None = record["accuracy"] if entity_f1 is None else entity_f1
+    return found
 
 
 def _measure(record: Line) -> str:

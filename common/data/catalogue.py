@@ -10,9 +10,10 @@ banking77, Casanueva et al. (2020), https://arxiv.org/abs/2003.04807, CC BY 4.0;
 ade_corpus_v2, Gurulingappa et al. (2012), https://doi.org/10.1016/j.jbi.2012.04.008.
 
 Not covered: a source for cfpb_complaints and neiss_fireworks (their agencies serve queries, not
-files with a hash) and for ncbi_disease (Dogan et al. 2014,
-https://doi.org/10.1016/j.jbi.2013.12.006, CC BY 4.0; nobody's hash of it is at hand), and the exact train/test division of a local ade_corpus_v2: fetched, it is
-divided by a hash of the document, so numbers from the two differ a little.
+files with a hash) and for ncbi_disease (Dogan et al. 2014, CC BY 4.0,
+https://doi.org/10.1016/j.jbi.2013.12.006; no hash of its files is at hand); the exact train/test
+division of a local ade_corpus_v2: fetched, it is divided by a hash of the document, so numbers from
+the two differ a little.
 """
 
 import hashlib
@@ -20,7 +21,7 @@ import os
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common.data import wards
@@ -67,7 +68,8 @@ def load(name: str, split: str = "train", columns: ColumnMap | None = None) -> l
     Args:
         name: one of ``names()``, or a path to a file in a format of ``read_records``.
         split: train, dev or test; a file is whole and takes no notice of it.
-        columns: for a file; named sets know theirs.
+        columns: for a file; named sets know theirs. Of the wards, which have both, words and tags
+            are given where ``columns`` names them, else labels.
 
     Raises:
         InvalidInput: an unknown name or split, a bad file, or a set that is neither here nor can
@@ -76,7 +78,8 @@ def load(name: str, split: str = "train", columns: ColumnMap | None = None) -> l
     if split not in wards.SPLITS:
         raise InvalidInput(f"split must be one of {', '.join(wards.SPLITS)}, got {split!r}")
     if name == "builtin:wards":
-        return wards.generate(split)
+        by_word = columns is not None and bool(columns.words)
+        return [_as_asked(record, by_word=by_word) for record in wards.generate(split)]
     if name not in _SETS:
         path = Path(name).expanduser()
         if not path.is_file():
@@ -97,6 +100,11 @@ def load(name: str, split: str = "train", columns: ColumnMap | None = None) -> l
             "(it has no public file to fetch), got no such file"
         )
     return known.fetch(split)
+
+
+def _as_asked(record: Record, *, by_word: bool) -> Record:
+    """A note with its department, or with its words and their tags."""
+    return replace(record, label="") if by_word else replace(record, words=(), tags=())
 
 
 def local_path(name: str, split: str) -> Path | None:

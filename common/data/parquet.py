@@ -56,10 +56,13 @@ def parquet_rows(path: Path, columns: ColumnMap) -> Iterator[tuple[int, Row]]:
         for batch in file.iter_batches(BATCH_ROWS, columns=wanted, use_threads=False):
             for row in range(batch.num_rows):
                 number += 1
-                yield number, {
-                    name: _value(batch.column(name)[row], f"{path.name}:{number}", name)
-                    for name in wanted
-                }
+                yield (
+                    number,
+                    {
+                        name: _value(batch.column(name)[row], f"{path.name}:{number}", name)
+                        for name in wanted
+                    },
+                )
     except (arrow.ArrowException, OSError) as error:
         # Arrow's own words may quote values.
         raise InvalidInput(
@@ -106,9 +109,7 @@ def _require_columns(path: Path, schema: Any, wanted: Sequence[str]) -> None:  #
 
     names = list(schema.names)
     if len(names) > MAX_COLUMNS:
-        raise InvalidInput(
-            f"{path.name} must have at most {MAX_COLUMNS} columns, got {len(names)}"
-        )
+        raise InvalidInput(f"{path.name} must have at most {MAX_COLUMNS} columns, got {len(names)}")
     for column in wanted:
         if names.count(column) != 1:
             found = "twice" if column in names else f"among {len(names)} none of that name"

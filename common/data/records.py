@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 from common.errors import InvalidInput
 
-
 OUTSIDE = "O"  # the tag of a word that belongs to no entity
 
 
@@ -57,7 +56,7 @@ class Record:
 
     def marks(self) -> tuple[str, ...]:
         """Every public label that it has: one a word, or one in all."""
-        return self.tags if self.words else (self.label,)
+        return (self.label,) if self.label or not self.words else self.tags
 
     def topic(self) -> str:
         """What it is sorted by: its label, else its most frequent kind of entity, else ``O``.

@@ -40,13 +40,13 @@ def score(
     kinds = entity_types(labels)
     # Without any entity in sight seqeval has nothing to report on.
     is_empty = not any(entities(tags) for tags in (*right, *guessed))
-    report = {} if is_empty else classification_report(
-        right, guessed, output_dict=True, zero_division=0
+    report = (
+        {} if is_empty else classification_report(right, guessed, output_dict=True, zero_division=0)
     )
     classes = tuple(_class(kind, report.get(kind, {})) for kind in kinds)
     overall = report.get("micro avg", {})
-    strict = 0.0 if is_empty else f1_score(
-        right, guessed, mode="strict", scheme=IOB2, zero_division=0
+    strict = (
+        0.0 if is_empty else f1_score(right, guessed, mode="strict", scheme=IOB2, zero_division=0)
     )
     whole = EntityScore(
         precision=float(overall.get("precision", 0.0)),

@@ -27,6 +27,8 @@ from common.tasks.guess import Guess
 from common.tasks.loading import load_with_head
 from common.tasks.metrics import Metrics
 
+_Indices = Sequence[int] | NDArray[np.int64]
+
 
 def load_base(folder: Path, job: Job) -> tuple[nn.Module, frozenset[str]]:
     """The base with a head of the job's tags, and the parameters it has no weights for."""
@@ -143,7 +145,7 @@ def measure(
 
 
 def word_tags(
-    example: Example, predicted: Sequence[int], labels: Sequence[str], count: int
+    example: Example, predicted: _Indices, labels: Sequence[str], count: int
 ) -> list[str]:
     """A tag for each of ``count`` words; ``O`` for those that have no token.
 

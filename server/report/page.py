@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from common.files import write_file
-from common.job import Job
+from common.job import Job, entity_types
 from common.privacy import group
 from common.result import ClassResult, Result
 from server.report import statement
@@ -79,7 +79,7 @@ def _meta(result: Result, css: str) -> Markup:
 
 def _head(result: Result, job: Job) -> Markup:
     facts = (
-        f"Text classification into {len(job.data.labels)} labels",
+        _purpose(job),
         f"LoRA of rank {job.adapter.rank} on {statement.public_name(job.model.base)}",
         _GRIDS[result.grid],
     )
@@ -93,6 +93,12 @@ def _head(result: Result, job: Job) -> Markup:
         _banner(why) if why else None,
         _headline(result),
     )
+
+
+def _purpose(job: Job) -> str:
+    if job.job.task == "token-cls":
+        return f"Words tagged, to find {', '.join(entity_types(job.data.labels))}"
+    return f"Text classification into {len(job.data.labels)} labels"
 
 
 def _mark() -> Markup:
@@ -112,8 +118,13 @@ def _banner(why: str) -> Markup:
 
 def _headline(result: Result) -> Markup:
     sent = sum(row.bytes_up for row in result.rounds)
-    figures = [("accuracy", share(result.final.accuracy), "lead")]
-    figures.append(("macro-F1", share(result.final.macro_f1), "lead"))
+    figures = [(result.measure, share(result.final.score), "lead")]
+    found = result.final.entities
+    if found is None:
+        figures.append(("macro-F1", share(result.final.macro_f1), "lead"))
+    else:
+        figures.append(("precision", share(found.precision), "lead"))
+        figures.append(("recall", share(found.recall), "lead"))
     if result.private:
         at = f"epsilon at delta {power(result.privacy.delta)}"
         figures.append((at, f"ε {bound(result.epsilon)}", "cost"))
@@ -132,11 +143,13 @@ def _headline(result: Result) -> Markup:
 
 def _learning(result: Result, job: Job) -> Markup:
     source = statement.public_name(job.evaluation.data)
-    records = sum(row.support for row in result.final.classes) or job.evaluation.records
-    measured = f" on the public hold-out {source} ({job.evaluation.split}), {records:,} records."
+    measured = f" on the public hold-out {source} ({job.evaluation.split}), {_extent(result, job)}."
     if result.start is not None:
         measured += " Round 0 is the untrained start."
-    figures = [_figure(_accuracy_chart(result), "Accuracy and macro-F1", measured)]
+    if result.kept_round is not None:
+        measured += f" The adapter is that of round {result.kept_round}, the best."
+    subject = result.measure if _is_of_words(result) else "Accuracy and macro-F1"
+    figures = [_figure(_score_chart(result), subject[0].upper() + subject[1:], measured)]
     if result.epsilon is not None:
         spent = " spent by then, of the site that has spent most." + (
             "" if result.private else " Nominal: this run promises nothing."
@@ -150,25 +163,42 @@ def _learning(result: Result, job: Job) -> Markup:
     )
 
 
+def _is_of_words(result: Result) -> bool:
+    return result.final.entities is not None
+
+
+def _extent(result: Result, job: Job) -> str:
+    """How much the hold-out holds."""
+    support = sum(row.support for row in result.final.classes)
+    found = result.final.entities
+    if found is not None:
+        return f"{support:,} entities in {found.words:,} words, {statement.counting(found)}"
+    return f"{support or job.evaluation.records:,} records"
+
+
 def _figure(chart: Markup, subject: str, words: str) -> Markup:
     return element("figure", chart, element("figcaption", element("b", subject), words))
 
 
-def _accuracy_chart(result: Result) -> Markup:
-    accuracy = tuple((row.round, row.accuracy) for row in result.rounds)
-    macro_f1 = tuple((row.round, row.macro_f1) for row in result.rounds)
+def _score_chart(result: Result) -> Markup:
+    score: Points = tuple((row.round, row.score) for row in result.rounds)
+    macro_f1: Points = tuple((row.round, row.macro_f1) for row in result.rounds)
     if result.start is not None:
-        accuracy = ((0, result.start.accuracy), *accuracy)
+        score = ((0, result.start.score), *score)
         macro_f1 = ((0, result.start.macro_f1), *macro_f1)
-    return line_chart(
-        [_series("accuracy", "first", accuracy), _series("macro-F1", "second", macro_f1)],
-        summary=f"Accuracy by round, ending at {share(result.final.accuracy)}; "
-        f"macro-F1 at {share(result.final.macro_f1)}",
-        y_max=1.0,
-    )
+    name, last = result.measure, result.rounds[-1]
+    lines = [_series(name, "first", score)]
+    summary = f"{name[0].upper()}{name[1:]} by round, ending at {share(last.score)}"
+    if not _is_of_words(result) or len(result.final.classes) > 1:
+        lines.append(_series("macro-F1", "second", macro_f1))
+        summary += f"; macro-F1 at {share(last.macro_f1)}"
+    return line_chart(lines, summary=summary, y_max=1.0)
 
 
-def _series(name: str, style: str, points: tuple[tuple[int, float | None], ...]) -> Series:
+Points = tuple[tuple[int, float | None], ...]
+
+
+def _series(name: str, style: str, points: Points) -> Series:
     words = tuple(f"round {x}: {name} {share(y)}" for x, y in points)
     return Series(name, style, points, words)
 
@@ -189,11 +219,11 @@ def _epsilon_chart(result: Result, job: Job) -> Markup:
 
 
 def _rounds(result: Result) -> Markup:
-    heads = ("round", "accuracy", "macro-F1", "epsilon", "sent by sites", "time")
+    heads = ("round", result.measure, "macro-F1", "epsilon", "sent by sites", "time")
     rows = [
         (
-            str(row.round),
-            share(row.accuracy),
+            f"{row.round} (kept)" if row.round == result.kept_round else str(row.round),
+            share(row.score),
             share(row.macro_f1),
             NOTHING if row.epsilon is None else bound(row.epsilon),
             size(row.bytes_up),
@@ -284,13 +314,21 @@ def _classes(result: Result) -> Markup | None:
     many = len(rows) > MANY_CLASSES
     half = (len(rows) + 1) // 2 if many else len(rows)
     tables = [_class_table(part, many) for part in (rows[:half], rows[half:]) if part]
-    note = "On the public hold-out, highest F1 first. Support counts the hold-out's records."
+    of_words = _is_of_words(result)
+    what = "entities" if of_words else "records"
+    note = f"On the public hold-out, highest F1 first. Support counts the hold-out's {what}."
     return element(
         "section",
-        element("h2", f"The {len(rows)} classes"),
+        element("h2", _counted_classes(len(rows), of_words=of_words)),
         element("div", *tables, class_="classes many" if many else "classes"),
         element("p", note, class_="soft small"),
     )
+
+
+def _counted_classes(count: int, *, of_words: bool) -> str:
+    if not of_words:
+        return f"The {count} classes"
+    return "The kind of entity" if count == 1 else f"The {count} kinds of entities"
 
 
 def _class_table(rows: list[ClassResult], many: bool) -> Markup:
