@@ -43,10 +43,9 @@ def inspect(home: SiteHome, name: str, job: Job | None) -> DataReport:
     """
     data_set = home.data_set(name)
     if job is not None and job.job.task not in data_set.tasks:
+        needed = "words and tags" if job.job.task == "token-cls" else "text and label"
         raise InvalidInput(
-            f"data.{name} must map {
-                'words and tags' if data_set.tasks == ('seq-cls',) else 'text and label'
-            } for task {job.job.task!r}, got the other two"
+            f"data.{name} must map {needed} for task {job.job.task!r}, got other columns"
         )
     records = read_records(home.path(data_set.path), data_set.columns)
     if job is None:

@@ -52,23 +52,25 @@ def parquet_rows(path: Path, columns: ColumnMap) -> Iterator[tuple[int, Row]]:
     wanted = list(dict.fromkeys(columns.named().values()))
     try:
         file = _open(path, wanted)
-        number = 0
-        for batch in file.iter_batches(BATCH_ROWS, columns=wanted, use_threads=False):
-            for row in range(batch.num_rows):
-                number += 1
-                yield (
-                    number,
-                    {
-                        name: _value(batch.column(name)[row], f"{path.name}:{number}", name)
-                        for name in wanted
-                    },
-                )
+        for number, (batch, row) in enumerate(_places(file, wanted), start=1):
+            where = f"{path.name}:{number}"
+            yield number, {name: _value(batch.column(name)[row], where, name) for name in wanted}
     except (arrow.ArrowException, OSError) as error:
         # Arrow's own words may quote values.
         raise InvalidInput(
             f"{path.name} must be a whole Parquet file of a kind that is read here, "
             f"got a {type(error).__name__}"
         ) from None
+
+
+def _places(file: Any, wanted: Sequence[str]) -> Iterator[tuple[Any, int]]:  # noqa: ANN401
+    """Every row as its batch and its place there; a batch lies in one row group, as arrow needs."""
+    for part in range(file.num_row_groups):
+        for batch in file.iter_batches(
+            BATCH_ROWS, row_groups=[part], columns=wanted, use_threads=False
+        ):
+            for row in range(batch.num_rows):
+                yield batch, row
 
 
 def _open(path: Path, wanted: Sequence[str]) -> Any:  # noqa: ANN401 -- pyarrow is untyped

@@ -45,10 +45,8 @@ def test_words_have_the_tags_of_the_mentions_that_they_are_in() -> None:
             at = record.text.index(word, at)
             mine = owner[at]
             assert set(owner[at : at + len(word)]) == {mine}
-            kind = (
-                "O" if mine is None else ("I-" if mine == last else "B-") + record.spans[mine].tag
-            )
-            assert tag == kind
+            prefix = "I-" if mine == last else "B-"
+            assert tag == ("O" if mine is None else prefix + record.spans[mine].tag)
             last, at = mine, at + len(word)
         assert "".join(record.words) == "".join(record.text.split())
     assert {tag for record in TRAIN for tag in record.tags} == set(wards.TAG_SET)
