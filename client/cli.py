@@ -307,7 +307,7 @@ def predict(
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Try a kept adapter on a text: its likeliest labels, or its entities."""
+    """Try a kept adapter on a text: its labels, or its entities."""
     home = _home(context)
     from client import export
 

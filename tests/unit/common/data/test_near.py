@@ -22,7 +22,7 @@ def corpus(seed: int, texts: int = 60) -> list[Record]:
             copy = list(words)
             for _ in range(dice.randrange(5)):
                 copy[dice.randrange(len(copy))] = f"w{dice.randrange(400)}"
-            unit = f"p{dice.randrange(15)}" if dice.random() < 0.8 else ""
+            unit = f"p{dice.randrange(4)}" if dice.random() < 0.8 else ""
             records.append(Record(" ".join(copy), dice.choice("xy"), unit))
     return records
 

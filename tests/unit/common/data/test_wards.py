@@ -37,7 +37,7 @@ def test_the_default_notes_are_the_same_bytes_everywhere() -> None:
 def test_words_have_the_tags_of_the_mentions_that_they_are_in() -> None:
     for record in EVERY_STYLE:
         # Read back by another way: from the characters, a mark for each.
-        owner = [None] * len(record.text)
+        owner: list[int | None] = [None] * len(record.text)
         for number, span in enumerate(record.spans):
             owner[span.start : span.end] = [number] * (span.end - span.start)
         at, last = 0, None

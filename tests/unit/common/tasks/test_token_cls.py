@@ -80,7 +80,8 @@ def test_words_beyond_the_longest_text_count_as_none_and_are_counted(job: Job) -
     found = measure([long], examples, [np.array([0, *[1] * 46, 0])], job)
     assert found.entities is not None
     assert (found.entities.words, found.entities.words_cut) == (60, 14)
-    assert (found.entities.precision, found.entities.recall) == (1.0, pytest.approx(46 / 60))
+    assert found.entities.precision == 1.0
+    assert found.entities.recall == pytest.approx(46 / 60)
 
 
 def test_a_tag_outside_the_public_set_is_refused_without_naming_it(job: Job) -> None:
@@ -231,11 +232,8 @@ def test_a_text_is_answered_with_its_entities_and_their_least_certain_tag(job: J
     for token, tag, sure in ((1, 0, 0.9), (2, 0, 0.9), (3, 1, 0.8), (4, 2, 0.6), (5, 0, 0.9)):
         probabilities[token, tag] = sure
     (entity,) = answer(asked, made, probabilities, job)
-    assert (entity.label, entity.text, entity.probability) == (
-        "Drug",
-        "w2 w3",
-        pytest.approx(0.6),
-    )
+    assert (entity.label, entity.text) == ("Drug", "w2 w3")
+    assert entity.probability == pytest.approx(0.6)
     assert entities(["O", "O", "B-Drug", "I-Drug", "O"]) == [("Drug", 2, 3)]
 
 
