@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tomli_w
 import torch
 from peft import PeftModel
 from transformers import AutoModelForTokenClassification, AutoTokenizer
 
 from client import export
+from client.cli import main as fl_client
 from client.config import SiteConfig, SiteHome
 from client.datacheck import inspect
 from client.rehearsal import Rehearsal
@@ -73,6 +75,8 @@ def tagged(
             config = one.home.config.model_dump() | {"data": mapped}
             config["policy"] |= policy
             home = SiteHome(one.home.folder, parse(SiteConfig, config, "site.toml"))
+            manifest = home.config.model_dump(mode="json", exclude_none=True)
+            (home.folder / "site.toml").write_text(tomli_w.dumps(manifest))
             write(home.folder / "rows.jsonl", 50, 10 + number)
             one.home = homes[name] = home
         return Tagged(fed, job, homes)
@@ -136,6 +140,16 @@ def test_training_learns_and_a_site_reads_entities_from_a_text(
     assert [guess.text.split()[0] for guess in found] == [words[i] for i in begins]
     assert sum(len(guess.text.split()) for guess in found) == sum(tag != "O" for tag in tags)
     assert {guess.label for guess in found} == {"Drug"}
+    command = ["--site", "A", "--home", str(made.homes["A"].folder), "predict", "drugs", text]
+    capsys.readouterr()
+    assert fl_client(command) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["entity", "kind", "probability"]
+    shown = [f"{guess.text} Drug {guess.probability:.3f}" for guess in found]
+    assert [" ".join(line.split()) for line in lines[1:]] == shown
+    assert fl_client([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["text"] == found[0].text
+
     sure = logits.softmax(-1).max(-1).values
     first = range(begins[0], begins[0] + len(found[0].text.split()))
     assert found[0].probability == pytest.approx(float(sure[list(first)].min()), abs=1e-5)
