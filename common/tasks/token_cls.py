@@ -58,7 +58,8 @@ def encode(tokenizer: Any, records: Sequence[Record], job: Job) -> list[Example]
     require_word_places(tokenizer)
     limit = job.model.max_length
     found = tokenizer(
-        [list(record.words) for record in records],
+        # As in a text a space goes before: byte-level tokenizers know most words by it alone.
+        [[f" {word}" if word else "" for word in record.words] for record in records],
         is_split_into_words=True,
         truncation=True,
         max_length=limit,

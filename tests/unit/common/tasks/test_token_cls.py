@@ -72,6 +72,19 @@ def test_a_word_without_any_token_moves_no_other_words_tag(job: Job) -> None:
     assert word_tags(made, [0, 3, 1, 0], TAGS, 3) == ["B-Sign", "O", "B-Drug"]
 
 
+def test_a_tokenizer_of_bytes_sees_the_space_before_a_word(job: Job) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    made = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made)  # type: ignore[no-untyped-call]
+    (found,) = encode(tokenizer, [record("ab c", "B-Drug O")], job)
+    assert tokenizer.decode(found.input_ids) == "Ġ a b Ġ c"
+    assert found.label == (1, IGNORED, IGNORED, 0, IGNORED)
+
+
 def test_words_beyond_the_longest_text_count_as_none_and_are_counted(job: Job) -> None:
     long = record(" ".join(["w5"] * 60), " ".join(["B-Drug"] * 60))
     (made,) = examples = encode(load(job).tokenizer, [long], job)
