@@ -360,16 +360,21 @@ def predict(
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Try a kept adapter on a text: its likeliest labels."""
+    """Try a kept adapter on a text: its labels, or its entities."""
     home = _home(context)
     from client import export
 
     found = export.predict(home, job, sys.stdin.read() if text == "-" else text)
     if as_json:
-        cli.print_json([{"label": label, "probability": p} for label, p in found])
-        return
-    rows = [(label, f"{probability:.3f}") for label, probability in found[:_SHOWN_LABELS]]
-    screen.show(screen.table(["label", "probability"], rows, numbers="probability"))
+        cli.print_json([export.as_json(guess) for guess in found])
+    elif not found:
+        print("no entity found")
+    elif found[0].text:
+        rows = [(guess.text, guess.label, f"{guess.probability:.3f}") for guess in found]
+        screen.show(screen.table(["entity", "kind", "probability"], rows, numbers="probability"))
+    else:
+        best = [(guess.label, f"{guess.probability:.3f}") for guess in found[:_SHOWN_LABELS]]
+        screen.show(screen.table(["label", "probability"], best, numbers="probability"))
 
 
 @app.command()

@@ -106,7 +106,8 @@ class DataSetSection(Section):
     """A data set: its file, relative to the home, and which column is which.
 
     ``unit`` is the column whose equal values are one privacy unit, ``unit_name`` what jobs call
-    such a unit, if it is not the column's name.
+    such a unit, if it is not the column's name. With ``words`` and ``tags`` each row is a list of
+    words with a tag each, for jobs of token classification, and text and label are not looked for.
     """
 
     path: str
@@ -115,6 +116,16 @@ class DataSetSection(Section):
     unit: str = ""
     unit_name: Name | None = Field(default=None, validate_default=True)
     group: str = ""
+    words: str = ""
+    tags: str = Field(default="", validate_default=True)
+
+    @field_validator("tags")
+    @classmethod
+    def _belong_to_words(cls, value: str, info: ValidationInfo) -> str:
+        if bool(value) != bool(info.data.get("words")):
+            rule = "absent without a words column" if value else "named where words is"
+            raise ValueError(f"must be {rule}, got {value!r}")
+        return value
 
     @field_validator("unit_name")
     @classmethod
@@ -133,7 +144,13 @@ class DataSetSection(Section):
     @property
     def columns(self) -> ColumnMap:
         """The mapping as the readers take it."""
-        return ColumnMap(text=self.text, label=self.label, unit=self.unit, group=self.group)
+        names = ("text", "label", "unit", "group", "words", "tags")
+        return ColumnMap(**{name: getattr(self, name) for name in names})
+
+    @property
+    def tasks(self) -> tuple[TaskName, ...]:
+        """The tasks that its columns are mapped for."""
+        return ("token-cls",) if self.words else ("seq-cls",)
 
     @property
     def unit_called(self) -> str:

@@ -44,6 +44,11 @@ def inspect(home: SiteHome, name: str, job: Job | None) -> DataReport:
         JobRefused: the job's base is another than the one here.
     """
     data_set = home.data_set(name)
+    if job is not None and job.job.task not in data_set.tasks:
+        needed = "words and tags" if job.job.task == "token-cls" else "text and label"
+        raise InvalidInput(
+            f"data.{name} must map {needed} for task {job.job.task!r}, got other columns"
+        )
     records = read_records(home.path(data_set.path), data_set.columns)
     if job is None:
         return check(records, None, _words, 0, unit="words")

@@ -29,6 +29,7 @@ from common.flower import content_to_bytes
 from common.job import Job, SignedJob
 from common.privacy.ledger import Head
 from common.process import peak_memory_bytes, reset_peak_memory
+from common.tasks import task_of
 from common.tasks.batches import Example
 
 GIB = 2**30
@@ -123,7 +124,7 @@ def _example(job: Job, seed: int) -> Example:
     """An example of random tokens, as long as the job lets any be."""
     length = job.model.max_length
     ids = np.random.Generator(np.random.PCG64(seed)).integers(1, _VOCABULARY, length)
-    return Example(tuple(int(i) for i in ids), seed % len(job.data.labels), length)
+    return task_of(job).public_example(tuple(int(i) for i in ids), seed, length, job)
 
 
 def _reset(device: torch.device) -> None:

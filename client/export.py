@@ -37,13 +37,13 @@ from common.adapter import (
     write_vector,
 )
 from common.data.readers import normalise
-from common.data.records import Record
 from common.errors import InvalidInput, StorageFailed, UpdateRejected
 from common.files import make_folder, read_file, sync_folder, write_file
 from common.job import Job, parse_signed_job
 from common.model import require_base
 from common.tasks import task_of
 from common.tasks.batches import physical_batches
+from common.tasks.guess import Guess
 
 NOTE_NAME, WEIGHTS = "veiltune.json", "adapter_model.safetensors"
 _MAX_NOTE_BYTES = 4 << 20
@@ -120,8 +120,8 @@ def checked(data: bytes, size: int, final_sha256: str) -> Vector:
     return vector
 
 
-def predict(home: SiteHome, wanted: str, text: str) -> list[tuple[str, float]]:
-    """Each label's probability for ``text`` under a kept adapter, best first.
+def predict(home: SiteHome, wanted: str, text: str) -> list[Guess]:
+    """What a kept adapter says of ``text``: each label, best first, or each entity in its order.
 
     Args:
         home: the site's.
@@ -138,11 +138,18 @@ def predict(home: SiteHome, wanted: str, text: str) -> list[tuple[str, float]]:
         raise InvalidInput("text must hold something, got nothing")
     adapter = _load_kept(home, job)
     task = task_of(job)
-    examples = task.encode(adapter.tokenizer, [Record(text, job.data.labels[0])], job)
-    (batch,) = physical_batches(examples, 1, adapter.pad_id, adapter.device)
+    record = task.question(text, job)
+    (example,) = task.encode(adapter.tokenizer, [record], job)
+    (batch,) = physical_batches([example], 1, adapter.pad_id, adapter.device)
     with torch.inference_mode():
-        row = task.probabilities(adapter.model.eval(), batch)[0].tolist()
-    return sorted(zip(job.data.labels, row, strict=True), key=lambda pair: -pair[1])
+        row = task.probabilities(adapter.model.eval(), batch)[0].cpu()
+    return task.answer(record, example, row, job)
+
+
+def as_json(guess: Guess) -> dict[str, object]:
+    """A guess as ``predict --json`` prints it; an entity has its text besides."""
+    found: dict[str, object] = {"label": guess.label, "probability": guess.probability}
+    return found | ({"text": guess.text} if guess.text else {})
 
 
 def folder_of(home: SiteHome, name: str, job_sha256: str) -> Path:

@@ -79,7 +79,8 @@ def _require_accountable(job: Job) -> None:
 def rulings(job: Job, home: SiteHome) -> Iterator[Ruling]:
     """Every rule that follows from the job and ``site.toml`` alone; cheap ones first."""
     rules: list[Callable[[Job, SiteHome], Ruling]] = [
-        _site, _data, _task, _base, _releases, _privacy, _required_unit, _unit, _population,
+        _site, _data, _task, _columns, _base, _releases, _privacy, _required_unit, _unit,
+        _population,
     ]  # fmt: skip
     if trust.has_roster(home):
         rules.insert(1, _roster)
@@ -121,6 +122,13 @@ def _task(job: Job, home: SiteHome) -> Ruling:
     condition = f"one of {', '.join(allowed)} at this site" if allowed else "any task"
     is_met = not allowed or task in allowed
     return Ruling("policy.allowed_tasks", "job.task", condition, repr(task), is_met)
+
+
+def _columns(job: Job, home: SiteHome) -> Ruling:
+    data_set, task = home.config.data.get(job.data.name), job.job.task
+    condition = "a task that this site's columns of the data set are mapped for"
+    is_met = data_set is None or task in data_set.tasks
+    return Ruling("data.words", "job.task", condition, repr(task), is_met)
 
 
 def _base(job: Job, home: SiteHome) -> Ruling:

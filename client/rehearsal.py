@@ -28,6 +28,7 @@ from common.privacy.event import GaussianSteps
 from common.privacy.mechanism import Mechanism
 from common.privacy.persample import trainable
 from common.privacy.subject import PublicRecord, PublicUnits, Table
+from common.tasks import task_of
 from common.tasks.batches import LENGTH_STEP, Batch, Example, padded_length
 
 _OFFSET = 0.01  # away from the start, where B is zero and A has no gradient
@@ -156,7 +157,7 @@ class Rehearsal:
             tokens = max(1, record.length - record.seed % 3)
         ids = tuple(int(i) for i in rng.choice(self._vocabulary, tokens))
         length = record.length or padded_length(tokens, job.model.max_length)
-        return Example(ids, record.seed % len(job.data.labels), length)
+        return task_of(job).public_example(ids, record.seed, length, job)
 
     def _on(self, units: PublicUnits, mechanism: Mechanism) -> Trainer:
         write_vector(self.trainer.adapter.model.train(), self._start)

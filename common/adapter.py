@@ -32,6 +32,7 @@ from common.model import load_tokenizer, quiet_transformers
 from common.privacy.persample import trainable
 from common.privacy.stream import Stream, public_keys
 from common.tasks import task_of
+from common.tasks.batches import Example
 from common.vocabulary import require_places
 
 Vector = NDArray[np.float32]
@@ -245,7 +246,14 @@ def _load_adapter(canonical: bytes, folder: Path, device: torch.device) -> Loade
     model, tokenizer = build_adapter(job, folder), load_tokenizer(folder)
     # A batch is padded with this id, which generators' configurations often leave open.
     model.config.pad_token_id = tokenizer.pad_token_id
-    require_places(model, tokenizer, task_of(job).per_example_loss, job.model.max_length)
+    task, most = task_of(job), job.model.max_length
+
+    def longest(ids: tuple[int, ...]) -> Example:
+        return task.public_example(ids, 0, most, job)
+
+    require_places(model, tokenizer, task.per_example_loss, longest, most)
+    with _refused(f"tokenizer must fit the task {job.job.task}"):
+        task.encode(tokenizer, [task.question("a", job)], job)
     model = model.to(device)
     return LoadedAdapter(model, tokenizer, table_of(model), read_vector(model), device)
 

@@ -27,7 +27,9 @@ Flag = Annotated[bool, Strict()]
 Whole = Annotated[int, Strict()]
 Number = Annotated[float, Strict()]  # a whole number too
 # What a model can learn; common/tasks has a module for each.
-TaskName = Literal["seq-cls"]
+TaskName = Literal["seq-cls", "token-cls"]
+# What each is judged by on a public hold-out, as people read it.
+SCORES: dict[TaskName, str] = {"seq-cls": "accuracy", "token-cls": "entity F1"}
 _BYTE_ORDER_MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _MOST_FAULTS = 50  # said at once
 RECORD = "record"  # the privacy unit that is one row

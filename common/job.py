@@ -31,6 +31,7 @@ from common.config import (
     parse,
     read_toml,
 )
+from common.data.records import OUTSIDE, ColumnMap
 from common.errors import InvalidInput, JobRefused
 from common.privacy import accounting
 from common.strict_json import parse_json
@@ -99,7 +100,11 @@ class AdapterSection(Section):
 
 
 class TrainingSection(Section):
-    """Rounds, the local optimiser, the wire, and when a round closes."""
+    """Rounds, the local optimiser, the wire, and when a round closes.
+
+    With ``patience`` the job ends once that many rounds together bring nothing better on the public
+    hold-out, and its outcome is the best round's adapter.
+    """
 
     rounds: int = Field(ge=1, le=100_000)
     local_steps: int = Field(ge=1, le=100_000)
@@ -111,6 +116,7 @@ class TrainingSection(Section):
     quorum: int = Field(default=1, ge=1)
     deadline_s: float = Field(default=600.0, gt=0, le=7 * 86400)
     max_update_norm: float = Field(default=1e4, gt=0)
+    patience: int | None = Field(default=None, ge=1, le=100_000)
 
     @model_validator(mode="after")
     def _momentum_belongs_to_sgd(self) -> Self:
@@ -161,6 +167,26 @@ class PrivacySection(Section):
         return self
 
 
+def entity_types(labels: Sequence[str]) -> tuple[str, ...]:
+    """The kinds of entities that a set of IOB2 tags speaks of, sorted.
+
+    >>> entity_types(("O", "B-Drug", "I-Drug"))
+    ('Drug',)
+
+    Raises:
+        InvalidInput: the labels are no such set.
+    """
+    begun = {label[2:] for label in labels if label.startswith("B-")}
+    inside = {label[2:] for label in labels if label.startswith("I-")}
+    is_whole = len(labels) == 1 + len(begun) + len(inside)
+    if not (is_whole and OUTSIDE in labels and begun and inside <= begun and "" not in begun):
+        raise InvalidInput(
+            "data.labels must be IOB2 tags with task 'token-cls' (O, and B-KIND or B-KIND and "
+            f"I-KIND for every kind of entity), got {list(labels[:6])}"
+        )
+    return tuple(sorted(begun))
+
+
 class DataSection(Section):
     """Public facts about private data: never counted from it. ``population`` counts units."""
 
@@ -178,12 +204,18 @@ class DataSection(Section):
 
 
 class EvaluationSection(Section):
-    """A public hold-out, evaluated at the server: a catalogue name or the operator's own file."""
+    """A public hold-out, evaluated at the server: a catalogue name or the operator's own file.
+
+    The columns are those of a file; ``words`` and ``tags`` are for token classification, and by
+    default called so.
+    """
 
     data: str = Field(min_length=1, max_length=500)
     split: Literal["train", "dev", "test"] = "test"
     text: str = "text"
     label: str = "label"
+    words: str | None = Field(default=None, min_length=1)
+    tags: str | None = Field(default=None, min_length=1)
     records: int = Field(default=1000, ge=1, le=10**9)
 
 
@@ -200,7 +232,7 @@ class Job(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        faults = []
+        faults = self._task_faults()
         sites, quorum = len(self.data.population), self.training.quorum
         if quorum > sites:
             faults.append(f"training.quorum must be at most the {sites} sites, got {quorum}")
@@ -213,6 +245,17 @@ class Job(Section):
         if faults:
             raise ValueError("; ".join(faults))
         return self
+
+    def _task_faults(self) -> list[str]:
+        """What words with tags need, or must not have."""
+        if self.job.task == "token-cls":
+            try:
+                entity_types(self.data.labels)
+            except InvalidInput as error:
+                return [str(error)]
+            return []
+        named = [name for name in ("words", "tags") if getattr(self.evaluation, name) is not None]
+        return [f"evaluation.{n} must be absent with task {self.job.task!r}, got it" for n in named]
 
     @cached_property
     def canonical(self) -> bytes:
@@ -228,6 +271,14 @@ class Job(Section):
     def sites(self) -> tuple[str, ...]:
         """The sites that the job names, sorted."""
         return tuple(sorted(self.data.population))
+
+    @property
+    def hold_out_columns(self) -> ColumnMap:
+        """Which columns the hold-out has, where it is a file."""
+        named = self.evaluation
+        if self.job.task == "token-cls":
+            return ColumnMap(words=named.words or "words", tags=named.tags or "tags")
+        return ColumnMap(text=named.text, label=named.label)
 
     @property
     def is_private(self) -> bool:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from common.config import RECORD, Name, Section, Sha256, parse
+from common.config import RECORD, SCORES, Name, Section, Sha256, TaskName, parse
 from common.errors import InvalidInput
 from common.files import write_file
 from common.job import Job, Label
@@ -45,29 +45,40 @@ class SiteResult(_Record):
     steps: Count
 
 
-class StartResult(_Record):
-    """The untrained adapter on the public hold-out."""
+class Quality(_Record):
+    """How good an adapter is on the public hold-out; null where it was not measured.
 
-    accuracy: Share
-    macro_f1: Share
+    ``entity_f1`` takes accuracy's place where words get tags: most words are of no entity.
+    """
+
+    accuracy: Share | None
+    macro_f1: Share | None
+    entity_f1: Share | None = None
+
+    @property
+    def score(self) -> float | None:
+        """What the task is judged by."""
+        return self.accuracy if self.entity_f1 is None else self.entity_f1
 
 
-class RoundResult(_Record):
+class StartResult(Quality):
+    """The untrained adapter."""
+
+
+class RoundResult(Quality):
     """The state after a round, from 1 on.
 
     ``epsilon`` is that of the site that has spent most by then.
     """
 
     round: Annotated[int, Field(ge=1)]
-    accuracy: Share | None
-    macro_f1: Share | None
     epsilon: Epsilon | None
     bytes_up: Count
     seconds: Annotated[float, Field(ge=0)]
 
 
 class ClassResult(_Record):
-    """One label on the public hold-out; ``support`` counts its records there."""
+    """One label, or kind of entity, on the public hold-out; ``support`` counts them there."""
 
     label: Label
     precision: Share
@@ -76,11 +87,24 @@ class ClassResult(_Record):
     support: Count
 
 
-class FinalResult(_Record):
-    """The last global adapter on the public hold-out."""
+class EntitiesResult(_Record):
+    """All entities together, as seqeval counts them by default, and F1 in its strict mode.
 
-    accuracy: Share
-    macro_f1: Share
+    Words beyond the longest text that the model takes, ``words_cut``, count as being of no entity.
+    """
+
+    precision: Share
+    recall: Share
+    f1: Share
+    strict_f1: Share
+    words: Count
+    words_cut: Count
+
+
+class FinalResult(Quality):
+    """The adapter that was kept."""
+
+    entities: EntitiesResult | None = None
     classes: Annotated[tuple[ClassResult, ...], Field(strict=False)]
 
 
@@ -147,16 +171,20 @@ class PrivacyStatement(_Record):
 
 
 class Result(_Record):
-    """A whole ``result.json``."""
+    """A whole ``result.json``.
+
+    ``kept_round`` is the round whose adapter was kept, where that need not be the last.
+    """
 
     job_sha256: Sha256
     name: Name
-    task: Literal["seq-cls"]
+    task: TaskName
     grid: Literal["inprocess", "link", "ray", "superlink"]
     private: bool
     sites: Annotated[tuple[SiteResult, ...], Field(strict=False, min_length=1)]
     start: StartResult | None
     rounds: Annotated[tuple[RoundResult, ...], Field(strict=False, min_length=1)]
+    kept_round: Annotated[int, Field(ge=1)] | None = None
     final: FinalResult
     privacy: PrivacyStatement
     seconds: Annotated[float, Field(ge=0)]
@@ -175,7 +203,15 @@ class Result(_Record):
         numbers = [row.round for row in self.rounds]
         if numbers != sorted(set(numbers)):
             raise ValueError(f"rounds must be in ascending order, got {numbers[:20]}")
+        if self.kept_round is not None and self.kept_round not in numbers:
+            raise ValueError(f"kept_round must be one of the rounds, got {self.kept_round}")
+        _check_quality(self)
         return self
+
+    @property
+    def measure(self) -> str:
+        """What ``score`` is a figure of."""
+        return SCORES[self.task]
 
     @property
     def epsilon(self) -> float | None:
@@ -199,6 +235,17 @@ def _check_claims(result: Result) -> None:
             raise ValueError(f"{where}.epsilon must be null without privacy, got {epsilon}, {at}")
         if result.private and (epsilon is None or at is None):
             raise ValueError(f"{where}.epsilon must be given with privacy, got {epsilon}, {at}")
+
+
+def _check_quality(result: Result) -> None:
+    """Accuracy is a figure of texts, entity F1 one of words."""
+    of_words = result.task == "token-cls"
+    final = result.final
+    if (final.entities is not None, final.entity_f1 is not None) != (of_words, of_words):
+        rule = "given" if of_words else "null"
+        raise ValueError(f"final.entities and entity_f1 must be {rule} with task {result.task!r}")
+    if (final.accuracy is None) != of_words or final.macro_f1 is None:
+        raise ValueError(f"final.accuracy and macro_f1 must be those of task {result.task!r}")
 
 
 def _check_distinct(name: str, values: list[str]) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import InvalidInput
-from common.tasks.batches import Batch, Example
+from common.tasks.batches import Batch, Example, physical_batches
 
 Losses = Callable[[nn.Module, Batch], Tensor]
 
@@ -24,6 +24,7 @@ def require_places(
     model: nn.Module,
     tokenizer: Any,  # noqa: ANN401 -- transformers is untyped
     losses: Losses,
+    example: Callable[[tuple[int, ...]], Example],
     max_length: int,
 ) -> None:
     """Check that the base has a row for every id of its tokenizer and takes the longest text.
@@ -33,6 +34,7 @@ def require_places(
             where it would leave a GPU unusable for this process.
         tokenizer: the base's; what it puts around a text is looked at as well.
         losses: the task's; a text of ``max_length`` goes through it once.
+        example: makes one of token ids.
         max_length: the most tokens of a text.
 
     Raises:
@@ -47,8 +49,8 @@ def require_places(
             f"{min(ids)} to {max(ids)}"
         )
     # Not of the padding id, from which some bases count no positions.
-    longest = torch.full((1, max_length), int(pad_id == 0))
-    batch = Batch(longest, torch.ones_like(longest), torch.zeros(1, dtype=torch.long))
+    longest = example((int(pad_id == 0),) * max_length)
+    (batch,) = physical_batches([longest], 1, pad_id, torch.device("cpu"))
     try:
         with torch.no_grad():
             losses(model, batch)

@@ -7,7 +7,7 @@ after the last closed round, and sites answer an open one with the bytes they an
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,12 +18,11 @@ from flwr.serverapp import Grid, ServerApp
 
 from common import messages
 from common.adapter import LoadedAdapter, Vector, load_adapter, vector_sha256
-from common.errors import InvalidInput, JobStopped
+from common.errors import InvalidInput, JobStopped, StorageFailed
 from common.flower import become_server
 from common.job import Job, SignedJob, parse_signed_job, verify_job
 from common.model import require_base
 from common.result import Result
-from common.tasks.metrics import Metrics
 from common.trace import about, exchange_id, round_id
 from server.checkpoint import Checkpoints, Receipt, RoundRecord
 from server.evaluate import HoldOut, load_hold_out
@@ -31,6 +30,7 @@ from server.nodes import NamedGrid
 from server.outcome import write_outcome
 from server.participants import Participants
 from server.round import collect, open_book, site_of
+from server.stopping import best_round, is_over, kept_round
 from server.strategies import STRATEGIES
 from server.strategies.fedavg import global_record, read_global
 from server.witness import witness
@@ -47,11 +47,24 @@ def message_cap(job: Job) -> int:
 
 
 def final_vector(job: Job, checkpoints: Checkpoints) -> Vector | None:
-    """The adapter that a job ended with, or ``None`` before its last round."""
-    latest = checkpoints.latest(job.sha256)
-    if latest is None or latest[0] < job.training.rounds:
+    """The adapter that a job ended with, or ``None`` before its end."""
+    closed = checkpoints.rounds(job.sha256)
+    if not is_over(job, closed):
         return None
-    return np.frombuffer(latest[1], dtype="<f4")
+    return _kept(job, checkpoints, closed)
+
+
+def _kept(job: Job, checkpoints: Checkpoints, closed: Sequence[RoundRecord]) -> Vector:
+    """The adapter of the round that is kept.
+
+    Raises:
+        StorageFailed: it is not what was written, or another round's.
+    """
+    stored = checkpoints.latest if job.training.patience is None else checkpoints.best
+    found, wanted = stored(job.sha256), kept_round(job, closed)
+    if found is None or found[0] != wanted:
+        raise StorageFailed(f"adapter of round {wanted} must be kept, got another or none")
+    return np.frombuffer(found[1], dtype="<f4")
 
 
 def _load(job: Job) -> LoadedAdapter:
@@ -89,16 +102,19 @@ def run_job(
     job = signed.job
     adapter = _load(job)
     run = _Run(signed, adapter, load_hold_out(job, adapter), grid, checkpoints, observe)
-    vector, metrics = run.resume()
-    if run.last_round < job.training.rounds:
+    vector = run.resume()
+    if not is_over(job, run.closed):
         run.sites.gather()
-    for round_ in range(run.last_round + 1, job.training.rounds + 1):
+    while not is_over(job, run.closed):
+        round_ = run.closed[-1].round + 1
         with about(round_id(job.sha256, round_)):
-            vector, metrics = run.round(round_, vector)
+            vector = run.round(round_, vector)
+    kept = _kept(job, checkpoints, run.closed)
+    metrics = run.hold_out.evaluate(kept)
     result = write_outcome(
-        job, adapter, vector, metrics, checkpoints, out, grid_name=grid_name, seeded=seeded
+        job, adapter, kept, metrics, checkpoints, out, grid_name=grid_name, seeded=seeded
     )
-    run.close("finished", vector)
+    run.close("finished", kept)
     return result
 
 
@@ -130,7 +146,7 @@ class _Run:
     grid: Grid
     checkpoints: Checkpoints
     observe: Callable[[RoundRecord], None]
-    last_round: int = 0
+    closed: list[RoundRecord] = field(default_factory=list)
     receipts: dict[str, Receipt] = field(default_factory=dict)
     _packed: tuple[Vector, messages.Packed] | None = None
 
@@ -142,19 +158,18 @@ class _Run:
         """The job's constants."""
         return self.signed.job
 
-    def resume(self) -> tuple[Vector, Metrics]:
+    def resume(self) -> Vector:
         """The last closed round's adapter, or the public start as round 0."""
-        for record in self.checkpoints.rounds(self.job.sha256):
+        self.closed = self.checkpoints.rounds(self.job.sha256)
+        for record in self.closed:
             self.observe(record)
         latest = self.checkpoints.latest(self.job.sha256)
         if latest is None:
             return self._close_round(0, self.adapter.initial, [], time.monotonic(), "", 0)
-        self.last_round = latest[0]
         self._remember(self.checkpoints.receipts(self.job.sha256))
-        vector = np.frombuffer(latest[1], dtype="<f4")
-        return vector, self.hold_out.evaluate(vector)
+        return np.frombuffer(latest[1], dtype="<f4")
 
-    def round(self, round_: int, vector: Vector) -> tuple[Vector, Metrics]:
+    def round(self, round_: int, vector: Vector) -> Vector:
         """Ask, collect, aggregate, evaluate, and make it durable."""
         begun, sites = time.monotonic(), self.sites
         asked: set[str] = set()
@@ -218,7 +233,7 @@ class _Run:
         begun: float,
         input_sha256: str,
         bytes_up: int,
-    ) -> tuple[Vector, Metrics]:
+    ) -> Vector:
         metrics = self.hold_out.evaluate(vector)
         record = RoundRecord(
             round=round_,
@@ -228,14 +243,22 @@ class _Run:
             seconds=time.monotonic() - begun,
             input_sha256=input_sha256,
             output_sha256=vector_sha256(vector),
+            entity_f1=metrics.entity_f1,
         )
+        closed = [*self.closed, record]
+        is_best = self.job.training.patience is not None and best_round(closed) == round_
         self.checkpoints.save_round(
-            self.job.sha256, record, vector.astype("<f4").tobytes(), receipts
+            self.job.sha256,
+            record,
+            vector.astype("<f4").tobytes(),
+            receipts,
+            is_best=is_best,
         )
+        self.closed = closed
         self._remember(receipts)
         self.observe(record)
-        log.info("round closed", round=round_, sites=len(receipts), accuracy=metrics.accuracy)
-        return vector, metrics
+        log.info("round closed", round=round_, sites=len(receipts), score=record.score)
+        return vector
 
     def close(self, state: str, vector: Vector | None) -> None:
         """Tell the sites that take part; those that are away learn it by ``fetch``.

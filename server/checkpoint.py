@@ -48,7 +48,10 @@ class Receipt:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RoundRecord:
-    """A closed round: the adapter that went in, the one that came out, and how good it is."""
+    """A closed round: the adapter that went in, the one that came out, and how good it is.
+
+    ``entity_f1`` takes accuracy's place in jobs that look for entities.
+    """
 
     round: int
     accuracy: float | None
@@ -57,6 +60,12 @@ class RoundRecord:
     seconds: float
     input_sha256: str
     output_sha256: str
+    entity_f1: float | None = None
+
+    @property
+    def score(self) -> float | None:
+        """What the job's task is judged by."""
+        return self.accuracy if self.entity_f1 is None else self.entity_f1
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -95,6 +104,8 @@ class Checkpoints:
         self._database, self._holds_key = Database(url), holds_key
         with self._database.writing() as connection:
             tables.metadata.create_all(connection)
+            for column in tables.ADDED:
+                _add_column(connection, column)
 
     def close(self) -> None:
         """Let go of the database."""
@@ -154,7 +165,13 @@ class Checkpoints:
                 connection.execute(tables.dispatches.insert(), fresh)
 
     def save_round(
-        self, job_sha256: str, record: RoundRecord, vector: bytes, receipts: Iterable[Receipt]
+        self,
+        job_sha256: str,
+        record: RoundRecord,
+        vector: bytes,
+        receipts: Iterable[Receipt],
+        *,
+        is_best: bool = False,
     ) -> None:
         """Close a round: its record, its receipts and the new global adapter, all or nothing.
 
@@ -163,6 +180,7 @@ class Checkpoints:
             record: the round; ``seconds`` is the one field that a repetition may change.
             vector: the (P,) float32 buffer that the next round starts from.
             receipts: every reply of the round, accepted or not.
+            is_best: whether ``vector`` is kept as the job's best as well.
 
         Raises:
             StorageFailed: the write is in doubt, or the round is closed with another content.
@@ -180,14 +198,10 @@ class Checkpoints:
                 connection.execute(
                     tables.receipts.insert(), [{"job_sha256": job_sha256, **row} for row in rows]
                 )
-            connection.execute(
-                tables.adapters.delete().where(tables.adapters.c.job_sha256 == job_sha256)
-            )
-            connection.execute(
-                tables.adapters.insert().values(
-                    job_sha256=job_sha256, round=record.round, vector=vector
-                )
-            )
+            for table in (tables.adapters, *([tables.best_adapters] if is_best else [])):
+                connection.execute(table.delete().where(table.c.job_sha256 == job_sha256))
+                row = {"job_sha256": job_sha256, "round": record.round, "vector": vector}
+                connection.execute(table.insert().values(**row))
 
     def latest(self, job_sha256: str) -> tuple[int, bytes] | None:
         """The last closed round and the (P,) float32 buffer that it ended with.
@@ -195,17 +209,24 @@ class Checkpoints:
         Raises:
             StorageFailed: the buffer read back is not the one that was written.
         """
-        joined = sa.select(
-            tables.adapters.c.round, tables.adapters.c.vector, tables.rounds.c.vector_sha256
-        ).join(
+        return self._adapter(tables.adapters, job_sha256)
+
+    def best(self, job_sha256: str) -> tuple[int, bytes] | None:
+        """The best closed round and the (P,) float32 buffer that it ended with.
+
+        Raises:
+            StorageFailed: the buffer read back is not the one that was written.
+        """
+        return self._adapter(tables.best_adapters, job_sha256)
+
+    def _adapter(self, table: sa.Table, job_sha256: str) -> tuple[int, bytes] | None:
+        joined = sa.select(table.c.round, table.c.vector, tables.rounds.c.vector_sha256).join(
             tables.rounds,
-            (tables.rounds.c.job_sha256 == tables.adapters.c.job_sha256)
-            & (tables.rounds.c.round == tables.adapters.c.round),
+            (tables.rounds.c.job_sha256 == table.c.job_sha256)
+            & (tables.rounds.c.round == table.c.round),
         )
         with self._database.reading() as connection:
-            row = connection.execute(
-                joined.where(tables.adapters.c.job_sha256 == job_sha256)
-            ).first()
+            row = connection.execute(joined.where(table.c.job_sha256 == job_sha256)).first()
         if row is None:
             return None
         round_, vector, expected = row
@@ -305,6 +326,15 @@ def _head(connection: Connection, site: str) -> Head | None:
     query = sa.select(tables.heads).where(tables.heads.c.site == site)
     row = connection.execute(query).mappings().first()
     return None if row is None else Head(**{name: row[name] for name in _names(Head)})
+
+
+def _add_column(connection: Connection, column: sa.Column[Any]) -> None:
+    """Give a table of an earlier version a column that came later."""
+    name = column.table.name
+    if column.name in {known["name"] for known in sa.inspect(connection).get_columns(name)}:
+        return
+    kind = column.type.compile(connection.dialect)
+    connection.exec_driver_sql(f"ALTER TABLE {name} ADD COLUMN {column.name} {kind}")
 
 
 def _exists(connection: Connection, job_sha256: str) -> bool:

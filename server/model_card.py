@@ -9,12 +9,18 @@ import json
 import re
 from pathlib import Path
 
-from common.job import Job
+from common.config import TaskName
+from common.job import Job, entity_types
 from common.result import Result
 from server.report import statement
 from server.report.figures import bound, power, share
 from server.report.statement import PERSON_RECORDS, SitePromise
 
+_KINDS: dict[TaskName, str] = {"seq-cls": "text", "token-cls": "token"}
+_AUTO: dict[TaskName, str] = {
+    "seq-cls": "AutoModelForSequenceClassification",
+    "token-cls": "AutoModelForTokenClassification",
+}
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~$-])")
 _HTML = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
 
@@ -46,10 +52,10 @@ def _front_matter(result: Result, job: Job) -> str:
         tags.append("differential-privacy")
     fields: dict[str, object] = {
         "library_name": "peft",
-        "pipeline_tag": "text-classification",
+        "pipeline_tag": f"{_KINDS[job.job.task]}-classification",
         "license": "unknown",
         "tags": tags,
-        "metrics": ["accuracy", "f1"],
+        "metrics": ["f1", "precision", "recall"] if _of_words(job) else ["accuracy", "f1"],
     }
     if base := _hub_id(job):
         fields = {"base_model": base, **fields}
@@ -72,9 +78,27 @@ def _about(result: Result, job: Job) -> str:
     return (
         f"A LoRA adapter of rank {job.adapter.rank} (method {job.adapter.method}) for {base}, "
         f"trained by {_count(len(result.sites), 'site')} in {_count(result.last_round, 'round')} "
-        f"without their records leaving them. It sorts texts into {len(job.data.labels)} classes. "
+        f"without their records leaving them{_kept(result)}. {_purpose(job)} "
         f"The base model's content hash is `{job.model.sha256}`."
     )
+
+
+def _of_words(job: Job) -> bool:
+    return job.job.task == "token-cls"
+
+
+def _kept(result: Result) -> str:
+    """Which round's adapter it is, where that need not be the last."""
+    if result.kept_round is None:
+        return ""
+    return f"; it is that of round {result.kept_round}, the best on the public hold-out"
+
+
+def _purpose(job: Job) -> str:
+    if not _of_words(job):
+        return f"It sorts texts into {len(job.data.labels)} classes."
+    kinds = ", ".join(map(_escaped, entity_types(job.data.labels)))
+    return f"It tags the words of a text, to find entities: {kinds}."
 
 
 def _privacy(result: Result, promises: tuple[SitePromise, ...]) -> str:
@@ -110,16 +134,26 @@ def _quality(result: Result, job: Job) -> str:
     lines = [
         "## Quality",
         "",
-        f"Accuracy {share(result.final.accuracy)}, macro-F1 {share(result.final.macro_f1)}, on the "
-        f"public hold-out {source} ({job.evaluation.split}).",
+        f"{_figures(result)}, on the public hold-out {source} ({job.evaluation.split}).",
     ]
     if result.final.classes:
-        lines += ["", _row("class", "precision", "recall", "F1", "support")]
+        first = "entity" if _of_words(job) else "class"
+        lines += ["", _row(first, "precision", "recall", "F1", "support")]
         lines.append(_row("---", *["---:"] * 4))
     for row in result.final.classes:
         figures = (share(row.precision), share(row.recall), share(row.f1), str(row.support))
         lines.append(_row(_escaped(row.label), *figures))
     return "\n".join(lines)
+
+
+def _figures(result: Result) -> str:
+    final, found = result.final, result.final.entities
+    if found is None:
+        return f"Accuracy {share(final.accuracy)}, macro-F1 {share(final.macro_f1)}"
+    return (
+        f"Entity F1 {share(found.f1)} (precision {share(found.precision)}, recall "
+        f"{share(found.recall)}; {statement.counting(found)})"
+    )
 
 
 def _loading(result: Result, job: Job) -> str:
@@ -130,17 +164,26 @@ def _loading(result: Result, job: Job) -> str:
 
 ```python
 from peft import PeftModel
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import {_AUTO[job.job.task]}, AutoTokenizer
 
 base = {named}
-model = AutoModelForSequenceClassification.from_pretrained(
+model = {_AUTO[job.job.task]}.from_pretrained(
     base, num_labels={len(job.data.labels)}{revision}
 )
 model = PeftModel.from_pretrained(model, "path/to/this/folder").eval()
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 ```
 
-Class `i` of the output is the job's label `i`. Texts were cut at {job.model.max_length} tokens."""
+Class `i` of the output is the job's label `i`{_labels(job)}. Texts were cut at \
+{job.model.max_length} tokens."""
+
+
+def _labels(job: Job) -> str:
+    """The labels in their order; of words, where one counts a word's first token."""
+    if not _of_words(job):
+        return ""
+    tags = ", ".join(f"`{_escaped(label)}`" for label in job.data.labels)
+    return f" ({tags}), and a word's tag is that of its first token"
 
 
 def _limits(result: Result) -> str:

@@ -5,6 +5,7 @@ charged, never from the plan.
 """
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from common.adapter import LoadedAdapter, Vector, save_adapter, write_vector
@@ -14,6 +15,7 @@ from common.job import Job
 from common.model import file_sha256
 from common.result import (
     ClassResult,
+    EntitiesResult,
     FinalResult,
     PrivacyStatement,
     Result,
@@ -28,6 +30,7 @@ from server.charges import charged_steps
 from server.checkpoint import Checkpoints, RoundRecord
 from server.model_card import model_card
 from server.report import write_report
+from server.stopping import kept_round
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -87,6 +90,7 @@ def _result(
                 for record, steps in zip(rounds, charges, strict=True)
                 if record.round > 0
             ],
+            "kept_round": None if job.training.patience is None else kept_round(job, rounds),
             "final": _final(metrics),
             "privacy": privacy,
             "seconds": sum(record.seconds for record in rounds),
@@ -111,9 +115,11 @@ def _charges_by_round(
 
 
 def _start(record: RoundRecord) -> StartResult | None:
-    if record.round != 0 or record.accuracy is None or record.macro_f1 is None:
+    if record.round != 0 or record.score is None:
         return None
-    return StartResult(accuracy=record.accuracy, macro_f1=record.macro_f1)
+    return StartResult(
+        accuracy=record.accuracy, macro_f1=record.macro_f1, entity_f1=record.entity_f1
+    )
 
 
 def _round(record: RoundRecord, steps: int, privacy: PrivacyStatement) -> RoundResult:
@@ -121,6 +127,7 @@ def _round(record: RoundRecord, steps: int, privacy: PrivacyStatement) -> RoundR
         round=record.round,
         accuracy=record.accuracy,
         macro_f1=record.macro_f1,
+        entity_f1=record.entity_f1,
         epsilon=privacy.epsilon(steps),
         bytes_up=record.bytes_up,
         seconds=record.seconds,
@@ -131,6 +138,8 @@ def _final(metrics: Metrics) -> FinalResult:
     return FinalResult(
         accuracy=metrics.accuracy,
         macro_f1=metrics.macro_f1,
+        entity_f1=metrics.entity_f1,
+        entities=None if metrics.entities is None else EntitiesResult(**asdict(metrics.entities)),
         classes=tuple(
             ClassResult(
                 label=c.label, precision=c.precision, recall=c.recall, f1=c.f1, support=c.support

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from common.config import SCORES
 from common.words import counted
 from server.control import Line
 
@@ -41,13 +42,13 @@ def jobs_table(jobs: Sequence[Line]) -> None:
             job["sha256"][:12],
             job["state"],
             f"{job['round']}/{job['rounds']}",
-            _number(job["accuracy"]),
+            _scored(job),
             job["submitted_at"],
             job["reason"],
         )
         for job in jobs
     ]
-    _print(_table(["job", "id", "state", "round", "accuracy", "submitted", "reason"], rows))
+    _print(_table(["job", "id", "state", "round", "score", "submitted", "reason"], rows))
 
 
 def job_tables(shown: Line) -> None:
@@ -70,11 +71,14 @@ def job_tables(shown: Line) -> None:
 def outcome_tables(shown: Line) -> None:
     """Print what a finished job came to."""
     last = shown["closed"][-1]
+    wanted = shown.get("kept_round") or last["round"]
+    kept = next(record for record in shown["closed"] if record["round"] == wanted)
+    best = "" if kept is last else f" (the best: round {kept['round']})"
     _print(sites_table(shown["spent"]))
     seconds = sum(record["seconds"] for record in shown["closed"])
     _print(
         Text(
-            f"accuracy {_number(last['accuracy'])}, macro F1 {_number(last['macro_f1'])} "
+            f"{_scored(kept)}, macro F1 {_number(kept['macro_f1'])}{best} "
             f"after {counted(last['round'], 'round')} in {seconds:.1f} s\n"
             f"outcome: {shown['outcome']}"
         )
@@ -86,14 +90,15 @@ def rounds_table(closed: Sequence[Line]) -> Table:
     rows = [
         (
             record["round"] or "untrained start",
-            _number(record["accuracy"]),
+            _number(_score(record)),
             _number(record["macro_f1"]),
             f"{record['seconds']:.2f}",
             _size(record["bytes_up"]) if record["round"] else "",
         )
         for record in closed
     ]
-    return _table(["round", "accuracy", "macro F1", "seconds", "bytes up"], rows)
+    measure = _measure(closed[-1]) if closed else "accuracy"
+    return _table(["round", measure, "macro F1", "seconds", "bytes up"], rows)
 
 
 def sites_table(spent: Sequence[Line]) -> Table:
@@ -139,7 +144,22 @@ def _plain(lines: Iterator[Line], rounds: int) -> Iterator[Line]:
 
 def _said(record: Line) -> str:
     last = f"{_size(record['bytes_up'])} up" if record["round"] else "(the untrained start)"
-    return f"accuracy {_number(record['accuracy'])}  {record['seconds']:.2f} s  {last}"
+    return f"{_scored(record)}  {record['seconds']:.2f} s  {last}"
+
+
+def _score(record: Line) -> float | None:
+    """What the job's task is judged by."""
+    entity_f1 = record.get("entity_f1")
+    found: float | None = record["accuracy"] if entity_f1 is None else entity_f1
+    return found
+
+
+def _measure(record: Line) -> str:
+    return SCORES["seq-cls" if record.get("entity_f1") is None else "token-cls"]
+
+
+def _scored(record: Line) -> str:
+    return f"{record.get('measure') or _measure(record)} {_number(_score(record))}"
 
 
 def _table(names: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:

@@ -41,6 +41,7 @@ rounds = sa.Table(
     sa.Column("input_sha256", sa.String(64), nullable=False),
     sa.Column("output_sha256", sa.String(64), nullable=False),
     sa.Column("vector_sha256", sa.String(64), nullable=False),
+    sa.Column("entity_f1", sa.Double),
 )
 receipts = sa.Table(
     "receipts",
@@ -65,11 +66,20 @@ heads = sa.Table(
     sa.Column("public_key", sa.String(400), nullable=False),
     sa.Column("seen_at", sa.String(20), nullable=False),
 )
-# One global adapter a job, the latest: a hundred rounds of a large one would fill a disk.
-adapters = sa.Table(
-    "adapters",
-    metadata,
-    _of_a_job(),
-    sa.Column("round", sa.Integer, nullable=False),
-    sa.Column("vector", sa.LargeBinary, nullable=False),
-)
+
+
+def _adapters(name: str) -> sa.Table:
+    """One global adapter a job: a hundred rounds of a large one would fill a disk."""
+    return sa.Table(
+        name,
+        metadata,
+        _of_a_job(),
+        sa.Column("round", sa.Integer, nullable=False),
+        sa.Column("vector", sa.LargeBinary, nullable=False),
+    )
+
+
+adapters = _adapters("adapters")  # the latest
+best_adapters = _adapters("best_adapters")  # the best, of jobs with patience
+# Columns that tables of an earlier version do not have; nullable, since their rows have no value.
+ADDED = (rounds.c.entity_f1,)

@@ -7,10 +7,12 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from common.config import SCORES
 from common.job import Job
 from common.result import privacy_statement, site_result
 from server.charges import charged_steps
 from server.checkpoint import Checkpoints, JobRow
+from server.stopping import kept_round
 
 View = dict[str, Any]
 
@@ -28,7 +30,9 @@ def summary(row: JobRow, checkpoints: Checkpoints, outcomes: Path) -> View:
         "changed_at": row.changed_at,
         "round": rounds[-1].round if rounds else 0,
         "rounds": job.training.rounds,
+        "measure": SCORES[job.job.task],
         "accuracy": rounds[-1].accuracy if rounds else None,
+        "entity_f1": rounds[-1].entity_f1 if rounds else None,
         "sites": list(job.sites),
         "outcome": str(outcomes / row.sha256) if row.state == "finished" else None,
     }
@@ -36,12 +40,13 @@ def summary(row: JobRow, checkpoints: Checkpoints, outcomes: Path) -> View:
 
 def detail(row: JobRow, checkpoints: Checkpoints, outcomes: Path) -> View:
     """All of ``fl-server show``."""
-    signed = row.signed
+    signed, rounds = row.signed, checkpoints.rounds(row.sha256)
     return {
         **summary(row, checkpoints, outcomes),
         "signer": signed.signer,
         "constants": _constants(signed.job),
         "closed": closed_rounds(row, checkpoints),
+        "kept_round": kept_round(signed.job, rounds) if rounds else None,
         "spent": _spent(row, checkpoints),
     }
 
@@ -59,6 +64,7 @@ def _constants(job: Job) -> View:
         "rank": job.adapter.rank,
         "local_steps": job.training.local_steps,
         "quorum": job.training.quorum,
+        "patience": job.training.patience,
         "deadline_s": job.training.deadline_s,
         "codec": job.training.codec,
         "mode": job.privacy.mode,

@@ -37,8 +37,8 @@ def write_home(
         threads: for torch; 0 leaves it to torch.
     """
     make_folder(folder)
-    columns = write_records(folder / _ROWS, records)
-    mapping = {"path": _ROWS, "unit": columns.unit}
+    columns = write_records(folder / _ROWS, records, tagged=job.job.task == "token-cls")
+    mapping = {"path": _ROWS, "unit": columns.unit, "words": columns.words, "tags": columns.tags}
     if columns.unit and job.privacy.unit != RECORD:
         mapping["unit_name"] = job.privacy.unit
     policy: dict[str, object] = {

@@ -1,8 +1,9 @@
 """Dealing one data set out to simulated sites, always whole privacy units.
 
 ``natural`` keeps the groups that the data has, ``dirichlet:ALPHA`` skews the labels of sites (Hsu
-et al. 2019, https://arxiv.org/abs/1909.06335, by unit instead of by record), ``iid`` does neither.
-Each is decided by the seed alone.
+et al. 2019, https://arxiv.org/abs/1909.06335, by unit instead of by record), ``shards:K`` gives
+each site K pieces of the data sorted by label (McMahan et al. 2017,
+https://arxiv.org/abs/1602.05629), ``iid`` does none of it. Each is decided by the seed alone.
 
 Not covered: sites that share a person; whoever wants that gives two units.
 """
@@ -41,7 +42,7 @@ def partition(
 
     Args:
         records: with ``unit`` set where records belong together, and ``group`` for natural.
-        how: natural, iid, or dirichlet:ALPHA with ALPHA > 0 (small is skewed).
+        how: natural, iid, dirichlet:ALPHA with ALPHA > 0 (small is skewed), or shards:K.
         sites: their names, or how many (named A, B, ...).
         seed: of the draw; natural draws nothing.
 
@@ -78,13 +79,17 @@ def _scheme(how: str) -> Callable[[list[Unit], int, int], list[int]]:
     if how == "iid":
         return _iid
     name, _, number = how.partition(":")
+    if name == "shards" and number.isdecimal() and 1 <= len(number) <= 4 and int(number) > 0:
+        each = int(number)
+        return lambda units, sites, seed: _shards(units, sites, seed, each)
     try:
         alpha = float(number) if name == "dirichlet" else 0.0
     except ValueError:
         alpha = 0.0
     if not 0 < alpha <= 1e6:
         raise InvalidInput(
-            f"partition must be natural, iid or dirichlet:ALPHA with ALPHA above 0, got {how!r}"
+            "partition must be natural, iid, dirichlet:ALPHA with ALPHA above 0 or shards:K with K "
+            f"from 1 to 9999, got {how!r}"
         )
     return lambda units, sites, seed: _dirichlet(units, sites, seed, alpha)
 
@@ -149,7 +154,29 @@ def _dirichlet(units: list[Unit], sites: int, seed: int, alpha: float) -> list[i
     )
 
 
+def _shards(units: list[Unit], sites: int, seed: int, each: int) -> list[int]:
+    """Units sorted by label, cut into ``sites * each`` shards that are dealt out at random.
+
+    Units of one label are in random order; shards differ by one unit at most.
+    """
+    count = sites * each
+    if len(units) < count:
+        raise InvalidInput(
+            f"shards:{each} must cut the data's {len(units)} privacy units into {count} shards, "
+            "got more shards than units"
+        )
+    rng = np.random.default_rng(seed)
+    labels = [_main_label(unit) for unit in units]
+    order = sorted(rng.permutation(len(units)).tolist(), key=lambda unit: labels[unit])
+    dealt = rng.permutation(count)
+    owners = [0] * len(units)
+    for shard, members in enumerate(np.array_split(order, count)):
+        for unit in members.tolist():
+            owners[unit] = int(dealt[shard]) // each
+    return owners
+
+
 def _main_label(unit: Unit) -> str:
-    """The most frequent label, the first in the alphabet among equals."""
-    counts = Counter(record.label for record in unit)
+    """The most frequent label or kind of entity, the first in the alphabet among equals."""
+    counts = Counter(record.topic() for record in unit)
     return min(counts, key=lambda label: (-counts[label], label))

@@ -1,7 +1,8 @@
 """A scenario's run in one process, or in a process for everybody."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Context
@@ -20,7 +21,7 @@ from simulations.homes import write_home
 from simulations.scenario import Scenario
 from simulations.seeded import seeded_keys
 
-# round, accuracy
+# round, what the task is judged by
 Observe = Callable[[int, float | None], None]
 
 
@@ -38,7 +39,7 @@ def in_process(scenario: Scenario, work: Path, observe: Observe, *, seeded: bool
         checkpoints,
         work / "outcome",
         grid_name="inprocess",
-        observe=lambda record: observe(record.round, record.accuracy),
+        observe=lambda record: observe(record.round, record.score),
         seeded=seeded and scenario.job.is_private,
     )
     checkpoints.close()
@@ -59,5 +60,10 @@ def over_link(scenario: Scenario, work: Path, observe: Observe) -> Path:
     """Real processes over TLS; the outcome folder below ``work``."""
     with Federation(work, scenario.job, scenario.records) as federation:
         federation.submit()
-        federation.watch(lambda closed: observe(closed["round"], closed["accuracy"]))
+        federation.watch(lambda closed: observe(closed["round"], _score(closed)))
         return federation.outcome
+
+
+def _score(closed: Mapping[str, Any]) -> float | None:
+    found: float | None = closed["accuracy"] if closed["entity_f1"] is None else closed["entity_f1"]
+    return found

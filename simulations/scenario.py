@@ -15,6 +15,7 @@ from pydantic import Field
 from common.config import RECORD, Section, parse, parse_toml, read_toml
 from common.data import catalogue, wards
 from common.data.records import Record
+from common.data.tagging import tag_set
 from common.data.units import privacy_units
 from common.errors import InvalidInput
 from common.job import Job, with_absolute_paths
@@ -80,8 +81,9 @@ def load_scenario(path: Path, options: Options) -> Scenario:
         table["population"] = {
             name: len(privacy_units(rows, unit)) for name, rows in records.items()
         }
-    if options.data or "labels" not in table:
-        table["labels"] = _labels(section.data, records)
+    task = str(_table(raw, "job").get("task", "seq-cls"))
+    if options.data or "job.task" in options.values or "labels" not in table:
+        table["labels"] = _labels(section.data, task, records)
     return Scenario(parse(Job, raw, path.name), records, section.seed)
 
 
@@ -137,10 +139,13 @@ def _records(section: SimulationSection, names: Sequence[str]) -> tuple[list[Rec
     return records, natural
 
 
-def _labels(data: str, records: Mapping[str, list[Record]]) -> list[str]:
+def _labels(data: str, task: str, records: Mapping[str, list[Record]]) -> list[str]:
     if data == WARDS:
-        return list(wards.LABELS)
-    return sorted({record.label for rows in records.values() for record in rows})
+        return list(wards.TAG_SET if task == "token-cls" else wards.LABELS)
+    if task != "token-cls":
+        return sorted({record.label for rows in records.values() for record in rows})
+    tags = {tag for rows in records.values() for record in rows for tag in record.tags}
+    return list(tag_set(sorted({tag[2:] for tag in tags} - {""})))
 
 
 def _apply(raw: dict[str, Any], options: Options, sites: int) -> None:

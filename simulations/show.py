@@ -9,6 +9,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from common.config import SCORES
 from common.job import Job
 from common.result import Result
 
@@ -23,12 +24,12 @@ class Rounds:
             TextColumn("{task.description}"),
             BarColumn(),
             TextColumn("round {task.completed:.0f}/{task.total:.0f}"),
-            TextColumn("{task.fields[accuracy]}"),
+            TextColumn("{task.fields[score]}"),
             TimeElapsedColumn(),
             console=console,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task("training", total=job.training.rounds, accuracy="")
+        self._task = self._bar.add_task("training", total=job.training.rounds, score="")
 
     def __enter__(self) -> Self:
         """Show it."""
@@ -44,10 +45,10 @@ class Rounds:
         """Leave it as it is."""
         self._bar.stop()
 
-    def __call__(self, round_: int, accuracy: float | None) -> None:
+    def __call__(self, round_: int, score: float | None) -> None:
         """Tell of a closed round."""
-        said = "" if accuracy is None else f"accuracy {accuracy:.3f}"
-        self._bar.update(self._task, completed=round_, accuracy=said)
+        said = "" if score is None else f"{SCORES[self._job.job.task]} {score:.3f}"
+        self._bar.update(self._task, completed=round_, score=said)
         if not self._console.is_terminal:
             start = " (the untrained start)" if round_ == 0 else ""
             self._console.print(
@@ -64,14 +65,14 @@ def summary(result: Result, job: Job, out: Path, seconds: float) -> None:
 
 
 def _rounds(result: Result) -> Table:
-    table = _table("round", "accuracy", "macro-F1", "epsilon", "bytes up", "seconds")
+    table = _table("round", result.measure, "macro-F1", "epsilon", "bytes up", "seconds")
     if result.start is not None:
         start = result.start
-        table.add_row("start", _number(start.accuracy, 3), _number(start.macro_f1, 3))
+        table.add_row("start", _number(start.score, 3), _number(start.macro_f1, 3))
     for row in result.rounds:
         table.add_row(
-            str(row.round),
-            _number(row.accuracy, 3),
+            f"{row.round} (kept)" if row.round == result.kept_round else str(row.round),
+            _number(row.score, 3),
             _number(row.macro_f1, 3),
             _number(row.epsilon, 3),
             f"{row.bytes_up:,}",
@@ -94,8 +95,10 @@ def _sites(result: Result, job: Job) -> Table:
 
 
 def _words(result: Result, out: Path, seconds: float) -> Text:
+    of = f" of round {result.kept_round}" if result.kept_round else ""
     lines = [
-        f"accuracy {result.final.accuracy:.3f} on the public hold-out; {seconds:.0f} s in all",
+        f"{result.measure} {_number(result.final.score, 3)}{of} on the public hold-out; "
+        f"{seconds:.0f} s in all",
         f"report   {out / 'report.html'}",
         f"adapter  {out / 'adapter'}",
         f"result   {out / 'result.json'}",

@@ -49,7 +49,9 @@ def simulate(
     data: Annotated[
         str | None, typer.Option(help="builtin:wards, banking77, ... or a file.")
     ] = None,
-    partition: Annotated[str | None, typer.Option(help="natural, dirichlet:ALPHA or iid.")] = None,
+    partition: Annotated[
+        str | None, typer.Option(help="natural, dirichlet:ALPHA, shards:K or iid.")
+    ] = None,
     epsilon: Annotated[float | None, typer.Option(help="privacy.epsilon")] = None,
     rounds: Annotated[int | None, typer.Option(help="training.rounds")] = None,
     local_steps: Annotated[int | None, typer.Option(help="training.local_steps")] = None,

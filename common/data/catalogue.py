@@ -10,8 +10,10 @@ banking77, Casanueva et al. (2020), https://arxiv.org/abs/2003.04807, CC BY 4.0;
 ade_corpus_v2, Gurulingappa et al. (2012), https://doi.org/10.1016/j.jbi.2012.04.008.
 
 Not covered: a source for cfpb_complaints and neiss_fireworks (their agencies serve queries, not
-files with a hash), and the exact train/test division of a local ade_corpus_v2: fetched, it is
-divided by a hash of the document, so numbers from the two differ a little.
+files with a hash) and for ncbi_disease (Dogan et al. 2014, CC BY 4.0,
+https://doi.org/10.1016/j.jbi.2013.12.006; no hash of its files is at hand); the exact train/test
+division of a local ade_corpus_v2: fetched, it is divided by a hash of the document, so numbers from
+the two differ a little.
 """
 
 import hashlib
@@ -19,7 +21,7 @@ import os
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common.data import wards
@@ -66,7 +68,8 @@ def load(name: str, split: str = "train", columns: ColumnMap | None = None) -> l
     Args:
         name: one of ``names()``, or a path to a file in a format of ``read_records``.
         split: train, dev or test; a file is whole and takes no notice of it.
-        columns: for a file; named sets know theirs.
+        columns: for a file; named sets know theirs. Of the wards, which have both, words and tags
+            are given where ``columns`` names them, else labels.
 
     Raises:
         InvalidInput: an unknown name or split, a bad file, or a set that is neither here nor can
@@ -75,7 +78,8 @@ def load(name: str, split: str = "train", columns: ColumnMap | None = None) -> l
     if split not in wards.SPLITS:
         raise InvalidInput(f"split must be one of {', '.join(wards.SPLITS)}, got {split!r}")
     if name == "builtin:wards":
-        return wards.generate(split)
+        by_word = columns is not None and bool(columns.words)
+        return [_as_asked(record, by_word=by_word) for record in wards.generate(split)]
     if name not in _SETS:
         path = Path(name).expanduser()
         if not path.is_file():
@@ -98,6 +102,11 @@ def load(name: str, split: str = "train", columns: ColumnMap | None = None) -> l
     return known.fetch(split)
 
 
+def _as_asked(record: Record, *, by_word: bool) -> Record:
+    """A note with its department, or with its words and their tags."""
+    return replace(record, label="") if by_word else replace(record, words=(), tags=())
+
+
 def local_path(name: str, split: str) -> Path | None:
     """The file of a named set on this machine, if it is there."""
     checkout = Path(__file__).resolve().parents[2]
@@ -105,7 +114,8 @@ def local_path(name: str, split: str) -> Path | None:
     folders = [checkout.parent / "shared" / "data"] if is_checkout else []
     if given := os.environ.get("VEILTUNE_DATA"):
         folders.insert(0, Path(given).expanduser())
-    found = (folder / name / f"{split}.jsonl.gz" for folder in folders)
+    stems = ("dev", "devel") if split == "dev" else (split,)
+    found = (folder / name / f"{stem}.jsonl.gz" for folder in folders for stem in stems)
     return next((path for path in found if path.is_file()), None)
 
 
@@ -205,5 +215,8 @@ _SETS: dict[str, DataSet] = {
     "ade_corpus_v2": DataSet(ColumnMap(unit="doc"), fetch=_fetch_ade),
     "banking77": DataSet(ColumnMap(), fetch=_fetch_banking77),
     "cfpb_complaints": DataSet(ColumnMap()),
+    "ncbi_disease": DataSet(
+        ColumnMap(words="tokens", tags="tags"), splits=("train", "dev", "test")
+    ),
     "neiss_fireworks": DataSet(ColumnMap(sex="sex", age="age")),
 }

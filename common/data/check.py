@@ -11,11 +11,15 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
+from common.data.near import NEAR, RUN_WORDS, NearCounts, near_duplicates
 from common.data.records import Record
 from common.words import escaped
 
 # Upper ends of the bands in which label counts are shown to others in the room.
 _BANDS = ((9, "under 10"), (99, "10-99"), (999, "100-999"), (9_999, "1,000-9,999"))
+
+
+_NEAR_NOTE = f"kept; {NEAR:.0%} of runs of {RUN_WORDS} words shared"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +31,13 @@ class DataReport:
         units: privacy units; a record without one counts as its own.
         notes_median: records of a unit, median over units.
         notes_max: records of the largest unit.
-        labels: exact count of each label, of the public set first and in its order.
+        labels: exact count of each label, of the public set first and in its order; of words where
+            those have tags.
         unknown_labels: records whose label is outside the public set.
         duplicates_within: records that ``drop_duplicates`` would drop.
         duplicates_across: records whose text and label another unit has had before.
+        near: records that say almost what an earlier one says; None where there are too many to
+            count.
         empty: records whose text is empty once normalised.
         over_long: records of more tokens than the model takes.
         tokens_median: tokens of a record, median.
@@ -47,6 +54,7 @@ class DataReport:
     unknown_labels: int
     duplicates_within: int
     duplicates_across: int
+    near: NearCounts | None
     empty: int
     over_long: int
     tokens_median: float
@@ -85,9 +93,10 @@ def check(
         unit: what ``token_count`` counts, for people.
     """
     records = list(records)
-    counts = Counter(record.label for record in records)
+    counts = Counter(mark for record in records for mark in record.marks())
     public = dict.fromkeys(labels) if labels is not None else dict.fromkeys(sorted(counts))
-    units = Counter(_unit(number, record) for number, record in enumerate(records))
+    owners = [_unit(number, record) for number, record in enumerate(records)]
+    units = Counter(owners)
     within, across = _duplicates(records)
     tokens = [token_count(record.text) for record in records]
     return DataReport(
@@ -96,9 +105,10 @@ def check(
         notes_median=statistics.median(units.values()) if units else 0,
         notes_max=max(units.values(), default=0),
         labels={label: counts[label] for label in public},
-        unknown_labels=sum(count for label, count in counts.items() if label not in public),
+        unknown_labels=sum(not public.keys() >= set(record.marks()) for record in records),
         duplicates_within=within,
         duplicates_across=across,
+        near=near_duplicates(records, owners),
         empty=sum(not record.text for record in records),
         over_long=sum(count > max_length for count in tokens) if max_length else 0,
         tokens_median=statistics.median(tokens) if tokens else 0,
@@ -131,14 +141,17 @@ def table(report: DataReport) -> Table:
         f"{report.units:,}",
         f"median {report.notes_median:g}, at most {report.notes_max} records each",
     )
+    near = report.near
     for name, count, note in (
         ("duplicates within a unit", report.duplicates_within, "dropped before training"),
         ("duplicates across units", report.duplicates_across, "kept: they are other people's"),
+        ("near-duplicates within a unit", near and near.within, _NEAR_NOTE),
+        ("near-duplicates across units", near and near.across, _NEAR_NOTE),
         ("empty texts", report.empty, ""),
         ("over-long texts", report.over_long, _length_note(report)),
         ("labels outside the set", report.unknown_labels, ""),
     ):
-        shown.add_row(name, f"{count:,}", note)
+        shown.add_row(name, "not counted" if count is None else f"{count:,}", note)
     shown.add_section()
     for label, count in report.labels.items():
         shown.add_row(f"label {escaped(label)}", f"{count:,}", band(count))
@@ -159,10 +172,10 @@ def _unit(number: int, record: Record) -> tuple[str, int]:
 
 def _duplicates(records: list[Record]) -> tuple[int, int]:
     """Records seen before in their own unit, and those seen before in another only."""
-    first_units: dict[tuple[str, str], set[tuple[str, int]]] = {}
+    first_units: dict[tuple[object, ...], set[tuple[str, int]]] = {}
     within = across = 0
     for number, record in enumerate(records):
-        units = first_units.setdefault((record.text, record.label), set())
+        units = first_units.setdefault(record.content, set())
         unit = _unit(number, record)
         within += unit in units
         across += bool(units) and unit not in units

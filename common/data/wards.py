@@ -21,6 +21,7 @@ from numpy.random import PCG64, SeedSequence
 
 from common.data import ward_words as words
 from common.data.records import Record, Span
+from common.data.tagging import tag_set, tag_words
 from common.data.ward_styles import STYLES, Piece, write
 from common.data.ward_words import Problem
 from common.errors import InvalidInput
@@ -28,6 +29,7 @@ from common.errors import InvalidInput
 LABELS: tuple[str, ...] = tuple(sorted(words.PROBLEMS))
 HOSPITALS = ("A", "B", "C", "D", "E", "F", "G", "H")
 TAGS = ("CONDITION", "MEDICATION")
+TAG_SET = tag_set(TAGS)  # of a job of token classification
 SPLITS = ("train", "dev", "test")
 # About 600, 100 and 200 notes a hospital, at 3 notes a patient on average.
 PATIENTS = {"train": 200, "dev": 34, "test": 67}
@@ -182,13 +184,17 @@ def _note(dice: Dice, patient: Patient, position: int, hospital: str) -> Record:
     opening = slots.fill(dice.pick(words.OPENING))
     course = [slots.fill(template) for template in _course(dice, stay)]
     plan = slots.fill(dice.pick(words.CLOSING)) if dice.chance(0.6) else []
-    text, spans = write(opening, course, plan, STYLES[position], dice.below)
+    text, places = write(opening, course, plan, STYLES[position], dice.below)
+    spans = tuple(Span(*place) for place in places)
+    words_, tags = tag_words(text, spans)
     return Record(
         text=text,
         label=stay.department,
         unit=patient.unit,
         group=hospital,
-        spans=tuple(Span(*span) for span in spans),
+        spans=spans,
+        words=words_,
+        tags=tags,
         sex=patient.sex,
         age=next(band for upper, band in AGE_BANDS if patient.age < upper),
     )

@@ -8,15 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from common.data.records import Record
 from common.errors import InvalidInput
 from common.job import Job
-from common.tasks import seq_cls
+from common.tasks import seq_cls, token_cls
 from common.tasks.batches import Batch, Example
+from common.tasks.guess import Guess
 from common.tasks.metrics import Metrics
 
 
@@ -30,9 +29,12 @@ class Task:
             that it has no weights for.
         encode: (tokenizer, records, job) -> one example a record.
         per_example_loss: (model, batch) -> (B,) losses that depend on their own example alone.
-        predict: (model, batch) -> (B,) class indices.
-        probabilities: (model, batch) -> (B, L) of every label.
-        measure: (truth, predicted, labels) -> metrics.
+        predict: (model, batch) -> (B,) class indices, or (B, T).
+        probabilities: (model, batch) -> (B, L) of every label, or (B, T, L).
+        measure: (records, examples, predicted rows, job) -> metrics.
+        public_example: (ids, seed, padded length, job) -> an example of public tokens.
+        question: (text, job) -> a record whose label or tags are asked for.
+        answer: (record, example, its probabilities, job) -> what the model says of it.
     """
 
     peft_type: str
@@ -41,7 +43,10 @@ class Task:
     per_example_loss: Callable[[nn.Module, Batch], Tensor]
     predict: Callable[[nn.Module, Batch], Tensor]
     probabilities: Callable[[nn.Module, Batch], Tensor]
-    measure: Callable[[NDArray[np.int64], NDArray[np.int64], Sequence[str]], Metrics]
+    measure: Callable[[Sequence[Record], Sequence[Example], Sequence[Any], Job], Metrics]
+    public_example: Callable[[tuple[int, ...], int, int, Job], Example]
+    question: Callable[[str, Job], Record]
+    answer: Callable[[Record, Example, Tensor, Job], list[Guess]]
 
 
 TASKS = {
@@ -53,7 +58,22 @@ TASKS = {
         predict=seq_cls.predict,
         probabilities=seq_cls.probabilities,
         measure=seq_cls.measure,
-    )
+        public_example=seq_cls.public_example,
+        question=seq_cls.question,
+        answer=seq_cls.answer,
+    ),
+    "token-cls": Task(
+        peft_type="TOKEN_CLS",
+        load_base=token_cls.load_base,
+        encode=token_cls.encode,
+        per_example_loss=token_cls.per_example_loss,
+        predict=token_cls.predict,
+        probabilities=token_cls.probabilities,
+        measure=token_cls.measure,
+        public_example=token_cls.public_example,
+        question=token_cls.question,
+        answer=token_cls.answer,
+    ),
 }
 
 

@@ -12,15 +12,24 @@ import torch
 from torch import Tensor
 
 LENGTH_STEP = 16
+IGNORED = -100  # the label of a token that no loss is taken of; torch's own default
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One encoded record. Sensitive."""
+    """One encoded record. Sensitive.
+
+    Attributes:
+        input_ids: its tokens.
+        label: its label's index; in a token task one for each token, ``IGNORED`` where none counts.
+        padded_length: tokens with padding.
+        words: in a token task, for each token that counts the place of its word in the record.
+    """
 
     input_ids: tuple[int, ...]
-    label: int
+    label: int | tuple[int, ...]
     padded_length: int
+    words: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +38,7 @@ class Batch:
 
     input_ids: Tensor  # (B, T)
     attention_mask: Tensor  # (B, T)
-    labels: Tensor  # (B,)
+    labels: Tensor  # (B,), in a token task (B, T)
 
 
 def padded_length(tokens: int, max_length: int) -> int:
@@ -41,8 +50,17 @@ def physical_batches(
     examples: Sequence[Example], size: int, pad_id: int, device: torch.device
 ) -> Iterator[Batch]:
     """Group ``examples`` by padded length into batches of at most ``size``."""
+    for batch, _ in placed_batches(examples, size, pad_id, device):
+        yield batch
+
+
+def placed_batches(
+    examples: Sequence[Example], size: int, pad_id: int, device: torch.device
+) -> Iterator[tuple[Batch, list[int]]]:
+    """The same batches, each with the places of its examples."""
     for length, places in _groups(examples, size):
-        yield _collate([examples[i] for i in places], length, len(places), pad_id, device)
+        group = [examples[i] for i in places]
+        yield _collate(group, length, len(places), pad_id, device), places
 
 
 def fixed_batches(
@@ -73,9 +91,20 @@ def _collate(
     ids = torch.full((rows, length), pad_id, dtype=torch.long)
     mask = torch.zeros((rows, length), dtype=torch.long)
     mask[len(group) :, 0] = 1  # attention over nothing is not a number
-    labels = torch.zeros(rows, dtype=torch.long)
     for row, example in enumerate(group):
         ids[row, : len(example.input_ids)] = torch.tensor(example.input_ids)
         mask[row, : len(example.input_ids)] = 1
-        labels[row] = example.label
-    return Batch(ids.to(device), mask.to(device), labels.to(device))
+    return Batch(ids.to(device), mask.to(device), _labels(group, length, rows).to(device))
+
+
+def _labels(group: Sequence[Example], length: int, rows: int) -> Tensor:
+    """(rows,), or (rows, length) where examples have a label for each token."""
+    by_token = isinstance(group[0].label, tuple)
+    shape, blank = ((rows, length), IGNORED) if by_token else ((rows,), 0)
+    labels = torch.full(shape, blank, dtype=torch.long)
+    for row, example in enumerate(group):
+        if isinstance(example.label, tuple):
+            labels[row, : len(example.label)] = torch.tensor(example.label)
+        else:
+            labels[row] = example.label
+    return labels

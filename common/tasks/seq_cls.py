@@ -5,8 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from sklearn.metrics import precision_recall_fscore_support
 from torch import Tensor, nn
 from torch.nn import functional
@@ -14,8 +12,9 @@ from torch.nn import functional
 from common.data.records import Record
 from common.errors import InvalidInput
 from common.job import Job
-from common.model import load_config
 from common.tasks.batches import Batch, Example, padded_length
+from common.tasks.guess import Guess
+from common.tasks.loading import load_with_head
 from common.tasks.metrics import ClassScore, Metrics
 
 
@@ -23,23 +22,7 @@ def load_base(folder: Path, job: Job) -> tuple[nn.Module, frozenset[str]]:
     """The base with a head of the job's labels, and the parameters it has no weights for."""
     from transformers import AutoModelForSequenceClassification
 
-    dtype = getattr(torch, job.model.dtype)
-    config = load_config(folder, num_labels=len(job.data.labels))
-    model, info = AutoModelForSequenceClassification.from_pretrained(
-        folder,
-        config=config,
-        local_files_only=True,
-        trust_remote_code=False,
-        use_safetensors=True,
-        dtype=dtype,
-        # bf16 on a CPU spends most of a step in SDPA's backward pass.
-        attn_implementation="eager" if dtype is torch.bfloat16 else None,
-        # A head of other labels than the job's counts as one that is not there.
-        ignore_mismatched_sizes=True,
-        output_loading_info=True,
-    )
-    mismatched = {name for name, *_ in info["mismatched_keys"]}
-    return model, frozenset(mismatched | set(info["missing_keys"]))
+    return load_with_head(AutoModelForSequenceClassification, folder, job)
 
 
 def encode(tokenizer: Any, records: Sequence[Record], job: Job) -> list[Example]:  # noqa: ANN401
@@ -86,14 +69,33 @@ def _logits(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def measure(
-    truth: NDArray[np.int64], predicted: NDArray[np.int64], labels: Sequence[str]
+    records: Sequence[Record], examples: Sequence[Example], predicted: Sequence[Any], job: Job
 ) -> Metrics:
     """Accuracy, and precision, recall and F1 of every label (0 where undefined)."""
+    truth = np.array([example.label for example in examples])
+    found = np.array(predicted)
+    labels = job.data.labels
     precision, recall, f1, support = precision_recall_fscore_support(
-        truth, predicted, labels=range(len(labels)), zero_division=0.0
+        truth, found, labels=range(len(labels)), zero_division=0.0
     )
     classes = tuple(
         ClassScore(label, float(precision[i]), float(recall[i]), float(f1[i]), int(support[i]))
         for i, label in enumerate(labels)
     )
-    return Metrics(float(np.mean(truth == predicted)), float(np.mean(f1)), classes)
+    return Metrics(float(np.mean(f1)), classes, accuracy=float(np.mean(truth == found)))
+
+
+def public_example(ids: tuple[int, ...], seed: int, length: int, job: Job) -> Example:
+    """An example of public tokens; its label follows from ``seed``."""
+    return Example(ids, seed % len(job.data.labels), length)
+
+
+def question(text: str, job: Job) -> Record:
+    """A text whose label is asked for."""
+    return Record(text, job.data.labels[0])
+
+
+def answer(record: Record, example: Example, probabilities: Tensor, job: Job) -> list[Guess]:
+    """Every label with its probability, (L,), best first."""
+    pairs = zip(job.data.labels, probabilities.tolist(), strict=True)
+    return [Guess(label, p) for label, p in sorted(pairs, key=lambda pair: -pair[1])]

@@ -71,3 +71,9 @@ def _name(key: str) -> str:
 
 def _text(value: str | float) -> str:
     return value if isinstance(value, str) else f"{round(value, 2):g}"
+
+
+def table(heads: list[Markup], rows: list[Markup]) -> Markup:
+    """A table that scrolls by itself where it is too wide."""
+    head = element("thead", element("tr", *heads))
+    return element("div", element("table", head, element("tbody", *rows)), class_="scroll")

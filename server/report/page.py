@@ -10,13 +10,14 @@ from importlib.resources import files
 from pathlib import Path
 
 from common.files import write_file
-from common.job import Job
+from common.job import Job, entity_types
 from common.privacy import group
 from common.result import ClassResult, Result
 from server.report import statement
-from server.report.figures import NOTHING, bound, duration, plain, power, share, size
-from server.report.markup import Markup, breakable, element, join, style_element
-from server.report.plots import Series, bar, line_chart
+from server.report.figures import bound, duration, power, share, size
+from server.report.learning import is_of_words, learning
+from server.report.markup import Markup, breakable, element, join, style_element, table
+from server.report.plots import bar
 from server.report.statement import PERSON_RECORDS, SitePromise
 
 # Beyond this a table of classes is read two columns abreast, with fewer bars.
@@ -51,7 +52,7 @@ def page(result: Result, job: Job) -> str:
     body = element(
         "main",
         _head(result, job),
-        _learning(result, job),
+        learning(result, job),
         _promise(result, promises),
         _sites(result, promises),
         _classes(result),
@@ -79,7 +80,7 @@ def _meta(result: Result, css: str) -> Markup:
 
 def _head(result: Result, job: Job) -> Markup:
     facts = (
-        f"Text classification into {len(job.data.labels)} labels",
+        _purpose(job),
         f"LoRA of rank {job.adapter.rank} on {statement.public_name(job.model.base)}",
         _GRIDS[result.grid],
     )
@@ -93,6 +94,12 @@ def _head(result: Result, job: Job) -> Markup:
         _banner(why) if why else None,
         _headline(result),
     )
+
+
+def _purpose(job: Job) -> str:
+    if job.job.task == "token-cls":
+        return f"Words tagged, to find {', '.join(entity_types(job.data.labels))}"
+    return f"Text classification into {len(job.data.labels)} labels"
 
 
 def _mark() -> Markup:
@@ -112,8 +119,13 @@ def _banner(why: str) -> Markup:
 
 def _headline(result: Result) -> Markup:
     sent = sum(row.bytes_up for row in result.rounds)
-    figures = [("accuracy", share(result.final.accuracy), "lead")]
-    figures.append(("macro-F1", share(result.final.macro_f1), "lead"))
+    figures = [(result.measure, share(result.final.score), "lead")]
+    found = result.final.entities
+    if found is None:
+        figures.append(("macro-F1", share(result.final.macro_f1), "lead"))
+    else:
+        figures.append(("precision", share(found.precision), "lead"))
+        figures.append(("recall", share(found.recall), "lead"))
     if result.private:
         at = f"epsilon at delta {power(result.privacy.delta)}"
         figures.append((at, f"ε {bound(result.epsilon)}", "cost"))
@@ -128,87 +140,6 @@ def _headline(result: Result) -> Markup:
         for name, value, style in figures
     ]
     return element("dl", *rows, class_="figures")
-
-
-def _learning(result: Result, job: Job) -> Markup:
-    source = statement.public_name(job.evaluation.data)
-    records = sum(row.support for row in result.final.classes) or job.evaluation.records
-    measured = f" on the public hold-out {source} ({job.evaluation.split}), {records:,} records."
-    if result.start is not None:
-        measured += " Round 0 is the untrained start."
-    figures = [_figure(_accuracy_chart(result), "Accuracy and macro-F1", measured)]
-    if result.epsilon is not None:
-        spent = " spent by then, of the site that has spent most." + (
-            "" if result.private else " Nominal: this run promises nothing."
-        )
-        figures.append(_figure(_epsilon_chart(result, job), "Epsilon", spent))
-    return element(
-        "section",
-        element("h2", "What was learned, and what it cost" if result.private else "Learning"),
-        element("div", *figures, class_="plots"),
-        _rounds(result),
-    )
-
-
-def _figure(chart: Markup, subject: str, words: str) -> Markup:
-    return element("figure", chart, element("figcaption", element("b", subject), words))
-
-
-def _accuracy_chart(result: Result) -> Markup:
-    accuracy = tuple((row.round, row.accuracy) for row in result.rounds)
-    macro_f1 = tuple((row.round, row.macro_f1) for row in result.rounds)
-    if result.start is not None:
-        accuracy = ((0, result.start.accuracy), *accuracy)
-        macro_f1 = ((0, result.start.macro_f1), *macro_f1)
-    return line_chart(
-        [_series("accuracy", "first", accuracy), _series("macro-F1", "second", macro_f1)],
-        summary=f"Accuracy by round, ending at {share(result.final.accuracy)}; "
-        f"macro-F1 at {share(result.final.macro_f1)}",
-        y_max=1.0,
-    )
-
-
-def _series(name: str, style: str, points: tuple[tuple[int, float | None], ...]) -> Series:
-    words = tuple(f"round {x}: {name} {share(y)}" for x, y in points)
-    return Series(name, style, points, words)
-
-
-def _epsilon_chart(result: Result, job: Job) -> Markup:
-    # Nothing is spent before the first round.
-    points = ((0, 0.0), *((row.round, row.epsilon) for row in result.rounds))
-    words = tuple(f"round {x}: epsilon {bound(y)}" for x, y in points)
-    goal = job.privacy.epsilon
-    highest = max([y for _, y in points if y is not None] + [goal or 0.0, 1e-3])
-    return line_chart(
-        [Series("epsilon", "cost", points, words)],
-        summary=f"Epsilon by round, ending at {bound(result.epsilon)}"
-        + (f" of {plain(goal)} agreed" if goal else ""),
-        y_max=highest * 1.1,
-        target=(goal, f"agreed in the job: {plain(goal)}") if goal else None,
-    )
-
-
-def _rounds(result: Result) -> Markup:
-    heads = ("round", "accuracy", "macro-F1", "epsilon", "sent by sites", "time")
-    rows = [
-        (
-            str(row.round),
-            share(row.accuracy),
-            share(row.macro_f1),
-            NOTHING if row.epsilon is None else bound(row.epsilon),
-            size(row.bytes_up),
-            duration(row.seconds),
-        )
-        for row in result.rounds
-    ]
-    body = [element("tr", *(element("td", cell, class_="num") for cell in row)) for row in rows]
-    table = _table([element("th", head, class_="num") for head in heads], body)
-    return element("details", element("summary", "Every round as a table"), table)
-
-
-def _table(heads: list[Markup], rows: list[Markup]) -> Markup:
-    head = element("thead", element("tr", *heads))
-    return element("div", element("table", head, element("tbody", *rows)), class_="scroll")
 
 
 def _promise(result: Result, promises: tuple[SitePromise, ...]) -> Markup:
@@ -256,7 +187,7 @@ def _sites(result: Result, promises: tuple[SitePromise, ...]) -> Markup:
             "update arrived in time. Both epsilons hold at the same delta.",
             class_="soft small",
         )
-    return element("section", element("h2", "Sites"), _table(heads, rows), note)
+    return element("section", element("h2", "Sites"), table(heads, rows), note)
 
 
 def _site_row(site: SitePromise, with_epsilon: bool) -> Markup:
@@ -284,13 +215,21 @@ def _classes(result: Result) -> Markup | None:
     many = len(rows) > MANY_CLASSES
     half = (len(rows) + 1) // 2 if many else len(rows)
     tables = [_class_table(part, many) for part in (rows[:half], rows[half:]) if part]
-    note = "On the public hold-out, highest F1 first. Support counts the hold-out's records."
+    of_words = is_of_words(result)
+    what = "entities" if of_words else "records"
+    note = f"On the public hold-out, highest F1 first. Support counts the hold-out's {what}."
     return element(
         "section",
-        element("h2", f"The {len(rows)} classes"),
+        element("h2", _counted_classes(len(rows), of_words=of_words)),
         element("div", *tables, class_="classes many" if many else "classes"),
         element("p", note, class_="soft small"),
     )
+
+
+def _counted_classes(count: int, *, of_words: bool) -> str:
+    if not of_words:
+        return f"The {count} classes"
+    return "The kind of entity" if count == 1 else f"The {count} kinds of entities"
 
 
 def _class_table(rows: list[ClassResult], many: bool) -> Markup:
@@ -298,7 +237,7 @@ def _class_table(rows: list[ClassResult], many: bool) -> Markup:
     numeric = "num" if many else None
     heads += [element("th", name, class_=numeric) for name in ("Precision", "Recall")]
     heads.append(element("th", "Support", class_="num"))
-    return _table(heads, [_class_row(row, many) for row in rows])
+    return table(heads, [_class_row(row, many) for row in rows])
 
 
 def _class_row(row: ClassResult, many: bool) -> Markup:

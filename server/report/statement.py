@@ -13,8 +13,8 @@ from common.config import RECORD
 from common.errors import InvalidInput
 from common.job import Job, require_site
 from common.privacy import accounting, group
-from common.result import PrivacyStatement, Result
-from server.report.figures import bound, equation, factor, plain, power
+from common.result import EntitiesResult, PrivacyStatement, Result
+from server.report.figures import bound, equation, factor, plain, power, share
 
 # The most notes of one patient in the synthetic wards, and nothing unusual in a real one.
 PERSON_RECORDS = 12
@@ -145,6 +145,15 @@ def several_sites(result: Result) -> str | None:
     return (
         f"A person known to several sites spends at each: one {result.privacy.unit} at all "
         f"{len(result.sites)} of them costs {_is(total)} together."
+    )
+
+
+def counting(found: EntitiesResult) -> str:
+    """By which rules entities are counted, and what strict ones would make of it."""
+    cut = f"; {found.words_cut:,} of {found.words:,} words lie beyond the longest text"
+    return (
+        f"as seqeval counts by default, {share(found.strict_f1)} in its strict mode"
+        f"{cut if found.words_cut else ''}"
     )
 
 

@@ -229,4 +229,6 @@ def test_a_text_may_come_from_standard_input(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["label", "probability"]
     expected = export.predict(finished.home, "wards", "w3 w140")
-    assert [line.split() for line in lines[1:]] == [[name, f"{p:.3f}"] for name, p in expected]
+    assert [line.split() for line in lines[1:]] == [
+        [guess.label, f"{guess.probability:.3f}"] for guess in expected
+    ]

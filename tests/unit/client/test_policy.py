@@ -236,4 +236,14 @@ def test_every_rule_names_its_key_in_site_toml() -> None:
     known = {f"policy.{key}" for key in SiteConfig.model_fields["policy"].annotation.model_fields}  # type: ignore[union-attr]
     keys = [ruling.rule for ruling in rulings(make(), home())]
     assert len(set(keys)) == len(keys)
-    assert set(keys) <= known | {"site", "data", "data.unit"}
+    assert set(keys) <= known | {"site", "data", "data.unit", "data.words"}
+
+
+def test_a_job_of_words_is_refused_where_the_data_set_is_of_texts_and_the_other_way_round() -> None:
+    of_words = home(mapped={"words": "tokens", "tags": "tags"})
+    (ruling,) = [r for r in rulings(make(), of_words) if r.rule == "data.words"]
+    assert not ruling.is_met
+    assert "'seq-cls'" in ruling.words
+    assert [r.is_met for r in rulings(make(), home()) if r.rule == "data.words"] == [True]
+    with pytest.raises(JobRefused, match="columns of the data set are mapped for, got 'seq-cls'"):
+        admit(sign_job(make(), KEY), of_words, ROOM)

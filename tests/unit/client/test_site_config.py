@@ -35,6 +35,13 @@ def test_paths_are_taken_from_the_home_and_columns_from_the_file(tmp_path: Path)
     assert home.account_path == tmp_path / "account.db"
 
 
+def test_words_and_their_tags_take_the_place_of_text_and_label(tmp_path: Path) -> None:
+    text = WHOLE.replace('label = "ward"', 'words = "tokens"\ntags = "ner"')
+    mapped = load_home(write(tmp_path, text), "A").data_set("notes")
+    assert mapped.columns.named() == {"words": "tokens", "tags": "ner", "unit": "patient"}
+    assert mapped.tasks == ("token-cls",)
+
+
 def test_what_is_not_said_is_the_cautious_default(tmp_path: Path) -> None:
     policy = load_home(write(tmp_path, 'site = "A"'), "A").config.policy
     assert policy.allowed_signers == ()
@@ -64,6 +71,14 @@ def test_a_site_whose_name_is_a_path_has_no_home(tmp_path: Path, name: str) -> N
         ('site = "A"\n[policy]\nallowed_signers = ["AB"]', "policy.allowed_signers.0 must be"),
         ('site = "A"\n[data."../x"]\npath = "y"', "data"),
         ('site = "A"\n[data.notes]\ntext = "y"', "data.notes.path must be given"),
+        (
+            'site = "A"\n[data.notes]\npath = "x.csv"\nwords = "w"',
+            "data.notes.tags must be named where words is, got ''",
+        ),
+        (
+            'site = "A"\n[data.notes]\npath = "x.csv"\ntags = "t"',
+            "data.notes.tags must be absent without a words column, got 't'",
+        ),
         ('site = "A"\nserver = "https://x"', "server must be"),
         ('site = "A"\n[runtime]\ndevice = "tpu"', "runtime.device must be"),
         ('site = "A"\n[runtime]\nengine = "fast"', "runtime.engine must be"),

@@ -22,21 +22,25 @@ def example() -> dict[str, Any]:
         "grid": "link",
         "private": True,
         "sites": [{"name": "A", "epsilon": 2.5, "delta": 1e-5, "steps": 16}],
-        "start": {"accuracy": 0.125, "macro_f1": 0.0625},
+        "start": {"accuracy": 0.125, "macro_f1": 0.0625, "entity_f1": None},
         "rounds": [
             {
                 "round": number,
                 "accuracy": 0.25 + 0.125 * number,
                 "macro_f1": 0.5,
+                "entity_f1": None,
                 "epsilon": 1.25 * number,
                 "bytes_up": 4096 * number,
                 "seconds": 0.5,
             }
             for number in (1, 2)
         ],
+        "kept_round": None,
         "final": {
             "accuracy": 0.5,
             "macro_f1": 0.375,
+            "entity_f1": None,
+            "entities": None,
             "classes": [
                 {"label": "ward, A", "precision": 0.5, "recall": 1, "f1": 0.625, "support": 7}
             ],
@@ -71,6 +75,26 @@ def without_privacy() -> dict[str, Any]:
     return data
 
 
+def of_words() -> dict[str, Any]:
+    data = example() | {"task": "token-cls", "kept_round": 1}
+    data["start"] |= {"accuracy": None, "entity_f1": 0.0625}
+    for row in data["rounds"]:
+        row |= {"accuracy": None, "entity_f1": 0.125}
+    data["final"] |= {
+        "accuracy": None,
+        "entity_f1": 0.125,
+        "entities": {
+            "precision": 0.25,
+            "recall": 0.0625,
+            "f1": 0.125,
+            "strict_f1": 0.0625,
+            "words": 70,
+            "words_cut": 3,
+        },
+    }
+    return data
+
+
 def put(folder: Path, data: object) -> Path:
     path = folder / "result.json"
     path.write_text(json.dumps(data))
@@ -83,7 +107,9 @@ def test_what_is_written_is_what_a_reader_gets(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "again.json").read_text()) == example()
 
 
-@pytest.mark.parametrize("data", [example(), without_privacy()], ids=["private", "none"])
+@pytest.mark.parametrize(
+    "data", [example(), without_privacy(), of_words()], ids=["private", "none", "words"]
+)
 def test_a_result_fits_the_published_schema_by_an_independent_validator(
     data: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -91,6 +117,29 @@ def test_a_result_fits_the_published_schema_by_an_independent_validator(
     jsonschema.Draft202012Validator.check_schema(schema)
     write_result(read_result(put(tmp_path, data)), tmp_path / "out.json")
     jsonschema.validate(json.loads((tmp_path / "out.json").read_text()), schema)
+
+
+def test_a_result_of_before_entities_and_patience_is_still_read(tmp_path: Path) -> None:
+    old = example()
+    del old["kept_round"], old["final"]["entities"], old["final"]["entity_f1"]
+    del old["start"]["entity_f1"], old["rounds"][0]["entity_f1"], old["rounds"][1]["entity_f1"]
+    assert read_result(put(tmp_path, old)) == read_result(put(tmp_path, example()))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"task": "seq-cls"}, "entities and entity_f1 must be null with task 'seq-cls'"),
+        ({"kept_round": 3}, "kept_round must be one of the rounds, got 3"),
+    ],
+)
+def test_a_result_says_what_its_task_is_judged_by(
+    change: dict[str, Any], named: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidInput, match=named):
+        read_result(put(tmp_path, of_words() | change))
+    with pytest.raises(InvalidInput, match="must be given with task 'token-cls'"):
+        read_result(put(tmp_path, example() | {"task": "token-cls"}))
 
 
 def test_the_schema_refuses_a_key_that_it_does_not_know() -> None:

@@ -30,12 +30,18 @@ MakeOutcome = Callable[..., Outcome]
 OPERATOR = Ed25519PrivateKey.from_private_bytes(b"\x07" * 32)
 
 
-def job_of(labels: list[str], sites: dict[str, int], rounds: int, mode: str) -> Job:
+def job_of(
+    labels: list[str], sites: dict[str, int], rounds: int, mode: str, task: str = "seq-cls"
+) -> Job:
     privacy: dict[str, Any] = {"mode": mode, "sampling_rate": 0.04}
     if mode == "site":
         privacy |= {"epsilon": 3.0, "delta": 1e-5, "clip_norm": 0.75}
     sections = {
-        "job": {"name": "discharge-notes", "description": "Which department wrote this note?"},
+        "job": {
+            "name": "discharge-notes",
+            "description": "Which department wrote this note?",
+            "task": task,
+        },
         "model": {"base": "/home/operator/models/minilm", "sha256": "ef" * 32},
         "adapter": {"targets": ["query", "value"]},
         "training": {"rounds": rounds, "local_steps": 8, "learning_rate": 0.5},
@@ -102,6 +108,33 @@ def make_outcome(
         "adapter_sha256": "cd" * 32,
     }
     return parse(Result, data, "test"), job
+
+
+def make_outcome_of_words(kinds: list[str], *, kept_round: int | None = None) -> Outcome:
+    """The same curve, of entities."""
+    result, _ = make_outcome(classes=[*kinds, "?"])
+    sites = {"riverside": 4200, "st-anne": 2600, "northgate": 1350}
+    tags = ["O", *(f"{prefix}-{kind}" for kind in kinds for prefix in "BI")]
+    job = job_of(tags, sites, len(result.rounds), "site", "token-cls")
+    data = result.model_dump(mode="json")
+    data |= {"task": "token-cls", "job_sha256": job.sha256, "kept_round": kept_round}
+    for row in (data["start"], *data["rounds"], data["final"]):
+        row |= {"entity_f1": row["accuracy"], "accuracy": None}
+    data["final"]["classes"].pop()
+    data["final"]["entities"] = {
+        "precision": 0.8125,
+        "recall": 0.78125,
+        "f1": 0.796875,
+        "strict_f1": 0.765625,
+        "words": 23456,
+        "words_cut": 789,
+    }
+    return parse(Result, data, "test"), job
+
+
+@pytest.fixture
+def outcome_of_words() -> MakeOutcome:
+    return make_outcome_of_words
 
 
 @pytest.fixture

@@ -83,3 +83,17 @@ def test_a_result_of_another_job_is_refused(outcome: MakeOutcome) -> None:
     result, _ = outcome()
     with pytest.raises(InvalidInput, match="job_sha256 must be"):
         model_card(result, outcome(rounds=3)[1])
+
+
+def test_of_entities_it_names_their_kinds_and_the_order_of_the_tags(
+    outcome_of_words: MakeOutcome,
+) -> None:
+    card = model_card(*outcome_of_words(["Drug", "Si_gn"], kept_round=5))
+    fields = front_matter(card)
+    assert fields["pipeline_tag"] == "token-classification"
+    assert fields["metrics"] == ["f1", "precision", "recall"]
+    assert r"to find entities: Drug, Si\_gn." in card
+    assert "it is that of round 5, the best on the public hold-out" in card
+    assert "Entity F1 0.797 (precision 0.812, recall 0.781; as seqeval counts by default" in card
+    assert "AutoModelForTokenClassification.from_pretrained(" in card
+    assert r"(`O`, `B\-Drug`" in card

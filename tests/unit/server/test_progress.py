@@ -69,3 +69,15 @@ def test_a_site_without_privacy_has_no_epsilon() -> None:
     site = {"name": "A", "updates": 2, "steps": 8, "epsilon": None, "delta": None, "bytes_up": 999}
     cells = [next(iter(column.cells)) for column in progress.sites_table([site]).columns]
     assert [str(cell) for cell in cells] == ["A", "2", "8", "no privacy", "", "999 B"]
+
+
+def test_a_job_of_entities_shows_their_f1_and_the_round_that_is_kept(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    row = {"accuracy": None, "macro_f1": 0.25, "seconds": 2.5, "bytes_up": 9}
+    closed = [row | {"round": n, "entity_f1": f1} for n, f1 in enumerate((0.125, 0.5, 0.375))]
+    assert str(progress.rounds_table(closed).columns[1].header) == "entity F1"
+    shown = {"closed": closed, "kept_round": 1, "spent": [], "outcome": "/jobs/ab"}
+    progress.outcome_tables(shown)
+    said = "entity F1 0.500, macro F1 0.250 (the best: round 1) after 2 rounds"
+    assert said in capsys.readouterr().out

@@ -101,6 +101,24 @@ def test_it_tells_the_figures_of_the_result(outcome: MakeOutcome) -> None:
     assert "Not private" not in told
 
 
+def test_of_entities_it_tells_their_f1_in_the_place_of_accuracy(
+    outcome_of_words: MakeOutcome,
+) -> None:
+    told = Outline(page.page(*outcome_of_words(["Drug", "Sign"], kept_round=5))).text
+    for words in (
+        "Words tagged, to find Drug, Sign",
+        "entity F1",
+        "0.812",  # precision
+        "0.766 in its strict mode; 789 of 23,456 words lie beyond the longest text",
+        "The adapter is that of round 5, the best.",
+        "5 (kept)",
+        "The 2 kinds of entities",
+    ):
+        assert words in told
+    assert "accuracy" not in told.replace("Accuracy and F1: they come from", "")
+    assert "The kind of entity" in page.page(*outcome_of_words(["Drug"]))
+
+
 def test_the_operators_folders_are_not_told(outcome: MakeOutcome) -> None:
     assert "/home/operator" not in page.page(*outcome())
 

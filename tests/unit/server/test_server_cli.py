@@ -165,8 +165,8 @@ def test_jobs_and_show_print_tables_without_cutting_a_value(
     capsys.readouterr()
     assert run(home, "jobs") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["job", "id", "state", "round", "accuracy", "submitted", "reason"]
-    assert lines[1].split()[2:5] == ["finished", "2/2", "0.500"]
+    assert lines[0].split() == ["job", "id", "state", "round", "score", "submitted", "reason"]
+    assert lines[1].split()[2:6] == ["finished", "2/2", "accuracy", "0.500"]
     assert run(home, "show", "wards") == 0
     out = capsys.readouterr().out
     assert "sampling_rate     0.05" in out

@@ -20,7 +20,7 @@ def make(owners: list[tuple[int, str]]) -> list[Record]:
 data = st.lists(st.tuples(st.integers(0, 12), st.sampled_from("abc")), min_size=1, max_size=60).map(
     make
 )
-schemes = st.sampled_from(["iid", "dirichlet:0.5", "dirichlet:20", "natural"])
+schemes = st.sampled_from(["iid", "dirichlet:0.5", "dirichlet:20", "natural", "shards:2"])
 
 
 def deal(records: list[Record], how: str, sites: int, seed: int) -> dict[str, list[Record]]:
@@ -113,8 +113,11 @@ def test_natural_gives_each_group_a_site_or_joins_the_small_ones() -> None:
         (FOUR_HUNDRED, "dirichlet:0", 2, "ALPHA above 0"),
         (FOUR_HUNDRED, "dirichlet:nan", 2, "ALPHA above 0"),
         (FOUR_HUNDRED, "dirichlet:", 2, "ALPHA above 0"),
-        (FOUR_HUNDRED, "by name", 2, "must be natural, iid or dirichlet:ALPHA"),
+        (FOUR_HUNDRED, "by name", 2, "must be natural, iid, dirichlet:ALPHA"),
         (FOUR_HUNDRED, "dirichlet:0.001", 40, "must leave no site empty"),
+        (FOUR_HUNDRED, "shards:0", 2, "shards:K with K from 1 to 9999"),
+        (FOUR_HUNDRED, "shards:-1", 2, "shards:K with K from 1 to 9999"),
+        (FOUR_HUNDRED, "shards:300", 2, "must cut the data's 400 privacy units into 600 shards"),
     ],
 )
 def test_what_cannot_be_dealt_is_an_error(
@@ -128,3 +131,35 @@ def test_site_names_stay_distinct_past_the_alphabet() -> None:
     names = site_names(60)
     assert len(set(names)) == 60
     assert names[25:28] == ("Z", "S27", "S28")
+
+
+def test_shards_are_those_of_mcmahan_et_al() -> None:
+    # 200 units of 10 labels, 10 sites, 2 shards each: 20 shards of 10 units, so of one label each.
+    records = [Record(f"note {i}", f"l{i % 10}") for i in range(200)]
+    dealt = partition(records, "shards:2", 10, 4)
+    assert {len(mine) for mine in dealt.values()} == {20}
+    kinds = [len({record.label for record in mine}) for mine in dealt.values()]
+    assert set(kinds) <= {1, 2}
+    assert 2 in kinds
+    assert partition(records, "shards:2", 10, 5) != dealt
+    one = partition(records, "shards:1", 10, 4)
+    assert all(len({record.label for record in mine}) == 1 for mine in one.values())
+    assert len({mine[0].label for mine in one.values()}) == 10
+
+
+def test_shards_sort_people_by_their_most_frequent_label_and_words_by_their_entities() -> None:
+    people = [
+        Record(f"{unit} {n}", label, unit)
+        for unit, labels in (("p", "aab"), ("q", "bba"), ("r", "a"), ("s", "b"))
+        for n, label in enumerate(labels)
+    ]
+    dealt = partition(people, "shards:1", 2, 0)
+    assert {frozenset(r.unit for r in mine) for mine in dealt.values()} == {
+        frozenset("pr"),
+        frozenset("qs"),
+    }
+    words = [
+        Record(f"w {i}", "", words=("w", str(i)), tags=("O", f"B-{'XY'[i % 2]}")) for i in range(8)
+    ]
+    for mine in partition(words, "shards:1", 2, 0).values():
+        assert len({record.topic() for record in mine}) == 1

@@ -123,3 +123,25 @@ def test_a_home_calls_its_unit_what_the_job_calls_it(tmp_path: Path) -> None:
     assert [ruling for ruling in rulings(scenario.job, home) if not ruling.is_met] == []
     units = {row.unit for row in scenario.records["A"]}
     assert scenario.job.data.population["A"] == len(units) < len(scenario.records["A"])
+
+
+def test_the_wards_notes_can_be_a_job_of_entities_and_homes_hold_their_words(
+    tmp_path: Path,
+) -> None:
+    scenario = load_scenario(DEFAULT, Options(values={"job.task": "token-cls"}))
+    assert scenario.job.data.labels == wards.TAG_SET
+    assert scenario.job.data.population == {"A": 600, "B": 600, "C": 600}
+    home = write_home(tmp_path, "B", scenario.records["B"], scenario.job, signer="ab" * 32)
+    assert all(r.is_met for r in rulings(scenario.job, home))
+    row = json.loads((tmp_path / "records.jsonl").read_text().splitlines()[0])
+    assert row.keys() == {"words", "tags", "unit", "group", "sex", "age"}
+
+
+@pytest.mark.realdata
+def test_the_hospitals_that_look_for_diseases_get_sentences_and_their_tag_set() -> None:
+    if catalogue.local_path("ncbi_disease", "train") is None:
+        pytest.skip("ncbi_disease is neither in VEILTUNE_DATA nor in ../shared/data")
+    scenario = load_scenario(FOLDER / "disease.toml", Options(partition="iid"))
+    assert scenario.job == load_job(FOLDER / "disease.toml")
+    made = load_scenario(FOLDER / "disease.toml", Options(data="ncbi_disease", sites=2))
+    assert made.job.data.labels == ("O", "B-Disease", "I-Disease")

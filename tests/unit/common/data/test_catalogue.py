@@ -3,6 +3,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -113,7 +114,25 @@ def test_an_unknown_name_or_split_is_answered_with_the_known_ones() -> None:
 
 
 def test_the_wards_have_all_three_splits() -> None:
-    assert load("builtin:wards", "dev") == wards.generate("dev")
+    notes = wards.generate("dev")
+    assert load("builtin:wards", "dev") == [replace(n, words=(), tags=()) for n in notes]
+    by_word = load("builtin:wards", "dev", ColumnMap(words="words", tags="tags"))
+    assert by_word == [replace(note, label="") for note in notes]
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize(
+    ("split", "rows", "diseases"), [("train", 5424, 5134), ("dev", 923, 787), ("test", 940, 960)]
+)
+def test_the_disease_set_has_its_splits_and_as_many_mentions_as_its_paper_says(
+    split: str, rows: int, diseases: int
+) -> None:
+    if catalogue.local_path("ncbi_disease", split) is None:
+        pytest.skip("ncbi_disease is neither in VEILTUNE_DATA nor in ../shared/data")
+    records = load("ncbi_disease", split)
+    tags = [tag for record in records for tag in record.tags]
+    assert (len(records), tags.count("B-Disease")) == (rows, diseases)
+    assert set(tags) == {"O", "B-Disease", "I-Disease"}
 
 
 def test_the_ade_files_become_records_by_document() -> None:

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.data.readers import MAX_FIELD_BYTES, drop_duplicates, normalise, read_records
+from common.data.caps import MAX_FIELD_BYTES
+from common.data.readers import drop_duplicates, normalise, read_records
 from common.data.records import ColumnMap, Record, require_labels
 from common.errors import InvalidInput
 
@@ -157,7 +158,9 @@ def test_what_is_no_gzip_is_named(tmp_path: Path, data: bytes) -> None:
 
 def test_an_unknown_format_and_a_missing_file_are_errors_at_once(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=r"must end in \.csv, \.jsonl"):
-        read_records(tmp_path / "d.parquet")
+        read_records(tmp_path / "d.xlsx")
+    with pytest.raises(InvalidInput, match=r"or in \.parquet, got 'd\.parquet\.gz'"):
+        read_records(tmp_path / "d.parquet.gz")
     with pytest.raises(InvalidInput, match="must be a readable file"):
         read_records(tmp_path / "d.csv")
     with pytest.raises(InvalidInput, match="label column must be named"):
@@ -260,3 +263,60 @@ def test_the_cap_is_on_a_row_and_not_on_the_file(tmp_path: Path) -> None:
     rows = b"".join(b"%d %s,x\n" % (i, b"a" * 900_000) for i in range(20))  # 18 MB
     path = write(tmp_path / "d.csv", b"text,label\n" + rows)
     assert sum(1 for _ in read_records(path)) == 20
+
+
+TAGGED = ColumnMap(words="tokens", tags="tags")
+WORDS = Record("No caf\u00e9 .", "", words=("No", "caf\u00e9", "."), tags=("O", "B-Place", "O"))
+
+
+def test_words_and_tags_are_lists_in_json_and_divided_by_space_in_csv(tmp_path: Path) -> None:
+    row = {"tokens": ["No", "cafe\u0301", "."], "tags": ["O", "B-Place", "O"], "text": 7}
+    path = write(tmp_path / "d.jsonl", json.dumps(row).encode())
+    assert list(read_records(path, TAGGED)) == [WORDS]
+    path = write(tmp_path / "d.csv", "tokens,tags\nNo caf\u00e9 .,O B-Place  O\n".encode())
+    assert list(read_records(path, TAGGED)) == [WORDS]
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"tokens": ["a", "b"], "tags": ["O"]}, "tags must be one for each word, got 1 for 2"),
+        ({"tokens": [], "tags": []}, "column 'tokens' must hold 1 to 100000 words, got 0"),
+        ({"tokens": ["a"] * 100_001, "tags": []}, "got 100001"),
+        ({"tokens": "secret", "tags": ["O"]}, "column 'tokens' must be a list of strings"),
+        ({"tokens": ["secret", 5], "tags": ["O", "O"]}, "got an integer in it"),
+        ({"tokens": ["secret\0"], "tags": ["O"]}, "got a NUL character"),
+        ({"tokens": ["secret"], "tags": ["\u200b"]}, "every word must have a tag"),
+        ({"tokens": ["x" * 600_000, "y" * 400_001], "tags": ["O", "O"]}, "at most 1000000 bytes"),
+        ({"tokens": ["secret"]}, "column 'tags' must be present"),
+    ],
+)
+def test_a_bad_row_of_words_is_named_by_line_and_never_by_content(
+    row: dict[str, object], says: str, tmp_path: Path
+) -> None:
+    good = json.dumps({"tokens": ["a"], "tags": ["O"]})
+    found = fault(write(tmp_path / "d.jsonl", f"{good}\n{json.dumps(row)}".encode()), TAGGED)
+    assert found.startswith("d.jsonl:2: ")
+    assert says in found
+    assert "secret" not in found
+
+
+def test_a_word_of_nothing_but_marks_keeps_its_place(tmp_path: Path) -> None:
+    row = {"tokens": ["a", "\u200b", "b"], "tags": ["O", "B-X", "I-X"]}
+    (found,) = read_records(write(tmp_path / "d.jsonl", json.dumps(row).encode()), TAGGED)
+    assert found.words == ("a", "", "b")
+
+
+def test_more_rows_columns_or_bytes_than_are_taken_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("common.data.readers.MAX_ROWS", 2)
+    monkeypatch.setattr("common.data.rows.MAX_COLUMNS", 3)
+    three = write(tmp_path / "d.csv", b"text,label\n" + b"a,x\n" * 3)
+    assert fault(three) == "d.csv must hold at most 2 records, got more"
+    wide = write(tmp_path / "w.csv", b"text,label,c,d\na,x,1,2\n")
+    assert "header must have at most 3 columns, got 4" in fault(wide)
+    keys = write(tmp_path / "w.jsonl", b'{"text": "a", "label": "x", "c": 1, "d": 2}')
+    assert "row must have at most 3 keys, got 4" in fault(keys)
+    monkeypatch.setattr("common.data.readers.MAX_FILE_BYTES", 10)
+    assert fault(wide) == "w.csv must be at most 10 bytes, got 23"

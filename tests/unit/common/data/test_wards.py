@@ -21,7 +21,9 @@ GOLDEN_SHA256 = "fcbb13fba701008e338b50cb131650901bf5d0944bd8bc6488ef9c3f9b0e574
 
 
 def as_json(records: list[Record]) -> bytes:
-    return json.dumps([asdict(record) for record in records], sort_keys=True).encode()
+    # Of the words and their tags, which follow from text and spans, a hash of their own is below.
+    rows = [{k: v for k, v in asdict(r).items() if k not in ("words", "tags")} for r in records]
+    return json.dumps(rows, sort_keys=True).encode()
 
 
 TRAIN = wards.generate("train")
@@ -30,6 +32,32 @@ EVERY_STYLE = wards.generate("train", hospitals=wards.HOSPITALS, patients_per_ho
 
 def test_the_default_notes_are_the_same_bytes_everywhere() -> None:
     assert hashlib.sha256(as_json(TRAIN)).hexdigest() == GOLDEN_SHA256
+
+
+def test_words_have_the_tags_of_the_mentions_that_they_are_in() -> None:
+    for record in EVERY_STYLE:
+        # Read back by another way: from the characters, a mark for each.
+        owner: list[int | None] = [None] * len(record.text)
+        for number, span in enumerate(record.spans):
+            owner[span.start : span.end] = [number] * (span.end - span.start)
+        at, last = 0, None
+        for word, tag in zip(record.words, record.tags, strict=True):
+            at = record.text.index(word, at)
+            mine = owner[at]
+            assert set(owner[at : at + len(word)]) == {mine}
+            prefix = "I-" if mine == last else "B-"
+            assert tag == ("O" if mine is None else prefix + record.spans[mine].tag)
+            last, at = mine, at + len(word)
+        assert "".join(record.words) == "".join(record.text.split())
+    assert {tag for record in TRAIN for tag in record.tags} == set(wards.TAG_SET)
+
+
+WORDS_SHA256 = "3afbc0d145f796b2a28a759d0f555d2d92d7409a32c056d0fc1ae84f4ee898ca"
+
+
+def test_the_words_and_tags_are_the_same_everywhere() -> None:
+    rows = json.dumps([[record.words, record.tags] for record in TRAIN]).encode()
+    assert hashlib.sha256(rows).hexdigest() == WORDS_SHA256
 
 
 def test_hash_randomisation_changes_nothing() -> None:

@@ -43,3 +43,13 @@ def test_nothing_and_another_ending_are_refused(tmp_path: Path) -> None:
 def test_units_are_never_lost_on_the_way(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="unit must be given for all records or for none"):
         write_records(tmp_path / "d.jsonl", [Record("a", "x", "p"), Record("b", "y")])
+
+
+def test_words_with_their_tags_read_back(tmp_path: Path) -> None:
+    notes = wards.generate("dev", hospitals=("A", "B"), patients_per_hospital=3)
+    columns = write_records(tmp_path / "d.jsonl", notes, tagged=True)
+    assert (columns.words, columns.tags, columns.unit) == ("words", "tags", "unit")
+    found = list(read_records(tmp_path / "d.jsonl", columns))
+    assert [(r.words, r.tags, r.unit) for r in found] == [(r.words, r.tags, r.unit) for r in notes]
+    with pytest.raises(InvalidInput, match="must have words and tags, got some without"):
+        write_records(tmp_path / "e.jsonl", [Record("a", "x")], tagged=True)

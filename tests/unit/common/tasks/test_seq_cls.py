@@ -84,9 +84,12 @@ def test_the_loss_is_each_examples_own_cross_entropy(make_job: MakeJob) -> None:
     assert torch.allclose(losses.double(), expected, atol=1e-6)
 
 
-def test_metrics_are_scikit_learns_over_the_whole_label_set() -> None:
+def test_metrics_are_scikit_learns_over_the_whole_label_set(make_job: MakeJob) -> None:
     truth, predicted = np.array([0, 0, 1, 1, 2]), np.array([0, 1, 1, 1, 0])
-    found = measure(truth, predicted, ["a", "b", "c", "d"])
+    job = make_job(data={"labels": ["a", "b", "c", "d"]})
+    examples = [Example((1,), int(label), 16) for label in truth]
+    found = measure([], examples, list(predicted), job)
+    assert found.entities is None
     assert found.accuracy == accuracy_score(truth, predicted) == 0.6
     assert found.macro_f1 == pytest.approx(
         f1_score(truth, predicted, labels=[0, 1, 2, 3], average="macro", zero_division=0)
