@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from peft import set_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -23,6 +24,7 @@ from client.train import Trainer
 from common.adapter import Vector, read_vector, save_adapter, write_vector
 from common.data.records import Record
 from common.data.units import privacy_units
+from common.errors import StorageFailed
 from common.privacy.crosscheck import require_agreement
 from common.privacy.event import GaussianSteps
 from common.privacy.mechanism import Mechanism
@@ -118,13 +120,21 @@ class Rehearsal:
         return made.train_round(self._start, -1)
 
     def reread(self, change: Vector) -> Vector:
-        """(P,), the adapter after ``change`` as it comes back from its saved file."""
+        """(P,), the adapter after ``change`` as it comes back from its saved file.
+
+        Raises:
+            StorageFailed: no file can be written to the folder for temporary ones.
+        """
         adapter = self.trainer.adapter
         write_vector(adapter.model, self._start + change)
-        with tempfile.TemporaryDirectory() as folder:
-            save_adapter(adapter.model, adapter.tokenizer, Path(folder), "base")
-            write_vector(adapter.model, adapter.initial)
-            set_peft_model_state_dict(adapter.model, load_file(Path(folder) / _WEIGHTS))
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                save_adapter(adapter.model, adapter.tokenizer, Path(folder), "base")
+                write_vector(adapter.model, adapter.initial)
+                set_peft_model_state_dict(adapter.model, load_file(Path(folder) / _WEIGHTS))
+        except (OSError, SafetensorError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise StorageFailed(f"temporary folder must be writable, got: {reason}") from error
         found = read_vector(adapter.model) - self._start
         write_vector(adapter.model, adapter.initial)
         return found

@@ -34,6 +34,7 @@ Way = Literal["up", "down", "both"]
 
 _BLOCK_BYTES = 65536
 _SLICE_S = 0.05  # between two pieces of a block under ``bandwidth``
+_STOP_S = 5.0
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER without lingering
 
 
@@ -119,9 +120,8 @@ class FaultProxy:
         server.close()
         self._put(Fault("refuse"), threading.Event())
         others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        if others:  # the resets end them
+            await asyncio.wait(others, timeout=_STOP_S)
 
     def _put(self, fault: Fault, is_in_force: threading.Event) -> None:
         self._fault = fault

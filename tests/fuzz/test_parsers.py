@@ -68,7 +68,7 @@ def test_a_bomb_is_refused_before_it_goes_off(name: str, bomb: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(data=st.binary(max_size=600))
 @example(data=b"-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n")
 def test_noise_ends_in_a_sentence(name: str, data: bytes) -> None:
@@ -79,7 +79,7 @@ cut = st.tuples(st.integers(0, 1 << 16), st.integers(0, 40), st.binary(max_size=
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(cuts=st.lists(cut, min_size=1, max_size=4))
 def test_a_spoilt_document_ends_in_a_sentence(
     name: str, cuts: list[tuple[int, int, bytes]]

@@ -23,7 +23,7 @@ def require_flat_and_fair(case: Case, *, growth_mib: float) -> None:
 
 
 def test_twenty_sites_and_one_that_reads_nothing() -> None:
-    case = Case(sites=20, few=5, parameters=50_000, rounds=6)
+    case = Case(sites=20, few=5, parameters=50_000, rounds=4)
     require_flat_and_fair(case, growth_mib=24)
 
 

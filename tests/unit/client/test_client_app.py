@@ -1,3 +1,4 @@
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,6 +111,22 @@ def test_trouble_with_the_sites_disk_is_its_own_affair(
     assert said(send(one, messages.offer(signed), messages.OFFER)).reason == messages.IN_TROUBLE
     assert "account must be written" in logs.text
     assert str(one.home.folder) in logs.text
+
+
+def test_without_a_temporary_folder_a_site_is_in_trouble_and_charges_nothing(
+    site: MakeSite,
+    signed: SignedJob,
+    logs: Any,  # noqa: ANN401
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    one = site()
+    assert said(send(one, messages.offer(signed), messages.OFFER)).reason == messages.IN_TROUBLE
+    assert "temporary folder must be writable, got: No such file" in logs.text
+    assert one.outbox.charges() == []
+    (tmp_path / "gone").mkdir()
+    assert said(send(one, messages.offer(signed), messages.OFFER)).is_accepted
 
 
 def test_a_broken_ledger_is_a_refusal_that_is_not_asked_again(
