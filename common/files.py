@@ -14,6 +14,7 @@ import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from common.errors import InvalidInput, StorageFailed
 
@@ -52,12 +53,51 @@ def write_file(path: Path, data: bytes, *, mode: int = 0o600, overwrite: bool = 
             if overwrite:
                 aside.replace(path)
             else:
-                os.link(aside, path)  # unlike rename, refuses a name that is taken
+                _name(aside, path)
         except FileExistsError as error:
             raise InvalidInput(f"{path} must not exist yet, got a file there") from error
         finally:
             aside.unlink(missing_ok=True)
         sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to fill (mode 0600), which gets the name ``path`` once the block ends well.
+
+    Raises:
+        InvalidInput: the name is taken.
+        StorageFailed: the disk is full, or the like; nothing has the name then.
+    """
+    aside = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.tmp")
+    with _in_words(path):
+        try:
+            with os.fdopen(_private(aside), "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            _name(aside, path)
+        except FileExistsError as error:
+            raise InvalidInput(f"{path} must not exist yet, got a file there") from error
+        finally:
+            aside.unlink(missing_ok=True)
+        sync_folder(path.parent)
+
+
+def _name(aside: Path, path: Path) -> None:
+    """Give a file a name that is free."""
+    try:
+        os.link(aside, path)  # unlike rename, refuses a name that is taken
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP):
+            raise
+        if path.exists():  # a memory stick's file system, which has no second names
+            raise FileExistsError from error
+        aside.replace(path)
+
+
+def _private(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
 
 
 def make_private(path: Path) -> None:

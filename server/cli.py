@@ -228,6 +228,61 @@ def stop(context: typer.Context, job: JobName) -> None:
     print(f"job {answer['name']} ({answer['sha256'][:12]}) was {answer['was']}, and stops")
 
 
+@app.command()
+def backup(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(help="Where to; one that exists is kept.")],
+) -> None:
+    """Write this server's state to one file, also while it runs.
+
+    It holds the server's keys but not the root's: keep it as you keep the home.
+    """
+    from server.backup import backup as write_backup
+
+    made = write_backup(context.obj, file)
+    size = sum(kept.bytes for kept in made.manifest.files.values())
+    print(
+        f"server backed up to {made.file}\n"
+        f"  holds        {counted(len(made.manifest.files), 'file')}, {size} bytes\n"
+        f"  sha256       {made.sha256}\n"
+        "  left out     the root's key, and the outcomes of jobs under way"
+    )
+    for name in made.left_out:
+        cli.complain(f"{name} must be a plain file of a plain name to be kept, and was left out")
+    if made.left_out:
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def restore(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(help="As written by: fl-server backup FILE")],
+) -> None:
+    """Put a backup in the place of this server's home.
+
+    Refused while the server runs, and over a home that knows what the backup does not.
+    """
+    from server.restore import restore as put_back
+
+    done = put_back(context.obj, file)
+    command = command_of(done.home)
+    print(
+        f"server restored in {done.home}, as of {done.manifest.made_at}\n"
+        f"  holds        {counted(done.jobs, 'job')}, {counted(done.sites, 'site')}\n"
+        f"  root         sha256 {done.manifest.root_sha256}"
+    )
+    if done.before is not None:
+        print(f"  home before  {done.before}")
+        print("               (it holds keys: remove it once this one runs)")
+    print(
+        "next:\n"
+        f"  1. revoke again whom you revoked since then:  {command} revoke SITE\n"
+        "  2. enroll again whom you enrolled since then\n"
+        f"  3. start the server:  {command} start\n"
+        "  4. submit again what you submitted since then: sites charge no round twice"
+    )
+
+
 @app.command("hash")
 def hash_model(
     model: Annotated[str, typer.Argument(help="builtin:minilm, a folder, or a hub id.")],

@@ -4,11 +4,8 @@ Not covered: what a site is admitted by (server/roster.py), how a job runs (serv
 """
 
 import contextlib
-import fcntl
-import os
 import queue
 import signal
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +13,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from common.cli import installed_version
-from common.errors import InvalidInput, LinkDown, StorageFailed
+from common.errors import LinkDown
 from common.files import read_file
 from common.job import Job, parse_signed_job, verify_job
 from common.keys import read_key
@@ -28,7 +25,7 @@ from server.config import load_server_config
 from server.control import ControlServer, Line, Request
 from server.enrolment import ROSTER_FILE
 from server.grid import LinkGrid
-from server.home import command_of
+from server.home import alone
 from server.link import LinkServer
 from server.roster import Roster
 from server.worker import Trainer, Worker
@@ -36,7 +33,6 @@ from server.worker import Trainer, Worker
 if TYPE_CHECKING:
     from types import FrameType
 
-LOCK_NAME = "daemon.lock"
 OUTCOMES = "jobs"
 _STOP_S = 10.0
 _HEARTBEAT_S = 5.0
@@ -61,7 +57,7 @@ class Daemon:
         self._outcomes = self._home / OUTCOMES
         self._open = contextlib.ExitStack()
         try:
-            self._open.enter_context(_alone(self._home))
+            self._open.enter_context(alone(self._home))
             config = load_server_config(self._home)
             pki = self._home / "pki"
             self._signer = _read(pki / "operator.pub").decode("ascii", "replace").strip()
@@ -208,32 +204,3 @@ def _trainer() -> Trainer:
 
 def _read(path: Path) -> bytes:
     return read_file(path, max_bytes=_MAX_PEM_BYTES)
-
-
-@contextlib.contextmanager
-def _alone(home: Path) -> Iterator[None]:
-    """Hold the home's lock.
-
-    Raises:
-        InvalidInput: no home, one that others can enter, or another server runs on it.
-        StorageFailed: the lock file cannot be made.
-    """
-    if not home.is_dir():
-        words = f"home must be a folder (make it with: {command_of(home)} init), got {home}"
-        raise InvalidInput(words)
-    mode = stat.S_IMODE(home.stat().st_mode)
-    if mode & 0o077:
-        raise InvalidInput(f"home must be for its owner alone (mode 0700), got {mode:04o}: {home}")
-    try:
-        lock = os.open(home / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise StorageFailed(f"lock must be made in {home}, got: {error.strerror}") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(lock)
-        raise InvalidInput(f"home must have one running server, got a second for {home}") from error
-    try:
-        yield
-    finally:
-        os.close(lock)
