@@ -70,6 +70,9 @@ def _site(
         typer.Option(metavar="DIR", help="The site's folder, by default ~/.veiltune/sites/SITE."),
     ] = None,
     json_log: Annotated[bool, typer.Option("--json-log", help="Log lines of JSON.")] = False,
+    log_file: Annotated[
+        bool, typer.Option("--log-file", help="Log to logs/site.log in the folder as well.")
+    ] = False,
 ) -> None:
     from common import log
 
@@ -79,11 +82,15 @@ def _site(
         folder = home.expanduser() if home else default_home(site)
         context.obj = Chosen(check_name("site", site), folder.absolute())
     if is_run:
-        _run(context)
+        _run(context, json_log=json_log, log_file=log_file)
 
 
-def _run(context: typer.Context) -> None:
+def _run(context: typer.Context, *, json_log: bool, log_file: bool) -> None:
     home = _home(context)
+    if log_file:
+        from common import log
+
+        log.configure(json_lines=json_log, file=home.folder / "logs" / "site.log")
     from client.serve import serve
 
     serve(home)

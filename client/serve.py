@@ -23,6 +23,7 @@ from client.config import SiteHome
 from client.identity import Identity, read_identity
 from client.presence import Presence
 from client.session import LinkConfig, State
+from common import notify
 from common.errors import StorageFailed
 from common.flower import new_context
 from common.link.framing import UNKNOWN_JOB_CAP_BYTES
@@ -72,6 +73,7 @@ def run(home: SiteHome, stop: threading.Event) -> None:
         observer = Observer(home.folder)
         _warn(home, identity)
         log.info("site starts", site=home.site, server=home.config.server, home=str(home.folder))
+        notify.ready(f"site {home.site} is up, not yet connected to {home.config.server}")
         threading.Thread(target=_warm_up, name="warm-up", daemon=True).start()
         context = new_context(
             node_id(home.site), node_config={"site": home.site, "home": str(home.folder)}
@@ -89,6 +91,7 @@ def run(home: SiteHome, stop: threading.Event) -> None:
             stop,
             observer,
         )
+    notify.stopping()
     log.info("site stopped", site=home.site)
 
 
@@ -117,6 +120,7 @@ class Observer:
         since = presence.now() if changed else self._last.since
         self._last = Presence(self._last.pid, state.connected, since, state.reason)
         self._write()
+        notify.now("connected" if state.connected else f"not connected: {state.reason}")
 
     def _write(self) -> None:
         try:

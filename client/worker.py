@@ -19,6 +19,7 @@ from common.failpoints import reach, register
 from common.flower import message_to_bytes
 from common.link import framing
 from common.log import frames
+from common.trace import about, exchange_id
 
 Handle = Callable[[Message], Message]
 Send = Callable[[Iterator[bytes]], None]
@@ -39,7 +40,7 @@ class Worker:
         self._send: Send | None = None
         self._asked: dict[str, str] = {}  # message id -> job, asked for in this session
         self._unanswered: set[str] = set()  # queued or being handled
-        self._queue: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[Message, str]] = queue.SimpleQueue()
         self._failure: BaseException | None = None
         threading.Thread(target=self._work, name=f"worker-{name}", daemon=True).start()
 
@@ -62,7 +63,7 @@ class Worker:
             if message_id in self._unanswered:
                 return
             self._unanswered.add(message_id)
-        self._queue.put(message)
+        self._queue.put((message, exchange_id(job_sha256, message.metadata.group_id, message_id)))
 
     @property
     def has_failed(self) -> bool:
@@ -77,8 +78,9 @@ class Worker:
     def _work(self) -> None:
         try:
             while True:
-                message = self._queue.get()
-                self._reply(message, self._answer(message))
+                message, identifier = self._queue.get()
+                with about(identifier):
+                    self._reply(message, self._answer(message))
         finally:
             self._failure = sys.exception()
 

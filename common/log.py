@@ -7,22 +7,34 @@ tuple of texts) appears as its type's name, long text is cut, and line breaks ar
 no value can forge a second event. Libraries that use Python's own logging pass through the same
 gate and speak from warnings up.
 
-Not covered: a caller that puts a record's text into an event on purpose.
+Events go to stderr, where systemd's journal takes them up and keeps them within its own bounds. For
+a process that nobody keeps a journal of, a file can be asked for as well; it is turned over before
+it holds more than ``FILE_BYTES``, and ``OLD_FILES`` before it are kept.
+
+Not covered: a caller that puts a record's text into an event on purpose; a log that two processes
+write to.
 """
 
+import io
 import json
 import logging
+import logging.handlers
+import os
 import sys
 import traceback
 import warnings
 from collections.abc import MutableMapping
+from pathlib import Path
 from typing import Any, Literal, TextIO
 
 import structlog
 
+from common.files import make_folder
+
 Level = Literal["debug", "info", "warning", "error"]
 
 MAX_TEXT = 500
+FILE_BYTES, OLD_FILES = 10_000_000, 5
 _ADMITTED = (str, int, float, bool, type(None))
 _MAX_FRAMES = 12
 # These talk at info or set their own levels and handlers when imported.
@@ -30,16 +42,32 @@ _TALKATIVE = ("flwr", "absl", "transformers", "huggingface_hub", "sentence_trans
 
 
 def configure(
-    *, level: Level = "info", json_lines: bool = False, stream: TextIO | None = None
+    *,
+    level: Level = "info",
+    json_lines: bool = False,
+    stream: TextIO | None = None,
+    file: Path | None = None,
 ) -> None:
     """Send every event of this process to ``stream`` (None: stderr as it is at the time).
 
     May be called again; the last call holds.
+
+    Args:
+        level: what to leave out below.
+        json_lines: one JSON object a line.
+        stream: where to.
+        file: where to as well, in a folder made for its owner alone.
+
+    Raises:
+        StorageFailed: the file's folder cannot be made.
     """
-    out = _Lossy(stream)
+    if file is not None:
+        make_folder(file.parent)
+    out = _Lossy(stream, None if file is None else _Rotating(file))
     number = getattr(logging, level.upper())
     structlog.configure(
         processors=[
+            structlog.contextvars.merge_contextvars,  # the id of common/trace.py
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="%Y-%m-%dT%H:%M:%SZ", utc=True),
             admit,
@@ -112,13 +140,32 @@ def _as_json(_: object, __: str, event: MutableMapping[str, Any]) -> str:
     return json.dumps(event, ensure_ascii=False, default=str)
 
 
+class _Rotating(logging.handlers.RotatingFileHandler):
+    """A file of at most ``FILE_BYTES``, for its owner alone, and those before it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            path, maxBytes=FILE_BYTES, backupCount=OLD_FILES, encoding="utf-8", delay=True
+        )
+
+    def _open(self) -> io.TextIOWrapper:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        return os.fdopen(os.open(self.baseFilename, flags, 0o600), "a", encoding="utf-8")
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """A full disk under the log ends nothing; stderr has the event."""
+
+
 class _Lossy:
     """A stream that never raises: a full disk under the log must not end a round."""
 
-    def __init__(self, stream: TextIO | None) -> None:
+    def __init__(self, stream: TextIO | None, file: _Rotating | None = None) -> None:
         self._stream = stream
+        self._file = file
 
     def write(self, text: str) -> int:
+        if self._file is not None:
+            self._file.handle(logging.makeLogRecord({"msg": text.removesuffix("\n")}))
         try:
             (self._stream or sys.stderr).write(text)
         except (OSError, ValueError):  # full, gone or closed

@@ -24,6 +24,7 @@ from common.job import Job, SignedJob, parse_signed_job, verify_job
 from common.model import require_base
 from common.result import Result
 from common.tasks.metrics import Metrics
+from common.trace import about, exchange_id, round_id
 from server.checkpoint import Checkpoints, Receipt, RoundRecord
 from server.evaluate import HoldOut, load_hold_out
 from server.nodes import NamedGrid
@@ -35,6 +36,7 @@ from server.strategies.fedavg import global_record, read_global
 from server.witness import witness
 
 _CLOSE_TIMEOUT_S = 30.0
+_CLOSE = "close"
 
 log = structlog.get_logger(__name__)
 
@@ -91,7 +93,8 @@ def run_job(
     if run.last_round < job.training.rounds:
         run.sites.gather()
     for round_ in range(run.last_round + 1, job.training.rounds + 1):
-        vector, metrics = run.round(round_, vector)
+        with about(round_id(job.sha256, round_)):
+            vector, metrics = run.round(round_, vector)
     result = write_outcome(
         job, adapter, vector, metrics, checkpoints, out, grid_name=grid_name, seeded=seeded
     )
@@ -105,11 +108,16 @@ def announce_end(signed: SignedJob, grid: Grid, state: str) -> None:
     nodes = sorted(grid.get_node_ids())
     content = messages.close(signed.job.sha256, state, None, None)
     orders = [
-        Message(content, dst_node_id=node, message_type=messages.CLOSE, group_id="close")
+        Message(content, dst_node_id=node, message_type=messages.CLOSE, group_id=_CLOSE)
         for node in nodes
     ]
     for reply in grid.send_and_receive(orders, timeout=_CLOSE_TIMEOUT_S):
-        log.info("job closed", site=site_of(signed.job, reply), state=state)
+        site, identifier = site_of(signed.job, reply), _close_id(signed.job, reply)
+        log.info("job closed", id=identifier, site=site, state=state)
+
+
+def _close_id(job: Job, reply: Message) -> str:
+    return exchange_id(job.sha256, _CLOSE, reply.metadata.reply_to_message_id)
 
 
 @dataclass
@@ -161,6 +169,7 @@ class _Run:
             if not to:
                 return []
             asked.update(to)
+            log.info("round starts", round=round_, sites=len(to))
             self.checkpoints.dispatch(self.job.sha256, round_, sorted(to))
             config = ConfigRecord({"sites": sorted(to)})
             return list(strategy.configure_train(round_, global_record(vector), config, self.grid))
@@ -241,10 +250,10 @@ class _Run:
             return messages.close(self.job.sha256, state, vector, self._receipt_for(site))
 
         sites = (self.sites.accepted | set(self.receipts)) & self.sites.connected()
-        for reply in self.sites.send(sites, messages.CLOSE, content, "close", _CLOSE_TIMEOUT_S):
+        for reply in self.sites.send(sites, messages.CLOSE, content, _CLOSE, _CLOSE_TIMEOUT_S):
             site = site_of(self.job, reply)
             witness(self.checkpoints, site, reply)
-            log.info("job closed", site=site)
+            log.info("job closed", id=_close_id(self.job, reply), site=site)
 
 
 app = ServerApp()

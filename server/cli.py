@@ -13,7 +13,7 @@ import typer
 
 from common import cli
 from common.words import counted
-from server.home import command_of, default_home
+from server.home import command_of, default_home, require_home
 
 if TYPE_CHECKING:
     from server.control import Line
@@ -136,6 +136,9 @@ def start(
         Literal["debug", "info", "warning", "error"], typer.Option(help="What to log.")
     ] = "info",
     json_log: Annotated[bool, typer.Option("--json-log", help="Log lines of JSON.")] = False,
+    log_file: Annotated[
+        bool, typer.Option("--log-file", help="Log to logs/server.log in the home as well.")
+    ] = False,
 ) -> None:
     """Run the server until it is stopped by Ctrl-C or SIGTERM.
 
@@ -144,7 +147,10 @@ def start(
     from common import log
     from server.daemon import Daemon
 
-    log.configure(level=level, json_lines=json_log)
+    if log_file:
+        require_home(context.obj)
+    file = context.obj / "logs" / "server.log" if log_file else None
+    log.configure(level=level, json_lines=json_log, file=file)
     Daemon(context.obj, names_handshakes=True).serve()
 
 

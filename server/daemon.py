@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from common import notify
 from common.cli import installed_version
 from common.errors import LinkDown
 from common.files import read_file
@@ -98,6 +99,7 @@ class Daemon:
             raise
         self._worker.start()
         log.info("server ready", listens=self.link.address, home=str(self._home))
+        notify.ready(f"listens on {self.link.address}")
 
     def stop(self) -> bool:
         """Let go of everything within seconds; a running job is resumed by the next start.
@@ -105,6 +107,7 @@ class Daemon:
         Returns:
             Whether the job's thread has let go too.
         """
+        notify.stopping()
         is_idle = self._worker.close(_STOP_S)
         if not is_idle:
             log.warning("job left in the middle of a step", seconds=_STOP_S)

@@ -29,6 +29,20 @@ def command_of(home: Path) -> str:
     return f"fl-server --home {shlex.quote(str(home.absolute()))}"
 
 
+def require_home(home: Path) -> None:
+    """Check that ``home`` is a folder for its owner alone.
+
+    Raises:
+        InvalidInput: it is none, or others can enter it.
+    """
+    if not home.is_dir():
+        words = f"home must be a folder (make it with: {command_of(home)} init), got {home}"
+        raise InvalidInput(words)
+    mode = stat.S_IMODE(home.stat().st_mode)
+    if mode & 0o077:
+        raise InvalidInput(f"home must be for its owner alone (mode 0700), got {mode:04o}: {home}")
+
+
 @contextlib.contextmanager
 def alone(home: Path) -> Iterator[None]:
     """Hold the home's lock, as a running server does.
@@ -37,12 +51,7 @@ def alone(home: Path) -> Iterator[None]:
         InvalidInput: no home, one that others can enter, or a server runs on it.
         StorageFailed: the lock file cannot be made.
     """
-    if not home.is_dir():
-        words = f"home must be a folder (make it with: {command_of(home)} init), got {home}"
-        raise InvalidInput(words)
-    mode = stat.S_IMODE(home.stat().st_mode)
-    if mode & 0o077:
-        raise InvalidInput(f"home must be for its owner alone (mode 0700), got {mode:04o}: {home}")
+    require_home(home)
     try:
         lock = os.open(home / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:

@@ -15,12 +15,14 @@ from common import messages
 from common.errors import JobRefused
 from common.job import Job, SignedJob
 from common.link.identity import node_id
+from common.trace import exchange_id
 from server.checkpoint import Checkpoints
 from server.round import ASK_A_PERSON_AGAIN_S, ASK_AGAIN_S, in_words, site_of
 from server.witness import witness
 
 _POLL_S = 0.1
 _OFFER_TIMEOUT_S = 60.0
+_OFFERS = "offer"
 
 log = structlog.get_logger(__name__)
 
@@ -113,7 +115,7 @@ class Participants:
         def content(site: str) -> RecordDict:
             return messages.offer(self.signed, self.checkpoints.head(site))
 
-        for reply in self.send(new, messages.OFFER, content, "offer", timeout):
+        for reply in self.send(new, messages.OFFER, content, _OFFERS, timeout):
             site = site_of(self.job, reply)
             silent.discard(site)
             self._take_verdict(site, reply)
@@ -149,23 +151,26 @@ class Participants:
 
     def _take_verdict(self, site: str, reply: Message) -> None:
         if reason := messages.not_yet(reply):
-            self._postpone(site, reason)
+            self._postpone(site, reason, self._id(reply))
             return
         witness(self.checkpoints, site, reply)
         verdict = messages.read_verdict(reply.content)
         if verdict is not None and verdict.is_accepted:
             self.accepted.add(site)
-            log.info("job accepted", job=self.job.job.name, site=site)
+            log.info("job accepted", id=self._id(reply), job=self.job.job.name, site=site)
         else:
             self.refused[site] = verdict.reason if verdict else "error"
-            log.warning("job refused", site=site, reason=self.refused[site])
+            log.warning("job refused", id=self._id(reply), site=site, reason=self.refused[site])
 
-    def _postpone(self, site: str, reason: str) -> None:
+    def _id(self, reply: Message) -> str:
+        return exchange_id(self.job.sha256, _OFFERS, reply.metadata.reply_to_message_id)
+
+    def _postpone(self, site: str, reason: str, identifier: str) -> None:
         """Ask again later; a site where a person decides is asked seldom, and noted once."""
         is_waiting = reason == messages.WAITING
         pause_s = ASK_A_PERSON_AGAIN_S if is_waiting else ASK_AGAIN_S
         self._not_before[site] = time.monotonic() + pause_s
         if site not in self._undecided:
-            log.warning("offer not answered", site=site, reason=reason)
+            log.warning("offer not answered", id=identifier, site=site, reason=reason)
         if is_waiting:
             self._undecided.add(site)

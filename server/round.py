@@ -20,6 +20,7 @@ from common.flower import content_to_bytes, message_to_bytes
 from common.job import Job
 from common.link.identity import node_id
 from common.model import bytes_sha256
+from common.trace import exchange_id
 from server.checkpoint import Receipt
 
 # Between two askings of a site that could not answer; less than a server that stops waits for.
@@ -64,7 +65,7 @@ class RoundBook:
         verdict = messages.read_verdict(reply.content)
         if verdict is not None:
             self.refused[site] = verdict.reason
-            log.warning("no update", site=site, round=self.round, reason=verdict.reason)
+            log.warning("no update", id=self._id(reply), site=site, reason=verdict.reason)
             return None
         return self._judge(site, reply, size)
 
@@ -72,7 +73,11 @@ class RoundBook:
         """A reply that says no more than that the site cannot answer yet: it may do so later."""
         self._count(reply)
         site = site_of(self.job, reply)
-        log.warning("no update", site=site, round=self.round, reason=messages.not_yet(reply))
+        log.warning("no update", id=self._id(reply), site=site, reason=messages.not_yet(reply))
+
+    def _id(self, reply: Message) -> str:
+        asked = reply.metadata.reply_to_message_id
+        return exchange_id(self.job.sha256, str(self.round), asked)
 
     def _count(self, reply: Message) -> int:
         size = len(message_to_bytes(reply))
@@ -89,8 +94,10 @@ class RoundBook:
         except UpdateRejected as error:
             self.refused[site] = str(error)
             log.warning(
-                "update rejected", site=site, round=self.round, reason=str(error), bytes=size
+                "update rejected", id=self._id(reply), site=site, reason=str(error), bytes=size
             )
+        else:
+            log.info("update taken", id=self._id(reply), site=site, steps=steps)
         self.receipts.append(
             Receipt(
                 site=site,

@@ -20,6 +20,7 @@ from common.link import federation_pb2 as wire
 from common.link import framing
 from common.link.framing import UNKNOWN_JOB_CAP_BYTES, Assembler, Received
 from common.link.identity import node_id
+from common.trace import exchange_id
 from server.mailbox import Letter, Mailbox
 
 _HELLO_TIMEOUT_S = 10.0
@@ -118,7 +119,7 @@ class Session:
 
     def _frames_of(self, letter: Letter) -> Iterator[bytes]:
         body = message_to_bytes(letter.message)
-        log.debug("message out", site=self.site, bytes=len(body))
+        log.debug("message out", id=_id(letter), site=self.site, bytes=len(body))
         for frame in framing.split(
             body,
             message_type=letter.message.metadata.message_type,
@@ -185,7 +186,13 @@ class Session:
         late = found.closed
         framing.require_size(header, UNKNOWN_JOB_CAP_BYTES if late is None else late.cap_bytes)
         reason = "its message is not known" if late is None else "it came too late or twice"
-        log.warning("reply dropped", site=self.site, reason=reason, bytes=header.total_bytes)
+        log.warning(
+            "reply dropped",
+            id=exchange_id(header.job_sha256, "", header.reply_to),
+            site=self.site,
+            reason=reason,
+            bytes=header.total_bytes,
+        )
         return False
 
     def _receive(self, received: Received) -> None:
@@ -200,5 +207,9 @@ class Session:
             raise UpdateRejected("reply must name its site as the sender, got another")
         if header.job_sha256 != letter.job_sha256:
             raise UpdateRejected("reply must be of its message's job, got another")
-        log.debug("reply in", site=self.site, bytes=len(body))
+        log.debug("reply in", id=_id(letter), site=self.site, bytes=len(body))
         self._mailbox.answer(letter, message)
+
+
+def _id(letter: Letter) -> str:
+    return exchange_id(letter.job_sha256, letter.message.metadata.group_id, letter.message_id)

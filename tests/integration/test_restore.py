@@ -98,6 +98,7 @@ def test_after_an_older_state_nothing_is_charged_twice_or_lost_and_the_sites_hea
     assert closed(fed.folder, made)[:4] == closed(before, made)
 
 
+@pytest.mark.slow
 def test_a_job_that_ended_since_the_backup_fails_by_name_and_costs_nothing_more(
     job: MakeJob, lost: Callable[..., Any]
 ) -> None:
@@ -109,6 +110,7 @@ def test_a_job_that_ended_since_the_backup_fails_by_name_and_costs_nothing_more(
     assert {site: fed.sites[site].outbox.charges() for site in "AB"} == before
 
 
+@pytest.mark.slow
 def test_a_job_that_the_backup_does_not_know_is_submitted_again_at_no_cost(
     job: MakeJob, lost: Callable[..., Any]
 ) -> None:

@@ -2,7 +2,10 @@ import contextlib
 import io
 import json
 import logging
+import os
 import re
+import resource
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -138,3 +141,80 @@ def test_a_full_disk_under_the_log_stops_nothing() -> None:
         with contextlib.suppress(OSError):
             full.close()
     structlog.get_logger().info("session lost")
+
+
+def lines_of(path: Path) -> list[str]:
+    return path.read_text("utf-8").splitlines()
+
+
+def test_a_file_that_was_asked_for_has_every_event_and_is_its_owners_alone(tmp_path: Path) -> None:
+    stream, file = io.StringIO(), tmp_path / "logs" / "site.log"
+    before = os.umask(0)
+    try:
+        log.configure(stream=stream, file=file)
+        structlog.get_logger().info("round starts", round=1)
+        logging.getLogger("grpc").warning("from a library")
+    finally:
+        os.umask(before)
+    assert file.read_text() == stream.getvalue()
+    assert len(lines_of(file)) == 2
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
+
+
+def test_the_file_is_turned_over_and_its_past_is_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log, "FILE_BYTES", 1000)
+    monkeypatch.setattr(log, "OLD_FILES", 2)
+    log.configure(stream=io.StringIO(), file=tmp_path / "site.log")
+    for number in range(200):
+        structlog.get_logger().info("event", number=number)
+    files = [tmp_path / name for name in ("site.log.2", "site.log.1", "site.log")]
+    assert sorted(tmp_path.iterdir()) == sorted(files)
+    assert all(path.stat().st_size <= 1000 for path in files)
+    assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in files)
+    kept = [int(line.rpartition("=")[2]) for path in files for line in lines_of(path)]
+    assert kept == list(range(200 - len(kept), 200))
+    assert len(kept) > 40
+
+
+def test_a_file_that_takes_no_more_leaves_the_other_log_and_the_program_alone(
+    tmp_path: Path,
+) -> None:
+    stream, (soft, hard) = io.StringIO(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    log.configure(stream=stream, file=tmp_path / "site.log")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        structlog.get_logger().info("round starts")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "round starts" in stream.getvalue()
+    assert not (tmp_path / "site.log").read_text()
+
+
+def test_a_link_in_the_place_of_the_file_is_not_followed(tmp_path: Path) -> None:
+    stream, mine = io.StringIO(), tmp_path / "mine"
+    mine.write_text("mine")
+    (tmp_path / "site.log").symlink_to(mine)
+    log.configure(stream=stream, file=tmp_path / "site.log")
+    structlog.get_logger().info("round starts")
+    assert mine.read_text() == "mine"
+    assert "round starts" in stream.getvalue()
+
+
+@pytest.mark.parametrize("value", [["Mrs Miller"], b"Mrs Miller", Path("/Mrs Miller")])
+def test_what_is_bound_to_a_thread_passes_the_same_gate(value: object) -> None:
+    with structlog.contextvars.bound_contextvars(id=value):
+        line = written("round starts")
+    assert "Miller" not in line
+    assert f"id=<{type(value).__name__}>" in line
+
+
+@given(st.text())
+def test_nothing_bound_to_a_thread_makes_a_second_line(value: str) -> None:
+    with structlog.contextvars.bound_contextvars(id=value):
+        line = written("round starts")
+    assert line.endswith("\n")
+    assert line[:-1].isprintable()
+    assert len(line) < log.MAX_TEXT * 11
