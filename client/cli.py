@@ -4,7 +4,6 @@ What needs the model libraries or the accountant is imported by the command that
 the others answer at once.
 """
 
-import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from rich.text import Text
 from client import ledger_cli, screen
 from client.config import default_home, load_home
 from common import cli
+from common.cli import AsJson
 from common.config import check_name
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ data = typer.Typer(help="The site's own data.", rich_markup_mode=None)
 app.add_typer(data, name="data")
 
 JobName = Annotated[str, typer.Argument(help="A job's name, or the first characters of its id.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +72,12 @@ def _site(
     log_file: Annotated[
         bool, typer.Option("--log-file", help="Log to logs/site.log in the folder as well.")
     ] = False,
+    metrics: Annotated[
+        str,
+        typer.Option(
+            metavar="ADDRESS", help="Serve Prometheus metrics here, on loopback (127.0.0.1:9465)."
+        ),
+    ] = "",
 ) -> None:
     from common import log
 
@@ -82,10 +87,10 @@ def _site(
         folder = home.expanduser() if home else default_home(site)
         context.obj = Chosen(check_name("site", site), folder.absolute())
     if is_run:
-        _run(context, json_log=json_log, log_file=log_file)
+        _run(context, json_log=json_log, log_file=log_file, metrics=metrics)
 
 
-def _run(context: typer.Context, *, json_log: bool, log_file: bool) -> None:
+def _run(context: typer.Context, *, json_log: bool, log_file: bool, metrics: str) -> None:
     home = _home(context)
     if log_file:
         from common import log
@@ -93,7 +98,7 @@ def _run(context: typer.Context, *, json_log: bool, log_file: bool) -> None:
         log.configure(json_lines=json_log, file=home.folder / "logs" / "site.log")
     from client.serve import serve
 
-    serve(home)
+    serve(home, metrics)
 
 
 def _chosen(context: typer.Context) -> Chosen:
@@ -171,7 +176,7 @@ def status(context: typer.Context, as_json: AsJson = False) -> None:
 
     found = standing.status(_home(context))
     if as_json:
-        print(json.dumps(found.to_json(), indent=2))
+        cli.print_json(found.to_json())
     else:
         standing.show(found)
 
@@ -183,7 +188,7 @@ def jobs(context: typer.Context, as_json: AsJson = False) -> None:
 
     found = standing.jobs(_home(context))
     if as_json:
-        print(json.dumps([standing.as_json(job) for job in found], indent=2))
+        cli.print_json([standing.as_json(job) for job in found])
     elif found:
         standing.show_jobs(found)
     else:
@@ -241,7 +246,7 @@ def preflight(
 
     found = flight.preflight(home, flight.read_job(home, job))
     if as_json:
-        print(json.dumps(found.to_json(), indent=2))
+        cli.print_json(found.to_json())
     else:
         flight.show(found)
     found.require_admitted()
@@ -254,6 +259,7 @@ def check(
     job: Annotated[
         Path | None, typer.Option(help="A job's file: count in its labels and tokens.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Count records, labels, duplicates, empty and over-long texts.
 
@@ -263,8 +269,14 @@ def check(
 
     home = _home(context)
     manifest = datacheck.read_job(job)
-    for wanted in datacheck.names_of(home, name, manifest):
-        _check(home, wanted, manifest)
+    names = datacheck.names_of(home, name, manifest)
+    if as_json:
+        cli.print_json([datacheck.as_json(home, wanted, manifest) for wanted in names])
+    for wanted in names:
+        if not as_json:
+            _check(home, wanted, manifest)
+        if manifest is not None:
+            datacheck.require_public_labels(home, wanted, manifest)
 
 
 def _check(home: "SiteHome", name: str, job: "Job | None") -> None:
@@ -276,8 +288,6 @@ def _check(home: "SiteHome", name: str, job: "Job | None") -> None:
     screen.show(table(report))
     if job is None:
         print("lengths are counted in words: --job job.toml counts in a job's tokens and labels")
-    else:
-        datacheck.require_public_labels(home, name, job)
 
 
 @app.command()
@@ -320,7 +330,40 @@ def predict(
 
     found = export.predict(home, job, sys.stdin.read() if text == "-" else text)
     if as_json:
-        print(json.dumps([{"label": label, "probability": p} for label, p in found], indent=2))
+        cli.print_json([{"label": label, "probability": p} for label, p in found])
         return
     rows = [(label, f"{probability:.3f}") for label, probability in found[:_SHOWN_LABELS]]
     screen.show(screen.table(["label", "probability"], rows, numbers="probability"))
+
+
+@app.command()
+def systemd(
+    context: typer.Context,
+    user: Annotated[
+        str, typer.Option(metavar="NAME", help="Who it runs as; by default the folder's owner.")
+    ] = "",
+    metrics: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Serve Prometheus metrics here, on loopback.")
+    ] = "",
+) -> None:
+    """Print a systemd unit that starts this site, hardened."""
+    from common import systemd as units
+    from common.metrics import require_loopback
+
+    chosen, home = _chosen(context), _home(context)
+    command = [units.program("fl-client"), "--site", home.site, "--home", str(home.folder)]
+    if metrics:
+        require_loopback(metrics)
+        command += ["--metrics", metrics]
+    mapped = [data_set.path for data_set in home.config.data.values()]
+    device = home.config.runtime.device
+    unit = units.unit(
+        f"Veiltune site {home.site}",
+        command,
+        home.folder,
+        user=user,
+        reads=[*(home.path(path) for path in mapped), *home.models.values()],
+        has_gpu={"cpu": False, "cuda": True}.get(device),
+    )
+    print(f"# {chosen.command} systemd | sudo tee {units.PLACE}/veiltune-site-{home.site}.service")
+    print(unit, end="")

@@ -4,7 +4,9 @@ Not covered: what the counts mean (common/data/check.py); nothing here leaves th
 """
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from client.config import SiteHome
 from common.data.check import DataReport, check
@@ -46,6 +48,12 @@ def inspect(home: SiteHome, name: str, job: Job | None) -> DataReport:
     if job is None:
         return check(records, None, _words, 0, unit="words")
     return check(records, job.data.labels, _counter(home, job), job.model.max_length)
+
+
+def as_json(home: SiteHome, name: str, job: Job | None) -> dict[str, Any]:
+    """What ``inspect`` counts, with the name and file that it is of. Sensitive, as that is."""
+    place = {"data": name, "path": str(home.path(home.data_set(name).path))}
+    return place | asdict(inspect(home, name, job))
 
 
 def require_public_labels(home: SiteHome, name: str, job: Job) -> None:

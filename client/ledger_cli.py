@@ -3,13 +3,14 @@
 ``rekey`` alone writes; the others leave the account as they find it.
 """
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from common.cli import AsJson, print_json
 
 if TYPE_CHECKING:
     from client.config import SiteHome
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from client.spending import LedgerSpending
     from common.privacy.entries import Rekeyed
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 MAX_EXTRACT_BYTES = 1 << 30
 MAX_PLOT_BYTES = 1 << 24
 
@@ -45,7 +45,7 @@ def make_app(home_of: Callable[[typer.Context], "SiteHome"]) -> typer.Typer:
         if plot is not None:
             _write_plot(plot, found)
         if as_json:
-            typer.echo(json.dumps(_to_json(found), indent=2))
+            print_json(_to_json(found))
         else:
             _show(found)
 
@@ -55,10 +55,15 @@ def make_app(home_of: Callable[[typer.Context], "SiteHome"]) -> typer.Typer:
         extract: Annotated[
             Path | None, typer.Argument(help="An exported ledger; by default this site's own.")
         ] = None,
+        as_json: AsJson = False,
     ) -> None:
         """Check every entry, signature and byte."""
         home = home_of(context)
-        typer.echo(_verify_own(home) if extract is None else _verify_extract(extract))
+        found = _verify_own(home) if extract is None else _verify_extract(extract)
+        if as_json:
+            print_json(found.to_json())
+        else:
+            typer.echo(found.words)
 
     @app.command()
     def export(
@@ -146,30 +151,56 @@ def _warning(home: "SiteHome", outbox: "Outbox", own: str, last: str) -> str:
     )
 
 
-def _verify_own(home: "SiteHome") -> str:
+@dataclass(frozen=True)
+class _Whole:
+    """A ledger that was found whole."""
+
+    what: str
+    site: str
+    entries: int
+    root: str
+    keys: Sequence[str]
+    hand_overs: "Sequence[Rekeyed]"
+
+    @property
+    def words(self) -> str:
+        """For a person."""
+        return (
+            f"{self.what} of site {self.site} is whole\n{_head_words(self.entries, self.root)}"
+            f"{_keys_words(self.keys, self.hand_overs)}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """For ``--json``."""
+        from client.journal import key_words
+
+        return {
+            "site": self.site,
+            "entries": self.entries,
+            "root": self.root,
+            "keys": [key_words(key) for key in self.keys],
+            "hand_overs": [entry.words for entry in self.hand_overs],
+        }
+
+
+def _verify_own(home: "SiteHome") -> _Whole:
     from client.spending import open_account
 
     outbox = open_account(home)
     outbox.verify()
     head = outbox.head()
-    return (
-        f"ledger of site {home.site} is whole\n{_head_words(head.size, head.root)}"
-        f"{_keys_words(outbox.journal.keys, outbox.hand_overs())}"
-    )
+    keys, hand_overs = outbox.journal.keys, outbox.hand_overs()
+    return _Whole("ledger", home.site, head.size, head.root, keys, hand_overs)
 
 
-def _verify_extract(path: Path) -> str:
+def _verify_extract(path: Path) -> _Whole:
     from common.files import read_file
     from common.privacy.extract import read_extract, replay
 
     found = read_extract(read_file(path, max_bytes=MAX_EXTRACT_BYTES))
     account = replay(found)
-    site = account.created.site if account.created else ""
-    return (
-        f"exported ledger of site {site} is whole\n"
-        f"{_head_words(found.head.size, found.head.root)}"
-        f"{_keys_words((found.head.public_key,), ())}"
-    )
+    site, head = account.created.site if account.created else "", found.head
+    return _Whole("exported ledger", site, head.size, head.root, (head.public_key,), ())
 
 
 def _head_words(size: int, root: str) -> str:
@@ -200,12 +231,10 @@ def _write_plot(path: Path, found: "LedgerSpending") -> None:
 
 
 def _to_json(found: "LedgerSpending") -> dict[str, Any]:
-    from common.strict_json import without_infinity
-
     shown = {**asdict(found.life), "left": found.life.left, **asdict(found)}
     del shown["life"]
     shown["decisions"] = [decision.model_dump() for decision in found.decisions]
-    return dict(without_infinity(shown))
+    return shown
 
 
 def _show(found: "LedgerSpending") -> None:

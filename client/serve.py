@@ -21,6 +21,7 @@ from client import presence, session
 from client.account import open_account
 from client.config import SiteHome
 from client.identity import Identity, read_identity
+from client.metrics import SiteMetrics
 from client.presence import Presence
 from client.session import LinkConfig, State
 from common import notify
@@ -28,6 +29,7 @@ from common.errors import StorageFailed
 from common.flower import new_context
 from common.link.framing import UNKNOWN_JOB_CAP_BYTES
 from common.link.identity import node_id
+from common.metrics import serving
 from common.process import leave
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ EXPIRES_SOON_DAYS = 14
 log = structlog.get_logger(__name__)
 
 
-def serve(home: SiteHome) -> None:
+def serve(home: SiteHome, metrics: str = "") -> None:
     """``run`` until SIGTERM or SIGINT, and leave the process. In the main thread only."""
     stop = threading.Event()
     # A handler that set the event itself would wait for a lock that the code it interrupts holds,
@@ -55,22 +57,31 @@ def serve(home: SiteHome) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, ask)
     threading.Thread(target=obey, name="signals", daemon=True).start()
-    run(home, stop)
+    run(home, stop, metrics)
     leave()  # a model may be training in the worker's thread
 
 
-def run(home: SiteHome, stop: threading.Event) -> None:
+def run(home: SiteHome, stop: threading.Event, metrics: str = "") -> None:
     """Take part in the federation until ``stop`` is set.
 
+    Args:
+        home: the site's.
+        stop: ends it.
+        metrics: host:port on loopback to serve figures at; none for an empty one.
+
     Raises:
-        InvalidInput: another process runs this home, or its certificate cannot be used.
+        InvalidInput: another process runs this home, its certificate cannot be used, or the
+            metrics' address cannot be had.
         StorageFailed: the account cannot be opened, or is in doubt.
     """
     identity = read_identity(home)
     identity.check()
-    with presence.hold(home.folder):
+    with contextlib.ExitStack() as held:
+        held.enter_context(presence.hold(home.folder))
         outbox = open_account(home)
-        observer = Observer(home.folder)
+        figures = SiteMetrics(home, outbox)
+        observer = Observer(home.folder, figures)
+        held.enter_context(serving(metrics, figures))
         _warn(home, identity)
         log.info("site starts", site=home.site, server=home.config.server, home=str(home.folder))
         notify.ready(f"site {home.site} is up, not yet connected to {home.config.server}")
@@ -109,8 +120,9 @@ def link_config(home: SiteHome, identity: Identity) -> LinkConfig:
 class Observer:
     """Keeps the home's state file; one that cannot be written ends nothing."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, figures: SiteMetrics | None = None) -> None:
         self._home = home
+        self._figures = figures
         self._last = Presence(os.getpid(), connected=False, since=presence.now(), reason="starts")
         self._write()
 
@@ -123,6 +135,8 @@ class Observer:
         notify.now("connected" if state.connected else f"not connected: {state.reason}")
 
     def _write(self) -> None:
+        if self._figures is not None:
+            self._figures.presence = self._last
         try:
             presence.write(self._home, self._last)
         except StorageFailed as error:

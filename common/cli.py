@@ -7,12 +7,13 @@ Not covered: what a command does; logging (common/log.py).
 """
 
 import inspect
+import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
-from typing import TextIO, get_type_hints
+from typing import Annotated, Any, TextIO, get_type_hints
 
 import click
 import typer
@@ -20,8 +21,11 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup
 from typer.models import ArgumentInfo
 
 from common.errors import VeiltuneError
+from common.strict_json import without_infinity
 
 DONE, MISUSE, INTERRUPTED = 0, 2, 130
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def run(app: typer.Typer, argv: Sequence[str] | None, prog: str) -> int:
@@ -58,6 +62,16 @@ def complain(message: str) -> None:
         print("error:", one_line(message), file=sys.stderr, flush=True)
     except BrokenPipeError:
         _hush()
+
+
+def print_json(value: Any) -> None:  # noqa: ANN401 -- what JSON can hold
+    """Print what a command found, as each of ours does under ``--json``.
+
+    One document: an object, or a list where like things are listed. Keys are snake_case, times are
+    UTC in ISO 8601, what JSON has no number for (an epsilon without bound) is null, and anything
+    beyond ASCII is escaped, so that no terminal and no encoding changes it.
+    """
+    print(json.dumps(without_infinity(value), indent=2, allow_nan=False))
 
 
 def one_line(text: str) -> str:

@@ -21,6 +21,8 @@ from pathlib import Path
 
 from common.errors import InvalidInput
 
+PLACE = Path("/etc/systemd/system")
+_OWN = (Path("/tmp"), Path("/var/tmp"))
 _HIDDEN = (Path("/home"), Path("/root"), Path("/run/user"))
 
 _RULES = """\
@@ -65,7 +67,7 @@ def unit(
     *,
     user: str = "",
     reads: Iterable[Path] = (),
-    has_gpu: bool = False,
+    has_gpu: bool | None = None,
 ) -> str:
     """The unit's text.
 
@@ -75,14 +77,20 @@ def unit(
         home: the one folder that it writes to; it exists.
         user: who it runs as; by default the home's owner.
         reads: what else it must see that may be below /home.
-        has_gpu: whether it uses an NVIDIA GPU.
+        has_gpu: whether it uses an NVIDIA GPU; ``None`` for whether there is one.
 
     Raises:
         InvalidInput: no home, no such user, or a path that no unit can name.
     """
     if not home.is_dir():
         raise InvalidInput(f"home must be a folder, got {str(home)!r}")
+    if any(home.is_relative_to(place) for place in _OWN):
+        raise InvalidInput(
+            f"home must not lie below /tmp, of which a service has its own, got {home}"
+        )
     prefixes = (Path(sys.prefix), Path(sys.base_prefix), Path(command[0]).parent)
+    if has_gpu is None:
+        has_gpu = Path("/dev/nvidiactl").exists()
     return (
         f"[Unit]\nDescription={_escaped(name)}\n"
         "After=network-online.target\nWants=network-online.target\n"
@@ -109,7 +117,7 @@ def program(name: str) -> str:
     found = str(beside) if beside.is_file() else shutil.which(name)
     if found is None:
         raise InvalidInput(f"{name} must be installed beside {sys.executable}, got none there")
-    return os.path.abspath(found)  # noqa: PTH100 -- a link in a virtual environment stays one
+    return os.path.abspath(found)
 
 
 def _user(user: str, home: Path) -> str:
@@ -128,9 +136,19 @@ def _sight(home: Path, reads: Iterable[Path]) -> str:
     if not hidden and not _is_hidden(home):
         return "ProtectHome=yes\n"
     lines = ["ProtectHome=tmpfs"]
-    lines += [f"BindReadOnlyPaths={_quoted(path)}" for path in hidden if path != str(home)]
-    lines += [f"BindPaths={_quoted(str(home))}"] if _is_hidden(home) else []
+    lines += [f"BindReadOnlyPaths={_bound(path)}" for path in hidden if not _is_in(path, home)]
+    lines += [f"BindPaths={_bound(str(home))}"] if _is_hidden(home) else []
     return "\n".join(lines) + "\n"
+
+
+def _is_in(path: str, home: Path) -> bool:
+    return Path(path).is_relative_to(home)
+
+
+def _bound(path: str) -> str:
+    if ":" in path:
+        raise InvalidInput(f"a path that a service is to see must have no colon, got {path!r}")
+    return _quoted(path)
 
 
 def _is_hidden(path: Path) -> bool:

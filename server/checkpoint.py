@@ -10,6 +10,7 @@ sites own theirs; what they state is kept in the receipts).
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from typing import Any, Literal, get_args
 
@@ -98,6 +99,14 @@ class Checkpoints:
     def close(self) -> None:
         """Let go of the database."""
         self._database.close()
+
+    def reading(self) -> AbstractContextManager[Connection]:
+        """One consistent view of the tables, for figures over all jobs.
+
+        Raises:
+            StorageFailed: the database cannot be read.
+        """
+        return self._database.reading()
 
     def add_job(self, signed: SignedJob) -> bool:
         """Queue a job; False when it is here already, in whatever state."""

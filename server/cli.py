@@ -4,7 +4,6 @@ What needs the model libraries or the accountant is imported by the command that
 ``jobs`` and ``show`` answer at once.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from common import cli
+from common.cli import AsJson
 from common.words import counted
 from server.home import command_of, default_home, require_home
 
@@ -27,7 +27,15 @@ app = typer.Typer(
 )
 
 JobName = Annotated[str, typer.Argument(help="A job's name, or the first characters of its id.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Metrics = Annotated[
+    str,
+    typer.Option(
+        metavar="ADDRESS", help="Serve Prometheus metrics here, on loopback (127.0.0.1:9464)."
+    ),
+]
+User = Annotated[
+    str, typer.Option(metavar="NAME", help="Who it runs as; by default the home's owner.")
+]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -139,6 +147,7 @@ def start(
     log_file: Annotated[
         bool, typer.Option("--log-file", help="Log to logs/server.log in the home as well.")
     ] = False,
+    metrics: Metrics = "",
 ) -> None:
     """Run the server until it is stopped by Ctrl-C or SIGTERM.
 
@@ -151,7 +160,7 @@ def start(
         require_home(context.obj)
     file = context.obj / "logs" / "server.log" if log_file else None
     log.configure(level=level, json_lines=json_log, file=file)
-    Daemon(context.obj, names_handshakes=True).serve()
+    Daemon(context.obj, names_handshakes=True, metrics=metrics).serve()
 
 
 @app.command()
@@ -202,7 +211,7 @@ def jobs(context: typer.Context, as_json: AsJson = False) -> None:
 
     answer = ask(context.obj, Request(command="jobs"))
     if as_json:
-        print(json.dumps(answer["jobs"], indent=2))
+        cli.print_json(answer["jobs"])
     elif answer["jobs"]:
         jobs_table(answer["jobs"])
     else:
@@ -217,7 +226,7 @@ def show(context: typer.Context, job: JobName, as_json: AsJson = False) -> None:
 
     answer = ask(context.obj, Request(command="show", job=job))
     if as_json:
-        print(json.dumps(answer, indent=2))
+        cli.print_json(answer)
     else:
         job_tables(answer)
 
@@ -287,6 +296,22 @@ def restore(
         f"  3. start the server:  {command} start\n"
         "  4. submit again what you submitted since then: sites charge no round twice"
     )
+
+
+@app.command()
+def systemd(context: typer.Context, user: User = "", metrics: Metrics = "") -> None:
+    """Print a systemd unit that starts this server, hardened."""
+    from common import systemd as units
+    from common.metrics import require_loopback
+    from server.config import load_server_config
+
+    name = load_server_config(context.obj).name
+    command = [units.program("fl-server"), "--home", str(context.obj), "start"]
+    if metrics:
+        require_loopback(metrics)
+        command += ["--metrics", metrics]
+    print(f"# {command_of(context.obj)} systemd | sudo tee {units.PLACE}/veiltune-server.service")
+    print(units.unit(f"Veiltune server {name}", command, context.obj, user=user), end="")
 
 
 @app.command("hash")

@@ -19,6 +19,7 @@ from common.files import read_file
 from common.job import Job, parse_signed_job, verify_job
 from common.keys import read_key
 from common.link.channel import Credentials
+from common.metrics import serving
 from common.process import leave
 from server import control, views
 from server.checkpoint import Checkpoints, JobRow
@@ -28,6 +29,7 @@ from server.enrolment import ROSTER_FILE
 from server.grid import LinkGrid
 from server.home import alone
 from server.link import LinkServer
+from server.metrics import ServerMetrics
 from server.roster import Roster
 from server.worker import Trainer, Worker
 
@@ -49,20 +51,27 @@ class Daemon:
         home: as ``fl-server init`` made it.
         trainer: runs jobs; None for server/app.py, imported when the first job needs it.
         names_handshakes: log why TLS handshakes fail, which takes over this process's stderr.
+        metrics: host:port on loopback to serve figures at; none for an empty one.
     """
 
     def __init__(
-        self, home: Path, *, trainer: Trainer | None = None, names_handshakes: bool = False
+        self,
+        home: Path,
+        *,
+        trainer: Trainer | None = None,
+        names_handshakes: bool = False,
+        metrics: str = "",
     ) -> None:
         self._home = home.resolve()
         self._outcomes = self._home / OUTCOMES
+        self._metrics = metrics
         self._open = contextlib.ExitStack()
         try:
             self._open.enter_context(alone(self._home))
             config = load_server_config(self._home)
             pki = self._home / "pki"
             self._signer = _read(pki / "operator.pub").decode("ascii", "replace").strip()
-            roster = Roster(self._home / ROSTER_FILE)
+            self._roster = roster = Roster(self._home / ROSTER_FILE)
             self.checkpoints = Checkpoints(config.database, roster.holds_key)
             self._open.callback(self.checkpoints.close)
             self.link = LinkServer(
@@ -86,7 +95,7 @@ class Daemon:
         """Listen to sites and to the operator, and take up every job that has not ended.
 
         Raises:
-            InvalidInput: the port or the socket cannot be had.
+            InvalidInput: a port or the socket cannot be had.
         """
         try:
             self.link.start()
@@ -94,6 +103,8 @@ class Daemon:
             server = ControlServer(self._home, self._answer)
             self._open.callback(server.stop)
             server.start()
+            figures = ServerMetrics(self._home, self.link, self._roster, self.checkpoints)
+            self.metrics_port = self._open.enter_context(serving(self._metrics, figures))
         except BaseException:
             self._open.close()
             raise

@@ -3,7 +3,6 @@
 Exit status: 0 when every claim passed, 1 when one failed, 2 on misuse.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,14 +16,13 @@ from rich.text import Text
 
 from common.audit.epsilon_cli import (
     FAILED,
-    AsJson,
     calibrate_command,
     compose_command,
     epsilon_command,
 )
 from common.audit.ledger_cli import ledger_command
 from common.audit.recompute import Claim, check_outcome
-from common.cli import run
+from common.cli import AsJson, print_json, run
 from common.result import Result
 
 NOT_CHECKED = (
@@ -64,7 +62,7 @@ def result_command(
             "claims": [asdict(claim) for claim in claims],
             "not_checked": NOT_CHECKED,
         }
-        print(json.dumps(document, ensure_ascii=False))
+        print_json(document)
     else:
         _print_claims(result, claims)
     if not passed:

@@ -4,7 +4,6 @@ Every figure is PLD's, which is reported, beside PRV's and RDP's, which check it
 agree, or one of them gives no figure, the command says so and ends with 1.
 """
 
-import json
 import math
 import sys
 from dataclasses import asdict
@@ -17,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from common.audit.events import read_events
+from common.cli import AsJson, print_json
 from common.errors import InvalidInput
 from common.privacy import accounting, crosscheck, group
 from common.privacy.event import GaussianSteps
@@ -25,7 +25,6 @@ from common.words import counted
 
 FAILED = 1
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Rate = Annotated[float, typer.Option(help="Poisson rate at which a unit is drawn.")]
 Steps = Annotated[int, typer.Option(help="DP-SGD steps that were executed.")]
 Delta = Annotated[float, typer.Option(help="Probability outside the guarantee.")]
@@ -51,7 +50,7 @@ def epsilon_command(
     if records is not None:
         answer["group"] = _group(event, delta, records, found.pld)
     if as_json:
-        print(json.dumps(answer))
+        print_json(answer)
     else:
         _print_epsilon(answer)
     _end(found.doubt)
@@ -89,7 +88,7 @@ def calibrate_command(
         limits = {"name": cap.name, "epsilon": cap_epsilon, "delta": cap_delta}
         answer = target | row | {"filter": limits | fitting}
     if as_json:
-        print(json.dumps(answer))
+        print_json(answer)
     else:
         _print_calibration(answer)
     _end(doubt)
@@ -138,7 +137,7 @@ def compose_command(
         answer |= {"pld": _finite(pld), "rdp": _finite(rdp)}
         doubt = "" if pld == math.inf else crosscheck.doubt_of_bound(pld, rdp)
     if as_json:
-        print(json.dumps(answer))
+        print_json(answer)
     else:
         _print_composition(answer)
     _end(doubt)

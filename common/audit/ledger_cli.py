@@ -4,7 +4,6 @@ Not covered: what the checks are (common/audit/ledger.py).
 """
 
 import hashlib
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,9 +14,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from common.audit.epsilon_cli import FAILED, AsJson
+from common.audit.epsilon_cli import FAILED
 from common.audit.ledger import JobSpent, LedgerReport, check_ledger, read_public
-from common.cli import one_line
+from common.cli import AsJson, one_line, print_json
 from common.errors import LedgerBroken
 from common.privacy.extract import read_head
 from common.strict_json import read_json
@@ -50,12 +49,12 @@ def ledger_command(
         report = check_ledger(file, public_key, witnessed)
     except LedgerBroken as error:
         if as_json:
-            print(json.dumps({"passed": False, "fault": one_line(str(error))}))
+            print_json({"passed": False, "fault": one_line(str(error))})
         else:
             print(f"FAIL: {one_line(str(error))}")
         raise typer.Exit(FAILED) from error
     if as_json:
-        print(json.dumps(_to_json(report) | {"not_checked": unchecked}))
+        print_json(_to_json(report) | {"not_checked": unchecked})
     else:
         _show(report, unchecked)
     if not report.is_within:

@@ -16,6 +16,7 @@ from client import cli
 from client.approval import require_approval
 from client.config import SiteHome
 from client.outbox import Outbox
+from common import systemd
 from common.errors import JobWaits
 from common.job import SignedJob
 from server.enrolment import enroll, init_server
@@ -56,6 +57,25 @@ def write_data(home: Path, text: str, name: str = "notes.csv", **columns: str) -
 def write_job(path: Path, signed: SignedJob) -> Path:
     path.write_text(tomli_w.dumps(signed.job.model_dump(mode="json", exclude_none=True)))
     return path
+
+
+def test_a_sites_unit_starts_that_site_and_sees_its_data(
+    homes: Homes, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = homes.make(data={"notes": {"path": "/srv/notes.csv"}, "own": {"path": "own.csv"}})
+    assert run(home, "systemd") == 2
+    assert "error: home must not lie below /tmp" in capsys.readouterr().err
+    monkeypatch.setattr(systemd, "_OWN", ())
+    monkeypatch.setattr(systemd, "_HIDDEN", (Path("/srv"),))
+    assert run(home, "systemd", "--metrics", "[::1]:9465") == 0
+    out = capsys.readouterr().out
+    program = Path(sys.executable).parent / "fl-client"
+    words = f"--site A --home {home} --metrics [::1]:9465"
+    assert f"ExecStart={program} {words}\n" in out
+    assert "BindReadOnlyPaths=/srv/notes.csv\n" in out
+    assert "PrivateDevices=yes\n" in out
+    assert "veiltune-site-A.service" in out.splitlines()[0]
+    assert run(home, "systemd", "--metrics", "0.0.0.0:1") == 2
 
 
 def test_a_site_is_set_up_by_init_and_install(tmp_path: Path, capsys: Capture) -> None:
