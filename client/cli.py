@@ -365,5 +365,5 @@ def systemd(
         reads=[*(home.path(path) for path in mapped), *home.models.values()],
         has_gpu={"cpu": False, "cuda": True}.get(device),
     )
-    print(f"# {chosen.command} systemd | sudo tee {units.PLACE}/veiltune-site-{home.site}.service")
+    print(units.heading(f"veiltune-site-{home.site}", f"{chosen.command} systemd"), end="")
     print(unit, end="")

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from common.errors import InvalidInput
 
-PLACE = Path("/etc/systemd/system")
+_PLACE = Path("/etc/systemd/system")
 _OWN = (Path("/tmp"), Path("/var/tmp"))
 _HIDDEN = (Path("/home"), Path("/root"), Path("/run/user"))
 
@@ -104,6 +104,14 @@ def unit(
         f"ReadWritePaths={_quoted(str(home))}\n"
         f"{_sight(home, (*prefixes, *reads))}{_RULES}{_GPU_DEVICES if has_gpu else _DEVICES}\n"
         "[Install]\nWantedBy=multi-user.target\n"
+    )
+
+
+def heading(name: str, written_by: str) -> str:
+    """The comment on top of the unit ``name``: where it comes from and where it goes."""
+    return (
+        f"# Written by: {_escaped(written_by)}\n"
+        f"# Belongs in {_PLACE}/{name}.service; then: systemctl enable --now {name}\n"
     )
 
 

@@ -310,7 +310,7 @@ def systemd(context: typer.Context, user: User = "", metrics: Metrics = "") -> N
     if metrics:
         require_loopback(metrics)
         command += ["--metrics", metrics]
-    print(f"# {command_of(context.obj)} systemd | sudo tee {units.PLACE}/veiltune-server.service")
+    print(units.heading("veiltune-server", f"{command_of(context.obj)} systemd"), end="")
     print(units.unit(f"Veiltune server {name}", command, context.obj, user=user), end="")
 
 

@@ -74,7 +74,7 @@ def test_a_sites_unit_starts_that_site_and_sees_its_data(
     assert f"ExecStart={program} {words}\n" in out
     assert "BindReadOnlyPaths=/srv/notes.csv\n" in out
     assert "PrivateDevices=yes\n" in out
-    assert "veiltune-site-A.service" in out.splitlines()[0]
+    assert "veiltune-site-A.service" in out.splitlines()[1]
     assert run(home, "systemd", "--metrics", "0.0.0.0:1") == 2
 
 

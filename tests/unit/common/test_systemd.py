@@ -144,7 +144,6 @@ def test_the_commands_print_units_that_start_what_printed_them(
     assert shlex.split(line) == [
         PROGRAM, "--home", str(home), "start", "--metrics", "127.0.0.1:9464",
     ]  # fmt: skip
-    assert text.splitlines()[0].endswith(
-        "systemd | sudo tee /etc/systemd/system/veiltune-server.service"
-    )
+    assert text.splitlines()[0] == f"# Written by: fl-server --home {home} systemd"
+    assert "systemctl enable --now veiltune-server" in text.splitlines()[1]
     assert verified(outside, text) == ""
