@@ -125,7 +125,9 @@ def _text(value: str, longest: int) -> str:
 
 def _as_line(_: object, __: str, event: MutableMapping[str, Any]) -> str:
     time, level, name = (event.pop(key, "") for key in ("timestamp", "level", "event"))
-    pairs = " ".join(f"{key}={_value(value)}" for key, value in event.items())
+    # The id first (common/trace.py), whether it was bound or given: lines of a round line up.
+    ordered = sorted(event.items(), key=lambda pair: pair[0] != "id")
+    pairs = " ".join(f"{key}={_value(value)}" for key, value in ordered)
     return f"{time} {level:<7} {name}" + (f"  {pairs}" if pairs else "")
 
 

@@ -44,8 +44,14 @@ def require_home(home: Path) -> None:
 
 
 @contextlib.contextmanager
-def alone(home: Path) -> Iterator[None]:
+def alone(
+    home: Path, taken: str = "home must have one running server, got a second for"
+) -> Iterator[None]:
     """Hold the home's lock, as a running server does.
+
+    Args:
+        home: the server's.
+        taken: what to say, before the home, where somebody else holds it.
 
     Raises:
         InvalidInput: no home, one that others can enter, or a server runs on it.
@@ -60,7 +66,7 @@ def alone(home: Path) -> Iterator[None]:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(lock)
-        raise InvalidInput(f"home must have one running server, got a second for {home}") from error
+        raise InvalidInput(f"{taken} {home}") from error
     try:
         yield
     finally:

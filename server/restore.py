@@ -40,6 +40,7 @@ from server.roster import Roster
 
 Rows = Callable[[str], set[tuple[Any, ...]]]
 
+_RUNS = "home must have no running server to be restored, got one on"
 _KEYS = ("server.key", "intermediate.key")
 # What identifies a row that must not be lost; of a head, a longer one holds the shorter.
 _ROWS = {
@@ -74,7 +75,7 @@ def restore(home: Path, file: Path) -> Restored:
     aside = home.with_name(f".{home.name}.{secrets.token_hex(8)}.tmp")
     with contextlib.ExitStack() as held:
         if home.exists():
-            held.enter_context(alone(home))
+            held.enter_context(alone(home, _RUNS))
         try:
             with archive.opened(file) as (packed, manifest):
                 make_folder(aside)

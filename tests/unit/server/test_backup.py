@@ -193,7 +193,9 @@ def test_a_backup_is_made_and_restored_of_a_running_server_which_goes_on(
     try:
         first.checkpoints.add_job(signed())
         backup(home, tmp_path / "b")
-        with pytest.raises(InvalidInput, match="home must have one running server"):
+        with pytest.raises(
+            InvalidInput, match="must have no running server to be restored, got one on"
+        ):
             restore(home, tmp_path / "b")
     finally:
         first.stop()
