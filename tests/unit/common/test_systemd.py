@@ -1,5 +1,6 @@
 """Units against systemd's own parser where it is at hand, and against its documented syntax."""
 
+import re
 import shlex
 import shutil
 import subprocess
@@ -75,14 +76,17 @@ def test_a_unit_writes_to_its_home_alone_and_cannot_gain_rights(outside: Path) -
 
 
 @pytest.mark.parametrize(
-    "name", ["server", "a b", 'quo"te', "50%", "back\\slash", "semi;colon", "it's", "dollar$HOME"]
+    "name", ["server", "a b", 'quo"te', "50%h", "back\\slash", "semi;colon", "it's", "dollar$HOME"]
 )
 def test_systemd_finds_no_fault_and_reads_the_same_path(outside: Path, name: str) -> None:
     home = outside / name
     text = made(home, has_gpu=True)
     assert verified(outside, text) == ""
-    # systemd's own unquoting is that of a shell, after its specifiers and variables.
+    # systemd's own unquoting is that of a shell, after its specifiers and variables, which only
+    # a doubled sign escapes.
     (line,) = settings(text)["ExecStart"]
+    signs = re.findall("%+", text) + re.findall(r"\$+", line)
+    assert not [run for run in signs if len(run) % 2]
     assert shlex.split(line.replace("%%", "%").replace("$$", "$")) == [
         PROGRAM, "--home", str(home), "start",
     ]  # fmt: skip
