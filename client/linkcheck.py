@@ -3,6 +3,7 @@
 Not covered: a session itself: none is opened.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 
 from client.admission import ask
@@ -14,13 +15,12 @@ from client.session import LinkConfig
 from common import reach
 from common.address import split_address
 from common.diagnosis import Finding, fault, ok, unchecked, warning
-from common.errors import InvalidInput
+from common.errors import InvalidInput, LinkDown, UpdateRejected
 
 CLOCK = "clock and server"
 LINES = (*STEPS, CLOCK)
 
 _SKEW_S, _MUCH_SKEW_S = 30.0, 300.0  # a certificate is valid from 5 minutes before it was issued
-_MOST_NAMED = 40
 
 
 def not_walked(why: str, advice: str) -> Iterator[Finding]:
@@ -83,7 +83,12 @@ def _rest(told: Sequence[Finding], why: str, advice: str) -> Iterator[Finding]:
 def _asked(home: SiteHome, identity: Identity, timeout_s: float) -> Iterator[Finding]:
     server = home.config.server
     config = LinkConfig(server, identity.root, identity.certificate, identity.key, home.site)
-    found = ask(config, timeout_s=timeout_s)
+    try:
+        found = ask(config, timeout_s=timeout_s)
+    except (LinkDown, UpdateRejected) as error:
+        yield fault(ADMISSION, str(error), "see the server's log, or ask the operator to")
+        yield unchecked(CLOCK, "the server did not answer", f"mend the {ADMISSION} first")
+        return
     if found.refusal:
         advice = (
             "ask the operator why; a revoked key does not come back, so move pki/ away, run init, "
@@ -104,8 +109,6 @@ def _clock(ahead_s: float | None, within_s: float) -> Finding:
     advice = "set the clock (timedatectl status), and ask the operator to look at theirs"
     if least > _MUCH_SKEW_S:
         return fault(CLOCK, f"{words}: certificates may count as not yet valid", advice)
-    return (
-        warning(CLOCK, words, advice)
-        if least > _SKEW_S
-        else ok(CLOCK, f"the same to {max(within_s, 1):.0f} s")
-    )
+    if least > _SKEW_S:
+        return warning(CLOCK, words, advice)
+    return ok(CLOCK, f"within {math.ceil(abs(ahead_s) + within_s)} s of the server's")

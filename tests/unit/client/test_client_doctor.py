@@ -54,7 +54,7 @@ def test_a_healthy_home_is_all_well(whole: Make, look: Look) -> None:
     assert set(found) - marked(found, "ok") <= PLACE
     assert set(LINES) <= marked(found, "ok")
     assert found["admission"].found.endswith("admits site A")
-    assert found["clock and server"].found == "the same to 1 s"
+    assert found["clock and server"].found == "within 1 s of the server's"
     assert found["root"].found.startswith("sha256 ")
 
 

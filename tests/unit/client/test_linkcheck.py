@@ -271,16 +271,22 @@ def test_a_server_that_shows_another_certificate_is_named(
     rest_is_not_checked(found, "server certificate")
 
 
+NO_SUCH_JOB = framing.refusal(wire.Refusal.UNKNOWN_JOB, "no such job")
+
+
 @contextlib.contextmanager
 def grpc_server(
-    loopback: Loopback, told: str | None, pair: pki.Credential | None = None
+    loopback: Loopback,
+    told: str | None,
+    pair: pki.Credential | None = None,
+    answer: bytes = NO_SUCH_JOB,
 ) -> Iterator[int]:
     """A server that refuses every fetch, and says the time that a test gives it."""
 
     def refuse(_: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
         if told is not None:
             context.set_trailing_metadata(((TIME_KEY, told),))
-        yield framing.refusal(wire.Refusal.UNKNOWN_JOB, "no such job")
+        yield answer
 
     handler = grpc.method_handlers_generic_handler(
         SERVICE, {FETCH: grpc.unary_stream_rpc_method_handler(refuse)}
@@ -308,6 +314,17 @@ def test_a_server_certificate_close_to_its_end_is_a_warning(
     assert "renew" in found["server certificate"].advice
 
 
+@pytest.mark.parametrize("answer", [b"\xff\xff", framing.goodbye("no")], ids=["none", "another"])
+def test_a_server_of_another_protocol_is_named(
+    whole: Make, link: Callable[..., Lines], aged: Homes, answer: bytes
+) -> None:
+    with grpc_server(aged.loopback, None, answer=answer) as port:
+        found = link(whole(port=port))
+    assert marked(found, "fault") == {"admission"}
+    assert marked(found, "not checked") == {"clock and server"}
+    assert "server's log" in found["admission"].advice
+
+
 # Clocks
 
 
@@ -317,7 +334,7 @@ def test_a_server_certificate_close_to_its_end_is_a_warning(
         (3600, "fault", "s behind the server's: certificates"),
         (-3600, "fault", "s ahead of the server's: certificates"),
         (100, "warning", "s behind the server's"),
-        (5, "ok", "the same to"),
+        (5, "ok", "s of the server's"),
         (None, "not checked", "does not say its time"),
     ],
 )
