@@ -16,7 +16,7 @@ import click
 import typer
 from rich.text import Text
 
-from client import ledger_cli, screen
+from client import ledger_cli, membership_cli, screen
 from client.config import default_home, load_home
 from common import cli
 from common.config import check_name
@@ -102,6 +102,7 @@ def _home(context: typer.Context) -> "SiteHome":
 
 
 app.add_typer(ledger_cli.make_app(_home), name="ledger")
+membership_cli.add_commands(app, _home)
 
 
 @app.command()

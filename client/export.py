@@ -22,11 +22,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from client.account import has_run
+from client.calls import fetch, link_config
 from client.config import SiteHome
 from client.identity import read_identity
 from client.outbox import JobRow, Outbox
-from client.serve import link_config
-from client.session import fetch
 from common.adapter import (
     LoadedAdapter,
     Vector,

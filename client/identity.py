@@ -10,7 +10,10 @@ from common.errors import InvalidInput
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """PEM files of ``site.toml``, read and found to belong together or not (see ``check``)."""
+    """PEM files of ``site.toml``, read and found to belong together or not (see ``check``).
+
+    ``root``: one or, while one follows the other, two, the newest first.
+    """
 
     site: str
     root: bytes

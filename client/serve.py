@@ -22,7 +22,8 @@ from client.account import open_account
 from client.config import SiteHome
 from client.identity import Identity, read_identity
 from client.presence import Presence
-from client.session import LinkConfig, State
+from client.session import State
+from client.upkeep import Upkeep
 from common.errors import StorageFailed
 from common.flower import new_context
 from common.link.framing import UNKNOWN_JOB_CAP_BYTES
@@ -32,7 +33,7 @@ from common.process import leave
 if TYPE_CHECKING:
     from types import FrameType
 
-EXPIRES_SOON_DAYS = 14
+EXPIRES_SOON_DAYS = 7  # renewed at 10 days left; then something is wrong
 
 log = structlog.get_logger(__name__)
 
@@ -82,25 +83,16 @@ def run(home: SiteHome, stop: threading.Event) -> None:
 
             return app(message, context)
 
+        upkeep = Upkeep(home, identity)
+        threading.Thread(target=upkeep.run, args=(stop,), name="upkeep", daemon=True).start()
         session.run(
-            link_config(home, identity),
+            upkeep.current,
             handle,
             lambda job_sha256: outbox.cap(job_sha256) or UNKNOWN_JOB_CAP_BYTES,
             stop,
             observer,
         )
     log.info("site stopped", site=home.site)
-
-
-def link_config(home: SiteHome, identity: Identity) -> LinkConfig:
-    """The home's server and identity, as the link takes them."""
-    return LinkConfig(
-        server=home.config.server,
-        root_pem=identity.root,
-        certificate_pem=identity.certificate,
-        key_pem=identity.key,
-        site=home.site,
-    )
 
 
 class Observer:
@@ -131,7 +123,7 @@ def _warn(home: SiteHome, identity: Identity) -> None:
         log.warning(
             "certificate expires soon",
             days_left=identity.days_left,
-            remedy=f"the operator enrolls the site's request ({home.site}.csr) anew",
+            remedy=f"if renewals fail, the operator enrolls {home.site}.csr anew",
         )
     for name, data_set in home.config.data.items():
         if not home.path(data_set.path).is_file():

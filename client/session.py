@@ -10,6 +10,7 @@ Not covered: what a message asks for (client/app.py), why TLS fails (client/prob
 import queue
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -19,10 +20,10 @@ import structlog
 from client.probe import diagnose
 from client.worker import Handle, Worker
 from common.cli import installed_version
-from common.errors import InvalidInput, LinkDown, Refusal, UpdateRejected
+from common.errors import InvalidInput, LinkDown, UpdateRejected
 from common.link import federation_pb2 as wire
 from common.link import framing
-from common.link.channel import FETCH, SERVICE, SESSION, Credentials, open_channel
+from common.link.channel import SERVICE, SESSION, Credentials, open_channel
 from common.link.framing import Assembler, Received
 from common.link.identity import node_id
 from common.pki import days_left
@@ -30,9 +31,8 @@ from common.pki import days_left
 FIRST_RETRY_S, LONGEST_RETRY_S, FINAL_RETRY_S = 0.2, 30.0, 60.0
 _BUSY_RETRY_S = 5.0
 _WELCOME_TIMEOUT_S = 15.0
-_FETCH_TIMEOUT_S = 600.0
 _POLL_S = 0.1
-_REMEDY = "ask the operator for a new enrolment, then start this site again"
+_REMEDY = "ask the operator for a new enrolment"
 
 log = structlog.get_logger(__name__)
 
@@ -46,6 +46,15 @@ class LinkConfig:
     certificate_pem: bytes
     key_pem: bytes = field(repr=False)
     site: str
+
+    @property
+    def credentials(self) -> Credentials:
+        """As gRPC takes them."""
+        return Credentials(self.root_pem, self.certificate_pem, self.key_pem)
+
+    def why_not(self) -> str:
+        """Why the server cannot be reached, in one sentence; takes seconds."""
+        return diagnose(self.server, self.root_pem, self.certificate_pem, self.key_pem, self.site)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +74,7 @@ class Turned(LinkDown):
 
 
 def run(
-    config: LinkConfig,
+    current: Callable[[], LinkConfig],
     handle: Handle,
     cap: Callable[[str], int],
     stop: threading.Event,
@@ -74,7 +83,9 @@ def run(
     """Keep a session with the server until ``stop`` is set; returns within two seconds of it.
 
     Args:
-        config: the server and this site's certificate.
+        current: the server and this site's certificate, asked before each session and often within
+            one: when it gives another, the session ends between two messages and the next one uses
+            that. A LinkDown that it raises ends the session and keeps the link down.
         handle: answers one message; called from one other thread. What it raises is logged, and
             the server is told no more than that this site does not take part.
         cap: the most bytes a message of a job (by sha256) may have; for a job it does not know,
@@ -85,60 +96,72 @@ def run(
     Raises:
         Exception: a reply that ``handle`` gave could not be written.
     """
-    worker = Worker(handle, config.site)
+    worker = Worker(handle)
     failures, told = 0, ""
     while not stop.is_set():
-        session = _Session(config, cap, worker, stop)
-        try:
-            session.serve(lambda: observe(State(connected=True)))
-            words = "the server closed the session"
-        except LinkDown as error:
-            is_final = _is_final(config, error)
-            words = _words(config, error, session, stop) + (f"; {_REMEDY}" if is_final else "")
-            delay_s = _delay(error, failures, is_final=is_final)
-        else:
-            delay_s = _delay(None, 0)
+        end = _serve(current, cap, worker, stop, failures, observe)
         worker.raise_failure()
         if stop.is_set():
             break
-        failures = 1 if session.is_welcome else failures + 1
-        observe(State(connected=False, reason=words))
-        if session.is_welcome or words != told:  # said once, however often it is tried again
-            log.warning("link down", reason=words, retry_s=round(delay_s, 1))
-        told = words
-        stop.wait(delay_s)
+        failures = 1 if end.was_welcome else failures + 1
+        observe(State(connected=False, reason=end.words))
+        if end.was_welcome or end.words != told:  # said once, however often it is tried again
+            log.warning("link down", reason=end.words, retry_s=round(end.delay_s, 1))
+        told = end.words
+        _pause(current, end, stop)
     observe(State(connected=False, reason="stopped"))
 
 
-def fetch(config: LinkConfig, job_sha256: str, cap_bytes: int) -> bytes:
-    """A finished job's final adapter, as the server stored it.
+@dataclass(frozen=True, slots=True)
+class _End:
+    """How a session ended, and how long to wait before the next."""
 
-    Raises:
-        LinkDown: the server cannot be reached.
-        Refusal: it has no such adapter for this site.
-        UpdateRejected: what came is too long, or not what was announced.
-    """
+    words: str
+    delay_s: float
+    was_welcome: bool = False
+    config: LinkConfig | None = None
 
-    def admit(header: wire.MessageHeader) -> bool:
-        framing.require_size(header, cap_bytes)
-        if (header.message_type, header.job_sha256) != (FETCH, job_sha256):
-            raise UpdateRejected("adapter must be the asked job's, got another")
-        return True
 
-    request = wire.FetchRequest(job_sha256=job_sha256).SerializeToString()
-    assembler = Assembler(admit)
+def _serve(
+    current: Callable[[], LinkConfig],
+    cap: Callable[[str], int],
+    worker: Worker,
+    stop: threading.Event,
+    failures: int,
+    observe: Callable[[State], None],
+) -> _End:
+    """One session, from the certificate that it uses to its end."""
     try:
-        with open_channel(config.server, _credentials(config)) as channel:
-            call = channel.unary_stream(f"/{SERVICE}/{FETCH}")(request, timeout=_FETCH_TIMEOUT_S)
-            for data in call:
-                frame = framing.parse(data)
-                if frame.WhichOneof("body") == "refusal":
-                    raise Refusal(frame.refusal.words[:500])
-                if (received := assembler.take(frame)) is not None and received.body is not None:
-                    return received.body
-    except grpc.RpcError as error:
-        raise LinkDown(_diagnose(config)) from error
-    raise UpdateRejected("adapter must be complete, got less than announced")
+        config = current()
+    except LinkDown as error:
+        return _End(str(error), _delay(error, failures))
+    session = _Session(config, current, cap, worker, stop)
+    try:
+        session.serve(lambda: observe(State(connected=True)))
+    except LinkDown as error:
+        if session.is_outdated:
+            words = "this site has another certificate now, or doubts what it was told to trust"
+            return _End(words, 0.0, session.is_welcome)
+        is_final = _is_final(config, error)
+        words = _words(config, error, session, stop) + (f"; {_REMEDY}" if is_final else "")
+        delay_s = _delay(error, failures, is_final=is_final)
+        return _End(words, delay_s, session.is_welcome, config)
+    return _End("the server closed the session", _delay(None, 0), session.is_welcome, config)
+
+
+def _pause(current: Callable[[], LinkConfig], end: _End, stop: threading.Event) -> None:
+    """Wait; another certificate than the one that failed is tried at once."""
+    until = time.monotonic() + end.delay_s
+    while (left_s := until - time.monotonic()) > 0 and not stop.wait(min(left_s, _POLL_S)):
+        if end.config is not None and _differs(current, end.config):
+            return
+
+
+def _differs(current: Callable[[], LinkConfig], config: LinkConfig) -> bool:
+    try:
+        return current() is not config
+    except LinkDown:
+        return True
 
 
 class _Session:
@@ -147,12 +170,15 @@ class _Session:
     def __init__(
         self,
         config: LinkConfig,
+        current: Callable[[], LinkConfig],
         cap: Callable[[str], int],
         worker: Worker,
         stop: threading.Event,
     ) -> None:
         self.is_welcome = False
+        self.is_outdated = False
         self._config = config
+        self._current = current
         self._cap = cap
         self._worker = worker
         self._stop = stop
@@ -166,7 +192,7 @@ class _Session:
             LinkDown: the connection failed or broke.
             Turned: the server refused this site.
         """
-        with open_channel(self._config.server, _credentials(self._config)) as channel:
+        with open_channel(self._config.server, self._config.credentials) as channel:
             call = channel.stream_stream(f"/{SERVICE}/{SESSION}")(self._frames())
             watch = threading.Thread(target=self._watch, args=(call,), daemon=True)
             watch.start()
@@ -189,14 +215,24 @@ class _Session:
             yield from frames
 
     def _watch(self, call: grpc.Call) -> None:
-        """Cancel the call on ``stop``, or when no welcome comes."""
+        """Cancel the call on ``stop``, when no welcome comes, or for another certificate."""
         waited_s = 0.0
         while call.is_active():
             if self._stop.wait(_POLL_S) or self._worker.has_failed:
                 call.cancel()
+            if self._must_end():
+                self.is_outdated = True
+                call.cancel()
             waited_s += _POLL_S
             if not self.is_welcome and waited_s > _WELCOME_TIMEOUT_S:
                 call.cancel()
+
+    def _must_end(self) -> bool:
+        """At once where trust is in doubt; for another certificate, when nothing is under way."""
+        try:
+            return self._current() is not self._config and self._worker.is_idle
+        except LinkDown:
+            return True
 
     def _take(self, frame: wire.Frame, on_welcome: Callable[[], None]) -> None:
         kind = frame.WhichOneof("body")
@@ -239,10 +275,6 @@ class _Session:
         self._outgoing.put(frames)
 
 
-def _credentials(config: LinkConfig) -> Credentials:
-    return Credentials(config.root_pem, config.certificate_pem, config.key_pem)
-
-
 def _is_final(config: LinkConfig, error: LinkDown) -> bool:
     """Whether nothing but another certificate can help."""
     if isinstance(error, Turned):
@@ -270,19 +302,13 @@ def _words(config: LinkConfig, error: LinkDown, session: _Session, stop: threadi
         return str(error)
     answer: queue.SimpleQueue[str] = queue.SimpleQueue()
     # Beside this thread, as a probe may wait longer than a stop may take.
-    threading.Thread(target=lambda: answer.put(_diagnose(config)), daemon=True).start()
+    threading.Thread(target=lambda: answer.put(config.why_not()), daemon=True).start()
     while not stop.is_set():
         try:
             return answer.get(timeout=_POLL_S)
         except queue.Empty:
             continue
     return str(error)
-
-
-def _diagnose(config: LinkConfig) -> str:
-    return diagnose(
-        config.server, config.root_pem, config.certificate_pem, config.key_pem, config.site
-    )
 
 
 def _rpc_words(error: grpc.RpcError) -> str:

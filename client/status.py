@@ -158,7 +158,7 @@ def _days(status: Status) -> Text:
     days = status.certificate_days
     if days is None or status.certificate_fault:
         return Text(status.certificate_fault, _BAD)
-    return Text(f"{days} day{'' if days == 1 else 's'} left", _WARN if days < 14 else "")
+    return Text(f"{days} day{'' if days == 1 else 's'} left", _WARN if days < 7 else "")
 
 
 def _certificate(home: SiteHome) -> tuple[int | None, str]:

@@ -33,7 +33,7 @@ register("site.reply-made", "site.reply-queued")
 class Worker:
     """Takes messages from the session that is attached and gives replies to it."""
 
-    def __init__(self, handle: Handle, name: str) -> None:
+    def __init__(self, handle: Handle) -> None:
         self._handle = handle
         self._lock = threading.Lock()
         self._send: Send | None = None
@@ -41,7 +41,7 @@ class Worker:
         self._unanswered: set[str] = set()  # queued or being handled
         self._queue: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._failure: BaseException | None = None
-        threading.Thread(target=self._work, name=f"worker-{name}", daemon=True).start()
+        threading.Thread(target=self._work, name="worker", daemon=True).start()
 
     def attach(self, send: Send) -> None:
         """Replies go to ``send`` from now on, if that session has asked for them."""
@@ -63,6 +63,12 @@ class Worker:
                 return
             self._unanswered.add(message_id)
         self._queue.put(message)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether every message that came in was answered."""
+        with self._lock:
+            return not self._unanswered
 
     @property
     def has_failed(self) -> bool:

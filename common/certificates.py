@@ -15,6 +15,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import verification
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
@@ -63,6 +64,18 @@ def days_left(certificate: bytes | x509.Certificate, *, now: dt.datetime | None 
     return (_leaf(certificate).not_valid_after_utc - (now or dt.datetime.now(dt.UTC))).days
 
 
+def renewal_time(certificate: bytes | x509.Certificate) -> dt.datetime:
+    """When to renew ``certificate``: from 2/3 of its life on, up to 1/24 of it later.
+
+    The certificate's own hash says how much later, so that sites enrolled on one day do not all ask
+    at once, and a process that starts again finds the same moment.
+    """
+    leaf = _leaf(certificate)
+    life = leaf.not_valid_after_utc - leaf.not_valid_before_utc
+    spread = int.from_bytes(leaf.fingerprint(hashes.SHA256())[:4], "big") / 2**32
+    return leaf.not_valid_before_utc + life * (2 / 3 + spread / 24)
+
+
 def fingerprint(certificate: bytes | x509.Certificate) -> str:
     """sha256 of the (first) certificate, hex: what two people compare over the telephone."""
     return _leaf(certificate).fingerprint(hashes.SHA256()).hex()
@@ -92,6 +105,11 @@ def load_certificates(pem: bytes) -> list[x509.Certificate]:
         raise InvalidInput("certificate must be X.509 in PEM, got something else") from error
 
 
+def to_pem(certificate: x509.Certificate) -> bytes:
+    """The certificate as PEM."""
+    return certificate.public_bytes(Encoding.PEM)
+
+
 def read_certificate(path: Path) -> bytes:
     """The PEM of a certificate file, parsed once to see that it is one.
 
@@ -108,7 +126,7 @@ def check_site_chain(chain_pem: bytes, root_pem: bytes, *, now: dt.datetime | No
 
     Args:
         chain_pem: leaf first, then its intermediates.
-        root_pem: the one root that is trusted.
+        root_pem: the root that is trusted, or both while one follows the other.
         now: the moment to check at.
 
     Raises:
@@ -141,7 +159,7 @@ def check_server_chain(
     except (verification.VerificationError, ValueError) as error:
         why = _why_not(chain, root_pem, ExtendedKeyUsageOID.SERVER_AUTH, moment)
         raise InvalidInput(
-            why or f"server certificate must be for {host}, got one for {_hosts(chain[0])}"
+            why or f"server certificate must be for {host}, got one for {_list(hosts_of(chain[0]))}"
         ) from error
 
 
@@ -200,13 +218,19 @@ def _purposes(certificate: x509.Certificate) -> list[x509.ObjectIdentifier]:
         return []
 
 
-def _hosts(certificate: x509.Certificate) -> str:
+def hosts_of(certificate: bytes | x509.Certificate) -> tuple[str, ...]:
+    """The DNS names and addresses that a server's certificate is for; empty if none can be read."""
+    leaf = _leaf(certificate)
     try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except _UNREADABLE:
-        return "none"
+        return ()
     kinds = (x509.DNSName, x509.IPAddress)
-    return ", ".join(str(name.value) for name in names if isinstance(name, kinds)) or "none"
+    return tuple(str(name.value) for name in names if isinstance(name, kinds))
+
+
+def _list(hosts: tuple[str, ...]) -> str:
+    return ", ".join(hosts) or "none"
 
 
 def _leaf(certificate: bytes | x509.Certificate) -> x509.Certificate:

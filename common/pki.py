@@ -2,12 +2,13 @@
 
     root (10 years, its key kept offline)
     └── intermediate (2 years, online)
-        ├── server: serverAuth, its DNS names and addresses, veiltune://server
-        └── site: clientAuth, veiltune://site/<SITE>, 90 days
+        ├── server: serverAuth, its DNS names and addresses, veiltune://server, 30 days
+        └── site: clientAuth, veiltune://site/<SITE>, 30 days
 
 A site's key is made at the site and never travels: what travels is a signing request, of which
 nothing but the public key and the name is taken over. Chains are built by cryptography's own
-verifier; this module adds the reasons in words. The operator signs jobs with Ed25519 (RFC 8032).
+verifier; this module adds the reasons in words. Leaves are renewed at two thirds of their life
+(client/upkeep.py, server/certificate.py). The operator signs jobs with Ed25519 (RFC 8032).
 
 Not covered: revocation (server/roster.py); keys held in hardware; CRL and OCSP.
 """
@@ -35,7 +36,9 @@ from common.certificates import (
     leaf_key,
     load_certificates,
     read_identity,
+    renewal_time,
     site_uri,
+    to_pem,
 )
 from common.config import check_name
 from common.errors import InvalidInput
@@ -70,13 +73,15 @@ __all__ = [
     "read_csr",
     "read_identity",
     "read_key",
+    "renewal_time",
     "site_uri",
+    "to_pem",
 ]
 
 ROOT_DAYS = 3650
 INTERMEDIATE_DAYS = 730
-SERVER_DAYS = 730
-SITE_DAYS = 90
+SERVER_DAYS = 30
+SITE_DAYS = 30
 
 # Clocks of two institutions differ: a certificate is valid from a little before it was made.
 _CLOCK_SKEW = dt.timedelta(minutes=5)

@@ -19,18 +19,19 @@ from common.cli import installed_version
 from common.errors import InvalidInput, LinkDown, StorageFailed
 from common.files import read_file
 from common.job import Job, parse_signed_job, verify_job
-from common.keys import read_key
-from common.link.channel import Credentials
 from common.process import leave
 from server import control, views
+from server.certificate import ServerCertificate
 from server.checkpoint import Checkpoints, JobRow
 from server.config import load_server_config
 from server.control import ControlServer, Line, Request
+from server.desk import Desk
 from server.enrolment import ROSTER_FILE
 from server.grid import LinkGrid
 from server.home import command_of
 from server.link import LinkServer
 from server.roster import Roster
+from server.upkeep import Upkeep
 from server.worker import Trainer, Worker
 
 if TYPE_CHECKING:
@@ -68,13 +69,14 @@ class Daemon:
             roster = Roster(self._home / ROSTER_FILE)
             self.checkpoints = Checkpoints(config.database, roster.holds_key)
             self._open.callback(self.checkpoints.close)
+            certificate = ServerCertificate(self._home)
+            self._upkeep = Upkeep(certificate)
             self.link = LinkServer(
                 config.listen,
-                Credentials(
-                    _read(pki / "root.pem"), _read(pki / "server.pem"), read_key(pki / "server.key")
-                ),
+                lambda: certificate.credentials,
                 roster,
                 fetch=self._final_adapter,
+                answers=Desk(self._home, roster).answers,
                 software=f"veiltune {installed_version()}",
                 names_handshakes=names_handshakes,
             )
@@ -94,6 +96,8 @@ class Daemon:
         try:
             self.link.start()
             self._open.callback(self.link.stop)
+            self._upkeep.start()
+            self._open.callback(self._upkeep.stop)
             server = ControlServer(self._home, self._answer)
             self._open.callback(server.stop)
             server.start()

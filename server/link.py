@@ -11,16 +11,17 @@ gRPC (server/handshakes.py).
 import re
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
 from contextlib import closing
+from functools import partial
 
 import grpc
 import structlog
 from google.protobuf.message import DecodeError
 
 from common.address import split_address
-from common.errors import InvalidInput, Refusal
+from common.errors import InvalidInput, Refusal, StorageFailed, UpdateRejected
 from common.link import federation_pb2 as wire
 from common.link import framing
 from common.link.channel import FETCH, SERVER_OPTIONS, SERVICE, SESSION, Credentials
@@ -33,6 +34,7 @@ from server.session import Session, SiteRoster
 __all__ = ["LinkServer", "SiteRoster"]
 
 Fetch = Callable[[str, str], bytes | None]
+Answer = Callable[[str, int, bytes], bytes]
 
 _CALLS = 512  # two a site at most; more than that wait
 _STOP_GRACE_S = 1.0
@@ -46,10 +48,12 @@ class LinkServer:
 
     Args:
         address: host:port to listen on; port 0 picks a free one.
-        credentials: the server's certificate and key, and the root that sites descend from.
+        credentials: the server's certificate and key, and the roots that sites descend from; or
+            what gives them, asked at every handshake.
         roster: asked at each session's start, before each message out, at each reply in, and for
             every session once a second.
         fetch: the final adapter of a job for a site, or None if it may not or cannot have it.
+        answers: further calls by their method's name: a frame for (site, serial, request).
         software: this server's version, told to sites.
         names_handshakes: take over file descriptor 2 to log why TLS handshakes fail (in the server
             process only: it is the process's own stderr).
@@ -58,22 +62,25 @@ class LinkServer:
     def __init__(
         self,
         address: str,
-        credentials: Credentials,
+        credentials: Credentials | Callable[[], Credentials],
         roster: SiteRoster,
         *,
         fetch: Fetch | None = None,
+        answers: Mapping[str, Answer] | None = None,
         software: str = "",
         names_handshakes: bool = False,
     ) -> None:
         self.mailbox = Mailbox()
         self._address = address
-        self._credentials = credentials
+        self._credentials = credentials if callable(credentials) else lambda: credentials
         self._roster = roster
         self._fetch = fetch
+        self._answers = answers or {}
         self._software = software
         self._handshakes = HandshakeLog() if names_handshakes else None
         self._sessions: dict[str, Session] = {}
         self._fetching: set[str] = set()
+        self._answering: set[tuple[str, str]] = set()
         self._lock = threading.Lock()
         self._is_stopping = False
         self._stopped = threading.Event()
@@ -140,13 +147,13 @@ class LinkServer:
 
     def _handlers(self) -> grpc.GenericRpcHandler:
         # No (de)serialisers: frames that do not parse are for us to refuse, in our words.
-        return grpc.method_handlers_generic_handler(
-            SERVICE,
-            {
-                SESSION: grpc.stream_stream_rpc_method_handler(self._serve_session),
-                FETCH: grpc.unary_stream_rpc_method_handler(self._serve_fetch),
-            },
-        )
+        handlers = {
+            SESSION: grpc.stream_stream_rpc_method_handler(self._serve_session),
+            FETCH: grpc.unary_stream_rpc_method_handler(self._serve_fetch),
+        }
+        for name in self._answers:
+            handlers[name] = grpc.unary_unary_rpc_method_handler(partial(self._serve_call, name))
+        return grpc.method_handlers_generic_handler(SERVICE, handlers)
 
     def _serve_session(
         self, incoming: Iterator[bytes], context: grpc.ServicerContext
@@ -180,6 +187,35 @@ class LinkServer:
             return
         log.info("fetch", site=site, job=job_sha256[:12], bytes=len(blob))
         yield from framing.split(blob, message_type=FETCH, job_sha256=job_sha256)
+
+    def _serve_call(self, name: str, data: bytes, context: grpc.ServicerContext) -> bytes:
+        site = ""
+        try:
+            site, serial = self._identify(context)
+            return self._answer(name, site, serial, data)
+        except Refusal as error:
+            if not isinstance(error, _Refused):
+                error = _Refused(_reason_of(error), str(error), site)
+            log.warning(
+                "call refused", call=name, peer=context.peer(), site=error.site, reason=str(error)
+            )
+            return framing.refusal(error.reason, str(error))
+        except (InvalidInput, StorageFailed) as error:
+            # A fault of the server's own files: the operator's to read, and not the site's.
+            log.error("call failed", call=name, site=site, reason=str(error))
+            return framing.refusal(wire.Refusal.UNSPECIFIED, "the server cannot do this now")
+
+    def _answer(self, name: str, site: str, serial: int, data: bytes) -> bytes:
+        with self._lock:
+            if (name, site) in self._answering:
+                words = f"site {site} must make one such call at a time, got a second"
+                raise _Refused(wire.Refusal.BUSY, words, site)
+            self._answering.add((name, site))
+        try:
+            return self._answers[name](site, serial, data)
+        finally:
+            with self._lock:
+                self._answering.discard((name, site))
 
     def _identify(self, context: grpc.ServicerContext) -> tuple[str, int]:
         """The site and serial number of the caller's certificate, if the roster holds it."""
@@ -232,6 +268,10 @@ class _Refused(Refusal):
         super().__init__(words)
         self.reason = reason
         self.site = site
+
+
+def _reason_of(error: Refusal) -> wire.Refusal.Reason:
+    return wire.Refusal.PROTOCOL if isinstance(error, UpdateRejected) else wire.Refusal.ROSTER
 
 
 def _requested_job(data: bytes, site: str) -> str:

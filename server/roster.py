@@ -15,7 +15,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated
 
-from cryptography import x509
 from pydantic import AwareDatetime, Field, StringConstraints
 
 from common import pki
@@ -25,16 +24,18 @@ from common.files import locked, read_file, write_file
 from common.keys import public_key_sha256
 
 MAX_ROSTER_BYTES = 16 * 1024 * 1024
+_MOST_STANDING = 16  # certificates of one key, beside the one that asks for another
 
 Serial = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{1,40}\z")]
 
 
 class Issued(Section):
-    """One certificate that was issued; ``serial`` in hex."""
+    """One certificate that was issued; ``serial`` in hex, ``issuer`` its authority's sha256."""
 
     serial: Serial
     sha256: Sha256
     key_sha256: Sha256
+    issuer: Sha256 | None = None
     not_after: AwareDatetime
     revoked: AwareDatetime | None = None
 
@@ -94,6 +95,34 @@ class Roster:
                 )
             kept = tuple(_revoked(e, moment) if e in others else e for e in earlier)
             self._write(content, site, (*kept, entry))
+        return entry
+
+    def renew(self, certificate: bytes, serial: int, *, now: dt.datetime | None = None) -> Issued:
+        """Admit a site by a further certificate for the key it has; durable when this returns.
+
+        Certificates of that key that have expired are forgotten, and of those that stand the ones
+        that end first where there are many; never the one that asked.
+
+        Args:
+            certificate: just issued.
+            serial: of the certificate that asked for it.
+            now: the moment to look at.
+
+        Raises:
+            Refusal: the one that asked is not admitted now, or was for another key.
+            InvalidInput: the roster is none.
+            StorageFailed: the roster could not be written; the new one is not admitted.
+        """
+        moment = now or dt.datetime.now(dt.UTC)
+        site, entry = pki.read_identity(certificate), _entry(certificate)
+        with self._locked():
+            self.check(site, serial, now=moment)
+            entries = self._read().sites[site]
+            asking = next(e for e in entries if int(e.serial, 16) == serial)
+            if asking.key_sha256 != entry.key_sha256:
+                raise Refusal(f"renewal of {site} must be for the key it has, got another")
+            kept = _without_stale(entries, asking, moment)
+            self._write(self._read(), site, (*kept, entry))
         return entry
 
     def revoke(self, site: str, *, now: dt.datetime | None = None) -> int:
@@ -196,13 +225,25 @@ def _parse(path: Path) -> _Sites:
 
 
 def _entry(certificate: bytes) -> Issued:
-    leaf: x509.Certificate = pki.load_certificates(certificate)[0]
+    leaf, *above = pki.load_certificates(certificate)
     return Issued(
         serial=f"{leaf.serial_number:x}",
         sha256=pki.fingerprint(leaf),
         key_sha256=public_key_sha256(pki.leaf_key(leaf)),
+        issuer=pki.fingerprint(above[0]) if above else None,
         not_after=leaf.not_valid_after_utc,
     )
+
+
+def _without_stale(
+    entries: tuple[Issued, ...], asking: Issued, moment: dt.datetime
+) -> tuple[Issued, ...]:
+    """All but what a key that is renewed for years would pile up."""
+    same = [e for e in entries if e.key_sha256 == asking.key_sha256 and e is not asking]
+    ended = [e for e in same if e.revoked is None and not e.stands(moment)]
+    standing = sorted((e for e in same if e.stands(moment)), key=lambda e: e.not_after)
+    stale = [*ended, *standing[: max(0, len(standing) - _MOST_STANDING)]]
+    return tuple(e for e in entries if e not in stale)
 
 
 def _revoked(entry: Issued, moment: dt.datetime) -> Issued:

@@ -3,6 +3,7 @@
 Not covered: certificates (common/pki.py).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import grpc
@@ -11,7 +12,7 @@ import common
 from common.link.framing import MAX_FRAME_BYTES
 
 SERVICE = "veiltune.Federation"
-SESSION, FETCH = "Session", "Fetch"
+SESSION, FETCH, RENEW, DOCUMENTS = "Session", "Fetch", "Renew", "Documents"
 
 Options = tuple[tuple[str, int], ...]
 
@@ -43,23 +44,41 @@ CLIENT_OPTIONS: Options = (
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """One end's certificate chain and key, and the root that the other end must descend from."""
+    """One end's certificate chain and key, and the roots that the other end may descend from."""
 
     root_pem: bytes
     chain_pem: bytes
     key_pem: bytes = field(repr=False)
 
 
-def server_credentials(credentials: Credentials) -> grpc.ServerCredentials:
+def server_credentials(current: Callable[[], Credentials]) -> grpc.ServerCredentials:
     """For a server that requires a client certificate and speaks TLS 1.3 only.
+
+    ``current`` is asked at every handshake; what it gives holds from that one on. Connections that
+    stand keep what they were made with.
 
     Raises:
         RuntimeError: this process imported gRPC before ``common``, which would serve TLS 1.2 too.
     """
     if not common.REFUSES_TLS_1_2:
         raise RuntimeError("common must be imported before grpc to refuse TLS 1.2, got it after")
+    in_use = current()
+
+    def changed() -> grpc.ServerCertificateConfiguration | None:
+        nonlocal in_use
+        if (latest := current()) is in_use:
+            return None
+        in_use = latest
+        return _configuration(latest)
+
+    return grpc.dynamic_ssl_server_credentials(
+        _configuration(in_use), changed, require_client_authentication=True
+    )
+
+
+def _configuration(credentials: Credentials) -> grpc.ServerCertificateConfiguration:
     pair = (credentials.key_pem, credentials.chain_pem)
-    return grpc.ssl_server_credentials([pair], credentials.root_pem, require_client_auth=True)
+    return grpc.ssl_server_certificate_configuration([pair], credentials.root_pem)
 
 
 def open_channel(server: str, credentials: Credentials) -> grpc.Channel:

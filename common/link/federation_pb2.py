@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63ommon/link/federation.proto\x12\x08veiltune\"\xdf\x01\n\x05\x46rame\x12 \n\x05hello\x18\x01 \x01(\x0b\x32\x0f.veiltune.HelloH\x00\x12$\n\x07welcome\x18\x02 \x01(\x0b\x32\x11.veiltune.WelcomeH\x00\x12)\n\x06header\x18\x03 \x01(\x0b\x32\x17.veiltune.MessageHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x04 \x01(\x0cH\x00\x12$\n\x07refusal\x18\x05 \x01(\x0b\x32\x11.veiltune.RefusalH\x00\x12$\n\x07goodbye\x18\x06 \x01(\x0b\x32\x11.veiltune.GoodbyeH\x00\x42\x06\n\x04\x62ody\"+\n\x05Hello\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x10\n\x08software\x18\x02 \x01(\t\"-\n\x07Welcome\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x10\n\x08software\x18\x02 \x01(\t\"\x84\x01\n\rMessageHeader\x12\x13\n\x0btotal_bytes\x18\x01 \x01(\x06\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\x12\x12\n\njob_sha256\x18\x03 \x01(\t\x12\x14\n\x0cmessage_type\x18\x04 \x01(\t\x12\x12\n\nmessage_id\x18\x05 \x01(\t\x12\x10\n\x08reply_to\x18\x06 \x01(\t\"\xa0\x01\n\x07Refusal\x12(\n\x06reason\x18\x01 \x01(\x0e\x32\x18.veiltune.Refusal.Reason\x12\r\n\x05words\x18\x02 \x01(\t\"\\\n\x06Reason\x12\x0f\n\x0bUNSPECIFIED\x10\x00\x12\x0c\n\x08IDENTITY\x10\x01\x12\n\n\x06ROSTER\x10\x02\x12\x08\n\x04\x42USY\x10\x03\x12\x0c\n\x08PROTOCOL\x10\x04\x12\x0f\n\x0bUNKNOWN_JOB\x10\x05\"\x18\n\x07Goodbye\x12\r\n\x05words\x18\x01 \x01(\t\"\"\n\x0c\x46\x65tchRequest\x12\x12\n\njob_sha256\x18\x01 \x01(\t2q\n\nFederation\x12/\n\x07Session\x12\x0f.veiltune.Frame\x1a\x0f.veiltune.Frame(\x01\x30\x01\x12\x32\n\x05\x46\x65tch\x12\x16.veiltune.FetchRequest\x1a\x0f.veiltune.Frame0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63ommon/link/federation.proto\x12\x08veiltune\"\xa7\x02\n\x05\x46rame\x12 \n\x05hello\x18\x01 \x01(\x0b\x32\x0f.veiltune.HelloH\x00\x12$\n\x07welcome\x18\x02 \x01(\x0b\x32\x11.veiltune.WelcomeH\x00\x12)\n\x06header\x18\x03 \x01(\x0b\x32\x17.veiltune.MessageHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x04 \x01(\x0cH\x00\x12$\n\x07refusal\x18\x05 \x01(\x0b\x32\x11.veiltune.RefusalH\x00\x12$\n\x07goodbye\x18\x06 \x01(\x0b\x32\x11.veiltune.GoodbyeH\x00\x12$\n\x07renewed\x18\x07 \x01(\x0b\x32\x11.veiltune.RenewedH\x00\x12 \n\x05trust\x18\x08 \x01(\x0b\x32\x0f.veiltune.TrustH\x00\x42\x06\n\x04\x62ody\"+\n\x05Hello\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x10\n\x08software\x18\x02 \x01(\t\"-\n\x07Welcome\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x10\n\x08software\x18\x02 \x01(\t\"\x84\x01\n\rMessageHeader\x12\x13\n\x0btotal_bytes\x18\x01 \x01(\x06\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\x12\x12\n\njob_sha256\x18\x03 \x01(\t\x12\x14\n\x0cmessage_type\x18\x04 \x01(\t\x12\x12\n\nmessage_id\x18\x05 \x01(\t\x12\x10\n\x08reply_to\x18\x06 \x01(\t\"\xa0\x01\n\x07Refusal\x12(\n\x06reason\x18\x01 \x01(\x0e\x32\x18.veiltune.Refusal.Reason\x12\r\n\x05words\x18\x02 \x01(\t\"\\\n\x06Reason\x12\x0f\n\x0bUNSPECIFIED\x10\x00\x12\x0c\n\x08IDENTITY\x10\x01\x12\n\n\x06ROSTER\x10\x02\x12\x08\n\x04\x42USY\x10\x03\x12\x0c\n\x08PROTOCOL\x10\x04\x12\x0f\n\x0bUNKNOWN_JOB\x10\x05\"\x18\n\x07Goodbye\x12\r\n\x05words\x18\x01 \x01(\t\"\"\n\x0c\x46\x65tchRequest\x12\x12\n\njob_sha256\x18\x01 \x01(\t\"*\n\x0cRenewRequest\x12\x0b\n\x03\x63sr\x18\x01 \x01(\x0c\x12\r\n\x05roots\x18\x02 \x03(\t\"\x1e\n\x07Renewed\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\"\x12\n\x10\x44ocumentsRequest\"=\n\x05Trust\x12\x0e\n\x06roster\x18\x01 \x01(\x0c\x12\x10\n\x08handover\x18\x02 \x01(\x0c\x12\x12\n\nretirement\x18\x03 \x01(\x0c\x32\xdd\x01\n\nFederation\x12/\n\x07Session\x12\x0f.veiltune.Frame\x1a\x0f.veiltune.Frame(\x01\x30\x01\x12\x32\n\x05\x46\x65tch\x12\x16.veiltune.FetchRequest\x1a\x0f.veiltune.Frame0\x01\x12\x30\n\x05Renew\x12\x16.veiltune.RenewRequest\x1a\x0f.veiltune.Frame\x12\x38\n\tDocuments\x12\x1a.veiltune.DocumentsRequest\x1a\x0f.veiltune.Frameb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,21 +32,29 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'common.link.federation_pb2'
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_FRAME']._serialized_start=43
-  _globals['_FRAME']._serialized_end=266
-  _globals['_HELLO']._serialized_start=268
-  _globals['_HELLO']._serialized_end=311
-  _globals['_WELCOME']._serialized_start=313
-  _globals['_WELCOME']._serialized_end=358
-  _globals['_MESSAGEHEADER']._serialized_start=361
-  _globals['_MESSAGEHEADER']._serialized_end=493
-  _globals['_REFUSAL']._serialized_start=496
-  _globals['_REFUSAL']._serialized_end=656
-  _globals['_REFUSAL_REASON']._serialized_start=564
-  _globals['_REFUSAL_REASON']._serialized_end=656
-  _globals['_GOODBYE']._serialized_start=658
-  _globals['_GOODBYE']._serialized_end=682
-  _globals['_FETCHREQUEST']._serialized_start=684
-  _globals['_FETCHREQUEST']._serialized_end=718
-  _globals['_FEDERATION']._serialized_start=720
-  _globals['_FEDERATION']._serialized_end=833
+  _globals['_FRAME']._serialized_end=338
+  _globals['_HELLO']._serialized_start=340
+  _globals['_HELLO']._serialized_end=383
+  _globals['_WELCOME']._serialized_start=385
+  _globals['_WELCOME']._serialized_end=430
+  _globals['_MESSAGEHEADER']._serialized_start=433
+  _globals['_MESSAGEHEADER']._serialized_end=565
+  _globals['_REFUSAL']._serialized_start=568
+  _globals['_REFUSAL']._serialized_end=728
+  _globals['_REFUSAL_REASON']._serialized_start=636
+  _globals['_REFUSAL_REASON']._serialized_end=728
+  _globals['_GOODBYE']._serialized_start=730
+  _globals['_GOODBYE']._serialized_end=754
+  _globals['_FETCHREQUEST']._serialized_start=756
+  _globals['_FETCHREQUEST']._serialized_end=790
+  _globals['_RENEWREQUEST']._serialized_start=792
+  _globals['_RENEWREQUEST']._serialized_end=834
+  _globals['_RENEWED']._serialized_start=836
+  _globals['_RENEWED']._serialized_end=866
+  _globals['_DOCUMENTSREQUEST']._serialized_start=868
+  _globals['_DOCUMENTSREQUEST']._serialized_end=886
+  _globals['_TRUST']._serialized_start=888
+  _globals['_TRUST']._serialized_end=949
+  _globals['_FEDERATION']._serialized_start=952
+  _globals['_FEDERATION']._serialized_end=1173
 # @@protoc_insertion_point(module_scope)

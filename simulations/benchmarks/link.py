@@ -261,7 +261,7 @@ def _be_site(config: LinkConfig, cap: int, port: int) -> None:
         vector = unpack(message.content, table, _CODEC)
         return Message(RecordDict({**pack(vector, table, _CODEC)}), reply_to=message)
 
-    run(config, handle, lambda job: cap, threading.Event(), lambda state: None)
+    run(lambda: config, handle, lambda job: cap, threading.Event(), lambda state: None)
 
 
 def _echo(port: int) -> None:

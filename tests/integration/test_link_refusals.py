@@ -132,7 +132,7 @@ def why_not(config: LinkConfig) -> str:
         states.put(state)
         stop.set()
 
-    run(config, lambda m: m, lambda job: CAP, stop, observe)
+    run(lambda: config, lambda m: m, lambda job: CAP, stop, observe)
     return states.get(timeout=PATIENCE_S).reason
 
 

@@ -92,7 +92,12 @@ PUBLIC_STREAMS = {
     "simulations/seeded.py",
 }
 # Generators that draw public examples, and pauses between calls.
-OTHER_RANDOMNESS = {"client/estimate.py", "client/rehearsal.py", "client/session.py"}
+OTHER_RANDOMNESS = {
+    "client/estimate.py",
+    "client/rehearsal.py",
+    "client/session.py",
+    "client/upkeep.py",
+}
 
 
 def test_seeded_streams_are_made_in_simulations_and_for_what_is_public_alone() -> None:

@@ -106,11 +106,11 @@ def test_another_site_s_certificate_and_another_key_are_refused(homes: Homes) ->
 
 
 def test_what_will_be_trouble_is_said_at_the_start(homes: Homes) -> None:
-    home = homes.load(days=13, data={"notes": {"path": "gone.csv"}})
+    home = homes.load(days=6, data={"notes": {"path": "gone.csv"}})
     with capture_logs() as events:
         run(home)
     warned = {event["event"]: event for event in events if event["log_level"] == "warning"}
-    assert warned["certificate expires soon"]["days_left"] == 12
+    assert warned["certificate expires soon"]["days_left"] == 5
     assert warned["data file missing"]["data"] == "notes"
     with capture_logs() as events:
         run(homes.load(days=40))

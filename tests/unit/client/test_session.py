@@ -28,7 +28,7 @@ from simulations.loopback import HOST, Loopback, make_loopback
 JOB = "ab" * 32
 CAP = 5_000_000
 PATIENCE_S = 20.0
-REMEDY = "; ask the operator for a new enrolment, then start this site again"
+REMEDY = "; ask the operator for a new enrolment"
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ class Site:
         self.stop = threading.Event()
         self.states: queue.SimpleQueue[State] = queue.SimpleQueue()
         self.raised: list[BaseException] = []
-        self._arguments = (config, handle, lambda job: cap, self.stop, self.states.put)
+        self._arguments = (lambda: config, handle, lambda job: cap, self.stop, self.states.put)
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
 
@@ -257,9 +257,7 @@ def test_a_refused_site_hears_why_and_asks_again_slowly(
     state = site.next_state()
     assert state.reason.startswith("server refused: ")
     assert "revoked" in state.reason
-    assert state.reason.endswith(
-        "; ask the operator for a new enrolment, then start this site again"
-    )
+    assert state.reason.endswith("; ask the operator for a new enrolment")
     site.end()
     refusal = session.Turned(wire.Refusal.ROSTER, "x")
     assert session._is_final(config, refusal)
@@ -361,7 +359,7 @@ def test_a_server_that_never_welcomes_is_left(
     mute = grpc.server(ThreadPoolExecutor(2))
     handler = {SESSION: grpc.stream_stream_rpc_method_handler(say_nothing)}
     mute.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handler),))
-    port = mute.add_secure_port(f"{HOST}:0", server_credentials(loopback.credentials))
+    port = mute.add_secure_port(f"{HOST}:0", server_credentials(lambda: loopback.credentials))
     mute.start()
     site = Site(loopback.enroll("A", port), echo)
     assert not site.next_state().connected

@@ -160,7 +160,12 @@ def test_extensions_are_as_openssl_prints_them() -> None:
 
 @pytest.mark.parametrize(
     ("certificate", "days"),
-    [(ROOT.certificate, 3650), (INTERMEDIATE.certificate, 730), (SITE, 90)],
+    [
+        (ROOT.certificate, 3650),
+        (INTERMEDIATE.certificate, 730),
+        (SITE, 30),
+        (SERVER.certificate, 30),
+    ],
 )
 def test_lifetimes_are_as_promised(certificate: bytes, days: int) -> None:
     ends = openssl("x509", "-noout", "-enddate", stdin=certificate).strip()
@@ -400,3 +405,13 @@ def test_the_operators_public_half_is_openssls(tmp_path: Path) -> None:
         check=True,
     ).stdout
     assert pki.operator_public_hex(pem) == der[-32:].hex()
+
+
+def test_a_certificate_is_renewed_at_two_thirds_of_its_life_and_not_all_at_once() -> None:
+    requests = [pki.new_site_key_and_csr(f"ward-{i}")[1] for i in range(12)]
+    chains = [pki.issue_site(csr, INTERMEDIATE, now=NOW) for csr in requests]
+    hours = [(pki.renewal_time(chain) - NOW) / dt.timedelta(hours=1) for chain in chains]
+    # 2/3 of 30 days, and a twenty-fourth of them later at most; clocks may differ by minutes.
+    assert all(480 - 1 < hour < 480 + 30 + 1 for hour in hours)
+    assert max(hours) - min(hours) > 3
+    assert hours[0] == (pki.renewal_time(chains[0]) - NOW) / dt.timedelta(hours=1)

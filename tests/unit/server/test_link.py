@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from client.session import LinkConfig, fetch
+from client.calls import fetch
+from client.session import LinkConfig
 from common.errors import InvalidInput, LinkDown, Refusal, UpdateRejected
 from common.link.channel import Credentials
 from server.handshakes import HandshakeLog, cause_of

@@ -1,0 +1,78 @@
+"""Who signs certificates at this server, and which roots its sites may descend from.
+
+One root and one intermediate, in ``pki/``. While the federation goes over to another root there are
+two of each: the coming ones lie in ``pki/next/`` (server/rotation.py puts them there). Then a site
+that trusts the coming root is signed by its intermediate, any other by the current one.
+
+Not covered: the server's own certificate (server/certificate.py).
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from common import pki
+from common.certificates import read_certificate
+from common.files import exists
+
+NEXT = "next"
+RETIREMENT_FILE = "retirement.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Authority:
+    """A root's certificate (PEM), and the intermediate below it that signs."""
+
+    root: bytes
+    intermediate: pki.Credential
+
+    @property
+    def root_sha256(self) -> str:
+        """What sites pin and people compare."""
+        return pki.fingerprint(self.root)
+
+
+@dataclass(frozen=True, slots=True)
+class Authorities:
+    """The current authority and, while roots overlap, the coming one."""
+
+    current: Authority
+    coming: Authority | None = None
+
+    @property
+    def roots(self) -> bytes:
+        """Every root that a site's certificate may lead to (PEM), the newest first."""
+        return (self.coming.root if self.coming else b"") + self.current.root
+
+    @property
+    def newest(self) -> Authority:
+        """The one that stays."""
+        return self.coming or self.current
+
+    def signing_for(self, roots: Collection[str]) -> Authority:
+        """The one for a site that trusts these roots (sha256, hex)."""
+        coming = self.coming
+        return coming if coming and coming.root_sha256 in roots else self.current
+
+
+def read_authorities(home: Path) -> Authorities:
+    """Read ``home/pki``.
+
+    Raises:
+        InvalidInput: a file is missing or malformed, or others can read a key.
+    """
+    folder, coming = home / "pki", home / "pki" / NEXT
+    if not exists(coming / "handover.json"):
+        return Authorities(_read(folder))
+    # The retirement is written last: once it stands, the change is made, whatever was cut after.
+    if exists(coming / RETIREMENT_FILE):
+        return Authorities(_read(coming))
+    return Authorities(_read(folder), _read(coming))
+
+
+def _read(folder: Path) -> Authority:
+    intermediate = pki.Credential(
+        certificate=read_certificate(folder / "intermediate.pem"),
+        key=pki.read_key(folder / "intermediate.key"),
+    )
+    return Authority(read_certificate(folder / "root.pem"), intermediate)
