@@ -23,6 +23,7 @@ from common.config import check_name
 
 if TYPE_CHECKING:
     from client.config import SiteHome
+    from client.enrolment import InstalledSite
     from common.job import Job
 
 _SHOWN_LABELS = 5
@@ -102,7 +103,6 @@ def _home(context: typer.Context) -> "SiteHome":
 
 
 app.add_typer(ledger_cli.make_app(_home), name="ledger")
-membership_cli.add_commands(app, _home)
 
 
 @app.command()
@@ -142,8 +142,21 @@ def install(
     made = install_bundle(
         chosen.folder, chosen.site, bundle, max_epsilon=max_epsilon, max_delta=max_delta
     )
+    compare = "compare root and operator key with what the operator sees, by telephone"
+    _tell_installed(chosen, made, (compare,))
+
+
+def _tell_installed(
+    chosen: membership_cli.Chosen, made: "InstalledSite", first: Sequence[str] = ()
+) -> None:
     config = chosen.folder / "site.toml"
     kept = "" if made.is_new else " (kept as it was, with its limits)"
+    steps = (
+        *first,
+        f"map your data in {config.name}, then:  {chosen.command} data check",
+        f"take part:  {chosen.command}",
+    )
+    numbered = "\n".join(f"  {number}. {step}" for number, step in enumerate(steps, 1))
     print(
         f"site {made.site} installed, for {made.days_left} days\n"
         f"  server       {made.server}\n"
@@ -151,10 +164,7 @@ def install(
         f"  certificate  sha256 {made.certificate_sha256}\n"
         f"  operator key {made.operator}\n"
         f"  settings     {config}{kept}\n"
-        "next:\n"
-        "  1. compare root and operator key with what the operator sees, by telephone\n"
-        f"  2. map your data in {config.name}, then:  {chosen.command} data check\n"
-        f"  3. take part:  {chosen.command}"
+        f"next:\n{numbered}"
     )
 
 
@@ -318,3 +328,6 @@ def predict(
         return
     rows = [(label, f"{probability:.3f}") for label, probability in found[:_SHOWN_LABELS]]
     screen.show(screen.table(["label", "probability"], rows, numbers="probability"))
+
+
+membership_cli.add_commands(app, _chosen, _home, _tell_installed)

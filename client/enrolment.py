@@ -150,8 +150,22 @@ def install(
             installed, expired, or malformed; or a policy limit out of its range.
         StorageFailed: the disk is full, or the like.
     """
-    _check_limits(max_epsilon, max_delta)
-    bundle = read_bundle(bundle_path)
+    check_limits(max_epsilon, max_delta)
+    return install_bundle(
+        home, site, read_bundle(bundle_path), max_epsilon=max_epsilon, max_delta=max_delta, now=now
+    )
+
+
+def install_bundle(
+    home: Path,
+    site: str,
+    bundle: Bundle,
+    *,
+    max_epsilon: float,
+    max_delta: float,
+    now: dt.datetime | None = None,
+) -> InstalledSite:
+    """As ``install``, for a bundle at hand."""
     certificate, root = _checked(home, check_name("site", site), bundle, now)
     write_file(home / "pki" / "root.pem", root, mode=0o644)
     write_file(home / "pki" / "site.pem", certificate, mode=0o644)
@@ -213,7 +227,12 @@ def _checked(home: Path, site: str, bundle: Bundle, now: dt.datetime | None) -> 
     return certificate, root
 
 
-def _check_limits(max_epsilon: float, max_delta: float) -> None:
+def check_limits(max_epsilon: float, max_delta: float) -> None:
+    """Check what a new ``site.toml`` would say.
+
+    Raises:
+        InvalidInput: one is out of its range.
+    """
     if not 0 < max_epsilon <= 1000:
         raise InvalidInput(f"max_epsilon must be in (0, 1000], got {max_epsilon}")
     if not 0 < max_delta < 1:

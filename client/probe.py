@@ -9,18 +9,15 @@ Not covered: what the server says inside a session (a revoked site, a second ses
 those words itself. Proxies between the two are seen as the server.
 """
 
-import contextlib
-import os
 import socket
 import ssl
-import tempfile
-from collections.abc import Iterator
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from common import pki
 from common.address import split_address
 from common.errors import InvalidInput
+from common.files import as_path
 
 _ANOTHER_ROOT = "was issued under another root than ours"
 # OpenSSL's verification codes, https://docs.openssl.org/3.0/man3/X509_STORE_CTX_get_error/
@@ -106,24 +103,9 @@ def _context(root_pem: bytes, certificate_pem: bytes, key_pem: bytes) -> ssl.SSL
     context.set_alpn_protocols(["h2"])
     roots = pki.load_certificates(root_pem)
     context.load_verify_locations(cadata=b"".join(c.public_bytes(Encoding.DER) for c in roots))
-    with _as_file(certificate_pem + b"\n" + key_pem) as path:
+    with as_path(certificate_pem + b"\n" + key_pem) as path:
         context.load_cert_chain(path)
     return context
-
-
-@contextlib.contextmanager
-def _as_file(data: bytes) -> Iterator[str]:
-    """A path to ``data``, as ssl wants one; in memory where the system can, for it holds a key."""
-    if hasattr(os, "memfd_create"):
-        with open(os.memfd_create("veiltune"), "w+b") as file:
-            file.write(data)
-            file.flush()
-            yield f"/proc/self/fd/{file.fileno()}"
-    else:
-        with tempfile.NamedTemporaryFile() as file:  # mode 0600
-            file.write(data)
-            file.flush()
-            yield file.name
 
 
 def _no_connection(server: str, host: str, error: OSError, timeout_s: float) -> str:

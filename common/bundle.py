@@ -44,11 +44,19 @@ def read_bundle(path: Path) -> Bundle:
     Raises:
         InvalidInput: unreadable, too large, or not a bundle.
     """
-    data = read_file(path, max_bytes=MAX_BUNDLE_BYTES)
+    return parse_bundle(read_file(path, max_bytes=MAX_BUNDLE_BYTES), path.name)
+
+
+def parse_bundle(data: bytes, name: str) -> Bundle:
+    """Parse what ``Bundle.to_bytes`` wrote; ``name`` says where it came from.
+
+    Raises:
+        InvalidInput: not a bundle.
+    """
     try:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise InvalidInput(f"{path.name} must be a bundle in JSON, got something else") from error
+        raise InvalidInput(f"{name} must be a bundle in JSON, got something else") from error
     if not isinstance(content, dict):
-        raise InvalidInput(f"{path.name} must be a bundle (a JSON object), got another value")
-    return parse(Bundle, content, path.name)
+        raise InvalidInput(f"{name} must be a bundle (a JSON object), got another value")
+    return parse(Bundle, content, name)

@@ -12,6 +12,7 @@ import fcntl
 import os
 import secrets
 import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -146,6 +147,21 @@ def read_private(path: Path, *, max_bytes: int) -> bytes:
                 f"got uid {status.st_uid}"
             )
         return _read(file, path, max_bytes)
+
+
+@contextlib.contextmanager
+def as_path(data: bytes) -> Iterator[str]:
+    """A path to ``data`` for a library that wants one; in memory where the system can."""
+    if hasattr(os, "memfd_create"):
+        with open(os.memfd_create("veiltune"), "w+b") as file:
+            file.write(data)
+            file.flush()
+            yield f"/proc/self/fd/{file.fileno()}"
+    else:
+        with tempfile.NamedTemporaryFile() as file:  # mode 0600
+            file.write(data)
+            file.flush()
+            yield file.name
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ import typer
 
 from common import cli
 from common.words import counted
+from server import membership_cli
 from server.home import command_of, default_home
 
 if TYPE_CHECKING:
@@ -127,6 +128,9 @@ def revoke(
     count = revoke_site(context.obj, site)
     words = f"{counted(count, 'certificate')} revoked" if count else "was before"
     print(f"site {site} revoked: {words}")
+
+
+membership_cli.add_commands(app)
 
 
 @app.command()

@@ -11,16 +11,23 @@ from sqlalchemy.exc import ArgumentError
 
 from common.address import ListenAddress, PublicAddress
 from common.config import Name, Section, parse, read_toml
+from common.errors import InvalidInput
 
 CONFIG_FILE = "server.toml"
 
 
 class ServerConfig(Section):
-    """Where the server listens, how sites reach it, where its state lives."""
+    """Where the server listens, how sites reach it, where its state lives.
+
+    ``join_listen`` and ``join_address`` are the same for first contact by a token; by default the
+    next port.
+    """
 
     name: Name
     listen: ListenAddress
     address: PublicAddress
+    join_listen: ListenAddress | None = None
+    join_address: PublicAddress | None = None
     database: str = Field(default="sqlite:///state.db", max_length=2000)
 
     @field_validator("database")
@@ -32,6 +39,23 @@ class ServerConfig(Section):
             # The value is left out: it may hold a password.
             raise ValueError("database must be a database URL, got something else") from None
         return value
+
+    @property
+    def joins_at(self) -> str:
+        """host:port that a token names."""
+        return self.join_address or _next_port(self.address, "join_address")
+
+    @property
+    def listens_for_joins_at(self) -> str:
+        """host:port to listen on while invitations stand."""
+        return self.join_listen or _next_port(self.listen, "join_listen")
+
+
+def _next_port(address: str, key: str) -> str:
+    host, port = address.rpartition(":")[::2]
+    if not 0 < int(port) < 65535:
+        raise InvalidInput(f"{key} must be given in {CONFIG_FILE} beside port {port}, got nothing")
+    return f"{host}:{int(port) + 1}"
 
 
 def load_server_config(home: Path) -> ServerConfig:

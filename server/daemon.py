@@ -70,7 +70,7 @@ class Daemon:
             self.checkpoints = Checkpoints(config.database, roster.holds_key)
             self._open.callback(self.checkpoints.close)
             certificate = ServerCertificate(self._home)
-            self._upkeep = Upkeep(certificate)
+            self._upkeep = Upkeep(self._home, config, certificate)
             self.link = LinkServer(
                 config.listen,
                 lambda: certificate.credentials,

@@ -4,7 +4,7 @@
 The intermediate signs sites; the root's key is needed again only to renew the intermediate, so
 ``pki/root.key`` belongs on a medium that is kept elsewhere, and every command works without it.
 
-Not covered: renewing the intermediate and the server's own certificate (two years).
+Not covered: another intermediate or root (server/rotation.py), invitations (server/joining.py).
 """
 
 import datetime as dt
@@ -19,13 +19,15 @@ import tomli_w
 from common import pki
 from common.address import split_address
 from common.bundle import Bundle
-from common.certificates import read_certificate
 from common.config import check_name, parse
 from common.errors import InvalidInput, StorageFailed
 from common.files import exists, make_folder, read_file, sync_folder, write_file
+from common.invitation import Token
 from common.keys import public_key_sha256
+from server.authority import read_authorities
 from server.config import CONFIG_FILE, ServerConfig, load_server_config
-from server.roster import Roster
+from server.invitations import Invitations
+from server.roster import Issued, Roster
 
 MAX_CSR_BYTES = 16 * 1024
 ROSTER_FILE = "roster.json"
@@ -49,6 +51,15 @@ class ServerIdentity:
     server_sha256: str
     operator: str
     root_key: Path
+
+
+@dataclass(frozen=True, slots=True)
+class InvitedSite:
+    """What ``invite`` made; the token is nowhere else."""
+
+    site: str
+    token: Token
+    expires: dt.datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +116,7 @@ def init_server(
     hosts = tuple(dict.fromkeys([host, *hosts]))
     files = _new_identity(name, hosts, now)
     make_folder(home)
-    toml = _TOML_HEAD + tomli_w.dumps(config.model_dump())
+    toml = _TOML_HEAD + tomli_w.dumps(config.model_dump(exclude_none=True))
     write_file(home / CONFIG_FILE, toml.encode(), overwrite=False)
     try:
         _write_pki(home, files)
@@ -145,27 +156,15 @@ def enroll(
             stands and is not to be replaced.
         StorageFailed: the disk is full, or the like.
     """
-    config = load_server_config(home)
-    root = read_certificate(home / "pki" / "root.pem")
-    operator = read_file(home / "pki" / "operator.pub", max_bytes=1024)
     csr = read_file(csr_path, max_bytes=MAX_CSR_BYTES)
-    certificate = pki.issue_site(csr, _intermediate(home), now=now)
-    site = pki.check_site_chain(certificate, root, now=now)
-    content = {
-        "site": site,
-        "server": config.address,
-        "operator": operator.decode("ascii", "replace").strip(),
-        "certificate": certificate.decode("ascii"),
-        "root": root.decode("ascii"),
-    }
-    bundle = parse(Bundle, content, "bundle")
-    entry = Roster(home / ROSTER_FILE).enroll(certificate, replace=replace, now=now)
+    bundle, entry = admit(home, csr, replace=replace, now=now)
+    certificate, root = bundle.certificate.encode(), bundle.root.encode()
     path = out or csr_path.parent
     if path.is_dir():
-        path = path / f"{site}.bundle"
+        path = path / f"{bundle.site}.bundle"
     write_file(path, bundle.to_bytes(), mode=0o644)
     return EnrolledSite(
-        site=site,
+        site=bundle.site,
         bundle=path,
         serial=entry.serial,
         sha256=entry.sha256,
@@ -174,6 +173,65 @@ def enroll(
         operator=bundle.operator,
         not_after=entry.not_after,
     )
+
+
+def invite(
+    home: Path,
+    site: str,
+    *,
+    hours: float = 24.0,
+    replace: bool = False,
+    now: dt.datetime | None = None,
+) -> InvitedSite:
+    """Make a token by which ``site`` may enrol one key; an earlier one of the site ends.
+
+    Args:
+        home: the server's home.
+        site: who is invited.
+        hours: until the token expires.
+        replace: revoke, when the token is used, the site's certificate for another key.
+        now: the moment from which the hours count.
+
+    Raises:
+        InvalidInput: no server in ``home``, no name, hours out of range, or a certificate that
+            stands and is not to be replaced.
+        StorageFailed: it could not be written; nobody is invited.
+    """
+    config = load_server_config(home)
+    root = read_authorities(home).current.root_sha256
+    address, moment = config.joins_at, now or dt.datetime.now(dt.UTC)
+    earlier = Roster(home / ROSTER_FILE).sites().get(check_name("site", site), ())
+    if not replace and (standing := [entry for entry in earlier if entry.stands(moment)]):
+        raise InvalidInput(
+            f"site {site} must have no certificate that stands, got one until "
+            f"{standing[-1].not_after:%Y-%m-%d} (replace it to revoke that one)"
+        )
+    made, secret = Invitations(home).invite(site, hours, replace=replace, now=now)
+    return InvitedSite(site, Token(address, root, secret), made.expires)
+
+
+def admit(
+    home: Path, csr: bytes, *, replace: bool = False, now: dt.datetime | None = None
+) -> tuple[Bundle, Issued]:
+    """Issue a site's certificate, put it on the roster, and say what the site installs.
+
+    Raises:
+        InvalidInput: as ``enroll``.
+        StorageFailed: as ``enroll``.
+    """
+    config = load_server_config(home)
+    authorities = read_authorities(home)
+    operator = read_file(home / "pki" / "operator.pub", max_bytes=1024)
+    certificate = pki.issue_site(csr, authorities.newest.intermediate, now=now)
+    content = {
+        "site": pki.check_site_chain(certificate, authorities.roots, now=now),
+        "server": config.address,
+        "operator": operator.decode("ascii", "replace").strip(),
+        "certificate": certificate.decode("ascii"),
+        "root": authorities.roots.decode("ascii"),
+    }
+    bundle = parse(Bundle, content, "bundle")
+    return bundle, Roster(home / ROSTER_FILE).enroll(certificate, replace=replace, now=now)
 
 
 def revoke(home: Path, site: str, *, now: dt.datetime | None = None) -> int:
@@ -187,7 +245,9 @@ def revoke(home: Path, site: str, *, now: dt.datetime | None = None) -> int:
         StorageFailed: the roster could not be written; nothing is revoked.
     """
     load_server_config(home)
-    return Roster(home / ROSTER_FILE).revoke(check_name("site", site), now=now)
+    count = Roster(home / ROSTER_FILE).revoke(check_name("site", site), now=now)
+    Invitations(home).cancel(site)  # after: a token that is used in between is revoked with it
+    return count
 
 
 def _refuse_existing(home: Path) -> None:
@@ -228,10 +288,3 @@ def _write_pki(home: Path, files: dict[str, bytes]) -> None:
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     sync_folder(home)
-
-
-def _intermediate(home: Path) -> pki.Credential:
-    return pki.Credential(
-        certificate=read_certificate(home / "pki" / "intermediate.pem"),
-        key=pki.read_key(home / "pki" / "intermediate.key"),
-    )

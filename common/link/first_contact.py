@@ -1,0 +1,75 @@
+"""First contact of an invited site: lines of JSON over TLS 1.3, on a port of their own.
+
+    server  Greeting   its chain and its root, so that the site can check them against its token
+    site    Request    the token's secret and the site's signing request
+    server  Answer     the bundle to install, or the reason in words
+
+The site shows no certificate, as it has none. TLS proves that the server holds the key of the
+certificate it shows; that this one leads to the root in the token is checked by the site before it
+sends anything.
+
+Not covered: who asks how often (server/joining.py).
+"""
+
+import json
+import ssl
+from typing import Annotated, Any, Literal
+
+from pydantic import StringConstraints
+
+from common.bundle import Bundle
+from common.config import Model, Section, parse
+from common.errors import UpdateRejected
+from common.invitation import SECRET_BYTES
+
+MAX_LINE_BYTES = 64 * 1024
+
+Pem = Annotated[str, StringConstraints(pattern=r"^[\x20-\x7e\r\n]+\z", max_length=16 * 1024)]
+Secret = Annotated[str, StringConstraints(pattern=rf"^[0-9a-f]{{{2 * SECRET_BYTES}}}\z")]
+
+
+class Greeting(Section):
+    """What the server says first; nothing in it is believed before it was checked."""
+
+    veiltune_join: Literal[1] = 1
+    chain: Pem
+    root: Pem
+
+
+class Request(Section):
+    """What a site asks with."""
+
+    secret: Secret
+    csr: Pem
+
+
+class Answer(Section):
+    """One of the two."""
+
+    bundle: Bundle | None = None
+    refusal: Annotated[str, StringConstraints(max_length=500)] = ""
+
+
+def send(connection: ssl.SSLSocket, line: Section) -> None:
+    """Send one line."""
+    content = line.model_dump(mode="json", exclude_none=True)
+    connection.sendall(json.dumps(content).encode() + b"\n")
+
+
+def receive(connection: ssl.SSLSocket, kind: type[Model]) -> Model:
+    """The next line, if it is of this kind.
+
+    Raises:
+        UpdateRejected: it is not; the words hold nothing of it.
+        OSError: the connection broke or fell silent.
+    """
+    with connection.makefile("rb") as lines:
+        data = lines.readline(MAX_LINE_BYTES + 1)
+    name = kind.__name__.lower()
+    if len(data) > MAX_LINE_BYTES or not data.endswith(b"\n"):
+        raise UpdateRejected(f"{name} must be one line, got {len(data)} bytes without an end")
+    try:
+        content: Any = json.loads(data)
+        return parse(kind, content if isinstance(content, dict) else {}, name)
+    except (ValueError, RecursionError) as error:
+        raise UpdateRejected(f"{name} must be as agreed, got {len(data)} other bytes") from error

@@ -1,0 +1,197 @@
+"""The port for first contact: open while invitations stand, and for nothing but a token.
+
+Whoever reaches it has shown no certificate, so it gives little to hold on to: few connections at a
+time, seconds for each, few wrong secrets a minute from one address, and few of all together.
+
+Not covered: a flood that fills the machine's own queue of connections (a firewall's task).
+"""
+
+import contextlib
+import datetime as dt
+import socket
+import ssl
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+from common import pki
+from common.address import split_address
+from common.bundle import Bundle, parse_bundle
+from common.errors import InvalidInput, Refusal, StorageFailed, UpdateRejected
+from common.files import as_path
+from common.keys import public_key_sha256
+from common.link import first_contact as wire
+from common.link.channel import Credentials
+from server.authority import read_authorities
+from server.enrolment import admit
+from server.invitations import Invitations, UnknownSecret
+
+_PATIENCE_S, _POLL_S = 10.0, 0.2
+_MOST_AT_ONCE = 8
+_MINUTE_S = 60.0
+WRONG_BY_ADDRESS, WRONG_BY_ALL = 5, 300
+_REMEMBERED_ADDRESSES = 1024
+
+log = structlog.get_logger(__name__)
+
+
+class Limit:
+    """How many wrong secrets a minute are looked at."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._wrong: OrderedDict[str, deque[float]] = OrderedDict()
+        self._all: deque[float] = deque()
+
+    def allows(self, address: str) -> bool:
+        """Whether ``address`` may try a secret now."""
+        with self._lock:
+            own = self._wrong.get(address, deque())
+            for times in (own, self._all):
+                while times and times[0] <= self._clock() - _MINUTE_S:
+                    times.popleft()
+            return len(own) < WRONG_BY_ADDRESS and len(self._all) < WRONG_BY_ALL
+
+    def note(self, address: str) -> None:
+        """Remember a wrong secret."""
+        with self._lock:
+            self._wrong.setdefault(address, deque()).append(self._clock())
+            self._wrong.move_to_end(address)
+            self._all.append(self._clock())
+            while len(self._wrong) > _REMEMBERED_ADDRESSES:
+                self._wrong.popitem(last=False)
+
+
+class JoinServer:
+    """Answers invited sites on ``address``, from ``start`` to ``stop``.
+
+    Args:
+        address: host:port to listen on.
+        home: the server's.
+        credentials: gives the server's chain and key, and the roots.
+        limit: shared by all that are opened one after another.
+
+    Raises:
+        InvalidInput: the address is in use, or not one of this machine.
+    """
+
+    def __init__(
+        self, address: str, home: Path, credentials: Callable[[], Credentials], limit: Limit
+    ) -> None:
+        host, port = split_address(address)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            self._socket = socket.create_server((host, port), family=family, backlog=16)
+        except OSError as error:
+            words = f"{address}: {error.strerror}"
+            raise InvalidInput(f"join address must be free, got {words}") from error
+        self._socket.settimeout(_POLL_S)
+        self._home, self._credentials, self._limit = home, credentials, limit
+        self._places = threading.BoundedSemaphore(_MOST_AT_ONCE)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._accept, name="join", daemon=True)
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Take no more connections and release the port."""
+        self._stopped.set()
+        self._thread.join()
+        self._socket.close()
+
+    def _accept(self) -> None:
+        while not self._stopped.is_set():
+            try:
+                connection, (host, *_) = self._socket.accept()
+            except TimeoutError:
+                continue
+            except OSError as error:  # out of descriptors, or the like: others may come later
+                log.warning("join not accepted", reason=error.strerror)
+                self._stopped.wait(_POLL_S)
+                continue
+            if not self._places.acquire(blocking=False):
+                connection.close()
+                continue
+            threading.Thread(target=self._serve, args=(connection, host), daemon=True).start()
+
+    def _serve(self, connection: socket.socket, host: str) -> None:
+        # However slowly bytes drip in, this is how long one caller holds a place.
+        end = threading.Timer(_PATIENCE_S, _cut, (connection,))
+        end.daemon = True
+        end.start()
+        try:
+            with connection:
+                connection.settimeout(_PATIENCE_S)
+                self._talk(connection, host)
+        except OSError:  # TLS that fails is one too
+            log.debug("join broke off", peer=host)
+        except UpdateRejected as error:
+            log.warning("join refused", peer=host, reason=str(error))
+        finally:
+            end.cancel()
+            self._places.release()
+
+    def _talk(self, connection: socket.socket, host: str) -> None:
+        credentials = self._credentials()
+        with _context(credentials).wrap_socket(connection, server_side=True) as secure:
+            root = read_authorities(self._home).current.root
+            wire.send(
+                secure,
+                wire.Greeting(chain=credentials.chain_pem.decode(), root=root.decode()),
+            )
+            request = wire.receive(secure, wire.Request)
+            wire.send(secure, self._answer(request, host))
+
+    def _answer(self, request: wire.Request, host: str) -> wire.Answer:
+        if not self._limit.allows(host):
+            return wire.Answer(refusal="too many wrong tokens came: try again in some minutes")
+        try:
+            bundle = join(self._home, bytes.fromhex(request.secret), request.csr.encode())
+        except (Refusal, InvalidInput) as error:
+            if isinstance(error, UnknownSecret):
+                self._limit.note(host)
+            log.warning("join refused", peer=host, reason=str(error))
+            return wire.Answer(refusal=str(error)[:500])
+        except StorageFailed as error:
+            log.error("join failed", peer=host, reason=str(error))
+            return wire.Answer(refusal="the server cannot do this now: try again")
+        log.info("site joined", peer=host, site=bundle.site)
+        return wire.Answer(bundle=bundle)
+
+
+def join(home: Path, secret: bytes, csr: bytes, *, now: dt.datetime | None = None) -> Bundle:
+    """Enrol the site that was invited by ``secret``; the same key gets the same bundle again.
+
+    Raises:
+        Refusal: no such invitation stands, or it is for another site or another key.
+        InvalidInput: no request, or the roster refuses it.
+        StorageFailed: a write is in doubt; the same key may ask again.
+    """
+    site, key = pki.read_csr(csr)
+
+    def issue(replace: bool) -> bytes:
+        return admit(home, csr, replace=replace, now=now)[0].to_bytes()
+
+    invitations = Invitations(home)
+    data = invitations.redeem(secret, site, public_key_sha256(key), issue, now=now)
+    return parse_bundle(data, "invitation")
+
+
+def _context(credentials: Credentials) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    with as_path(credentials.chain_pem + b"\n" + credentials.key_pem) as path:
+        context.load_cert_chain(path)
+    return context
+
+
+def _cut(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)

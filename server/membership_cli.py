@@ -1,0 +1,63 @@
+"""``fl-server invite`` and ``invitations``: who may come in by a token.
+
+Not covered: ``enroll`` and ``revoke`` (server/cli.py).
+"""
+
+from typing import Annotated
+
+import typer
+
+SiteName = Annotated[str, typer.Argument(help="The site's name.")]
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add them to ``app``, whose context holds the server's home."""
+
+    @app.command()
+    def invite(
+        context: typer.Context,
+        site: SiteName,
+        hours: Annotated[float, typer.Option(help="Until the token expires.")] = 24.0,
+        replace: Annotated[
+            bool, typer.Option("--replace", help="Revoke the site's certificate for another key.")
+        ] = False,
+    ) -> None:
+        """Print a token by which a site enrols itself, once.
+
+        The token is shown now and never again; the server keeps its hash.
+        """
+        from server.enrolment import invite as invite_site
+
+        made = invite_site(context.obj, site, hours=hours, replace=replace)
+        typer.echo(
+            f"site {made.site} invited until {made.expires:%Y-%m-%d %H:%M} UTC\n"
+            f"  address      {made.token.address}, open while the server runs and it stands\n"
+            f"  root         sha256 {made.token.root_sha256}\n"
+            "next:\n"
+            "  1. send the site this token by a way that nobody else can read:\n"
+            f"{made.token.to_text()}\n"
+            f"  2. there:  fl-client --site {made.site} join -  (it asks for the token)"
+        )
+
+    @app.command()
+    def invitations(
+        context: typer.Context,
+        cancel: Annotated[
+            str, typer.Option(metavar="SITE", help="End this site's invitation.")
+        ] = "",
+    ) -> None:
+        """List the invitations that stand."""
+        from common.config import check_name
+        from server.invitations import Invitations
+
+        found = Invitations(context.obj)
+        if cancel:
+            count = found.cancel(check_name("site", cancel))
+            typer.echo(f"site {cancel}: {'its invitation has ended' if count else 'none stood'}")
+            return
+        standing = found.standing()
+        for each in standing:
+            used = ", used" if each.answer else ", being used" if each.key_sha256 else ""
+            typer.echo(f"{each.site}  until {each.expires:%Y-%m-%d %H:%M} UTC{used}")
+        if not standing:
+            typer.echo("no invitation stands")
