@@ -16,9 +16,10 @@ from common import pki
 from common.bundle import Bundle, read_bundle
 from common.certificates import read_certificate
 from common.config import check_name
-from common.errors import InvalidInput
+from common.errors import InvalidInput, Refusal
 from common.files import exists, make_folder, read_file, write_file
 from common.keys import MAX_PEM_BYTES, public_key_sha256
+from common.signed import Handover, verify
 
 CONFIG_FILE = "site.toml"
 
@@ -215,16 +216,30 @@ def _checked(home: Path, site: str, bundle: Bundle, now: dt.datetime | None) -> 
         raise InvalidInput(
             f"bundle must hold a certificate for the key in {key_path}, got one for another key"
         )
-    known = home / "pki" / "root.pem"
-    roots = pki.load_certificates(root)
-    if len(roots) != 1:
-        raise InvalidInput(f"bundle must hold one root, got {len(roots)}")
-    if exists(known) and pki.load_certificates(read_certificate(known)) != roots:
+    _check_roots(home / "pki" / "root.pem", bundle)
+    return certificate, root
+
+
+def _check_roots(known: Path, bundle: Bundle) -> None:
+    """A root that is installed is replaced by none but the one it signed for."""
+    roots = pki.load_certificates(bundle.root.encode())
+    if len(roots) > 2:
+        raise InvalidInput(f"bundle must hold one root, or two that overlap, got {len(roots)}")
+    if not exists(known):
+        return
+    installed = read_certificate(known)
+    strangers = set(roots) - set(pki.load_certificates(installed))
+    if bundle.handover is not None and strangers:
+        try:
+            handover = verify(Handover, bundle.handover.encode(), installed)
+        except Refusal as error:
+            raise InvalidInput(f"bundle: {error}") from error
+        strangers -= set(pki.load_certificates(handover.successor.encode()))
+    if strangers:
         raise InvalidInput(
             f"bundle must be of the root installed in {known}, "
-            f"got another (sha256 {pki.fingerprint(root)[:16]}...)"
+            f"got another (sha256 {pki.fingerprint(strangers.pop())[:16]}...)"
         )
-    return certificate, root
 
 
 def check_limits(max_epsilon: float, max_delta: float) -> None:

@@ -11,10 +11,11 @@ person's word (client/approval.py), what a step does to a record (common/privacy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from client import trust
 from client.config import SiteHome
 from client.lifetime import Life, require_lifetime
 from common.config import RECORD
-from common.errors import InvalidInput, JobRefused
+from common.errors import InvalidInput, JobRefused, Refusal
 from common.job import Job, SignedJob, require_countable, verify_job
 
 # What a job takes from a site: each round's noised update, and nothing else.
@@ -80,6 +81,8 @@ def rulings(job: Job, home: SiteHome) -> Iterator[Ruling]:
     rules: list[Callable[[Job, SiteHome], Ruling]] = [
         _site, _data, _task, _base, _releases, _privacy, _required_unit, _unit, _population,
     ]  # fmt: skip
+    if trust.has_roster(home):
+        rules.insert(1, _roster)
     if job.is_private:
         rules += [_epsilon, _delta, _noise]
     for rule in rules:
@@ -89,6 +92,21 @@ def rulings(job: Job, home: SiteHome) -> Iterator[Ruling]:
 def _site(job: Job, home: SiteHome) -> Ruling:
     sites = ", ".join(job.sites)
     return Ruling("site", "site", f"one of {sites}", repr(home.site), home.site in job.sites)
+
+
+def _roster(job: Job, home: SiteHome) -> Ruling:
+    """Once the root has said who takes part, a job brings in nobody else."""
+    try:
+        roster = trust.read_roster(home)
+    except (InvalidInput, Refusal):
+        roster = None
+    known = roster.sites if roster else {}
+    strangers = [site for site in job.sites if site not in known]
+    condition = (
+        f"on the roster that the root signed ({roster.sequence if roster else 'unreadable'})"
+    )
+    found = ", ".join(strangers) or "all of them"
+    return Ruling("roster.signed", "job's sites", condition, found, not strangers)
 
 
 def _data(job: Job, home: SiteHome) -> Ruling:

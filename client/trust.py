@@ -20,6 +20,7 @@ from common import pki
 from common.certificates import read_certificate
 from common.errors import InvalidInput, Refusal
 from common.files import exists, read_file, write_file
+from common.keys import public_key_sha256
 from common.link import federation_pb2 as wire
 from common.signed import MAX_DOCUMENT_BYTES, Handover, Retirement, SignedRoster, read, verify
 
@@ -48,16 +49,26 @@ def root_path(home: SiteHome) -> Path:
     return home.path(home.config.certificates.root)
 
 
+def has_roster(home: SiteHome) -> bool:
+    """Whether the root has told this site who takes part."""
+    return exists(home.folder / ROSTER_FILE)
+
+
 def read_roster(home: SiteHome) -> SignedRoster | None:
     """The roster that this site took last, checked when it was taken.
 
     Raises:
         Refusal: the file is no roster.
     """
-    path = home.folder / ROSTER_FILE
-    if not exists(path):
+    if not has_roster(home):
         return None
-    return read(SignedRoster, read_file(path, max_bytes=MAX_DOCUMENT_BYTES))
+    return read(SignedRoster, read_file(home.folder / ROSTER_FILE, max_bytes=MAX_DOCUMENT_BYTES))
+
+
+def own_key(home: SiteHome) -> str:
+    """sha256 of the key that this site's certificate is for."""
+    certificate = read_certificate(home.path(home.config.certificates.certificate))
+    return public_key_sha256(pki.leaf_key(certificate))
 
 
 def take_handover(path: Path, data: bytes, *, now: dt.datetime | None = None) -> None:
@@ -112,8 +123,8 @@ def _take_roster(home: SiteHome, data: bytes) -> None:
         return
     write_file(home.folder / ROSTER_FILE, data, mode=0o644)
     log.info("roster taken", sequence=roster.sequence, sites=", ".join(roster.sites))
-    if home.site not in roster.sites:
-        log.warning("this site is not on the signed roster", sequence=roster.sequence)
+    if own_key(home) not in roster.sites.get(home.site, ()):
+        log.warning("signed roster lacks this site or its key", sequence=roster.sequence)
 
 
 def _take_retirement(home: SiteHome, data: bytes, now: dt.datetime | None) -> None:

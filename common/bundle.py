@@ -31,11 +31,14 @@ class Bundle(Section):
     server: PublicAddress
     operator: OperatorKey
     certificate: Pem  # leaf, then intermediate
-    root: Pem
+    root: Pem  # while one root follows another both, the newest first
+    handover: Pem | None = None  # signed by the root before, for a site that trusts that alone
 
     def to_bytes(self) -> bytes:
         """JSON with a line for each key."""
-        return (json.dumps(self.model_dump(mode="json"), indent=2) + "\n").encode()
+        return (
+            json.dumps(self.model_dump(mode="json", exclude_none=True), indent=2) + "\n"
+        ).encode()
 
 
 def read_bundle(path: Path) -> Bundle:

@@ -13,10 +13,11 @@ from pathlib import Path
 
 from common import pki
 from common.certificates import read_certificate
+from common.errors import InvalidInput
 from common.files import exists
 
-NEXT = "next"
-RETIREMENT_FILE = "retirement.json"
+NEXT, NEXT_INTERMEDIATE = "next", "intermediate.next.pem"
+HANDOVER_FILE, RETIREMENT_FILE = "handover.json", "retirement.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ def read_authorities(home: Path) -> Authorities:
         InvalidInput: a file is missing or malformed, or others can read a key.
     """
     folder, coming = home / "pki", home / "pki" / NEXT
-    if not exists(coming / "handover.json"):
+    if not exists(coming / HANDOVER_FILE):
         return Authorities(_read(folder))
     # The retirement is written last: once it stands, the change is made, whatever was cut after.
     if exists(coming / RETIREMENT_FILE):
@@ -71,8 +72,19 @@ def read_authorities(home: Path) -> Authorities:
 
 
 def _read(folder: Path) -> Authority:
-    intermediate = pki.Credential(
-        certificate=read_certificate(folder / "intermediate.pem"),
-        key=pki.read_key(folder / "intermediate.key"),
-    )
+    key = pki.read_key(folder / "intermediate.key")
+    certificate = read_certificate(folder / "intermediate.pem")
+    if not _belongs(certificate, key) and exists(folder / NEXT_INTERMEDIATE):
+        # A crash fell between the two files (server/rotation.py).
+        certificate = read_certificate(folder / NEXT_INTERMEDIATE)
+    if not _belongs(certificate, key):
+        raise InvalidInput(
+            f"{folder.name}/intermediate.key must be the certificate's in intermediate.pem, "
+            "got another"
+        )
+    intermediate = pki.Credential(certificate, key)
     return Authority(read_certificate(folder / "root.pem"), intermediate)
+
+
+def _belongs(certificate: bytes, key: bytes) -> bool:
+    return pki.leaf_key(certificate) == pki.load_key(key).public_key()

@@ -13,7 +13,7 @@ import typer
 
 from common import cli
 from common.words import counted
-from server import membership_cli
+from server import membership_cli, roster_cli, rotate_cli
 from server.home import command_of, default_home
 
 if TYPE_CHECKING:
@@ -131,6 +131,8 @@ def revoke(
 
 
 membership_cli.add_commands(app)
+app.add_typer(roster_cli.app, name="roster")
+app.add_typer(rotate_cli.app, name="rotate")
 
 
 @app.command()

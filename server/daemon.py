@@ -20,7 +20,7 @@ from common.errors import InvalidInput, LinkDown, StorageFailed
 from common.files import read_file
 from common.job import Job, parse_signed_job, verify_job
 from common.process import leave
-from server import control, views
+from server import control, rotation, views
 from server.certificate import ServerCertificate
 from server.checkpoint import Checkpoints, JobRow
 from server.config import load_server_config
@@ -69,6 +69,7 @@ class Daemon:
             roster = Roster(self._home / ROSTER_FILE)
             self.checkpoints = Checkpoints(config.database, roster.holds_key)
             self._open.callback(self.checkpoints.close)
+            rotation.tidy(self._home)
             certificate = ServerCertificate(self._home)
             self._upkeep = Upkeep(self._home, config, certificate)
             self.link = LinkServer(

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from common.files import exists, read_file
 from common.signed import MAX_DOCUMENT_BYTES
-from server.authority import NEXT, RETIREMENT_FILE
+from server.authority import HANDOVER_FILE, NEXT, RETIREMENT_FILE
 
-ROSTER_FILE, HANDOVER_FILE = "roster.signed", "handover.json"
+ROSTER_FILE = "roster.signed"
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from common.invitation import Token
 from common.keys import public_key_sha256
 from server.authority import read_authorities
 from server.config import CONFIG_FILE, ServerConfig, load_server_config
+from server.documents import read_documents
 from server.invitations import Invitations
 from server.roster import Issued, Roster
 
@@ -35,6 +36,7 @@ ROSTER_FILE = "roster.json"
 _TOML_HEAD = """\
 # Veiltune server. Read at start; certificates and keys are in pki/.
 # listen: where this server listens; address: how the sites reach it, as their bundles say.
+# join_listen and join_address: the same for sites that join by a token; by default the next port.
 # database: any SQLAlchemy URL; a relative SQLite file is taken from this folder.
 
 """
@@ -229,6 +231,7 @@ def admit(
         "operator": operator.decode("ascii", "replace").strip(),
         "certificate": certificate.decode("ascii"),
         "root": authorities.roots.decode("ascii"),
+        "handover": read_documents(home).handover.decode("ascii") or None,
     }
     bundle = parse(Bundle, content, "bundle")
     return bundle, Roster(home / ROSTER_FILE).enroll(certificate, replace=replace, now=now)

@@ -1,4 +1,4 @@
-"""``fl-server invite`` and ``invitations``: who may come in by a token.
+"""``fl-server invite`` and ``invited``: who may come in by a token.
 
 Not covered: ``enroll`` and ``revoke`` (server/cli.py).
 """
@@ -40,7 +40,7 @@ def add_commands(app: typer.Typer) -> None:
         )
 
     @app.command()
-    def invitations(
+    def invited(
         context: typer.Context,
         cancel: Annotated[
             str, typer.Option(metavar="SITE", help="End this site's invitation.")
