@@ -98,6 +98,7 @@ def run(home: SiteHome, stop: threading.Event, metrics: str = "") -> None:
 
         upkeep = Upkeep(home, identity)
         threading.Thread(target=upkeep.run, args=(stop,), name="upkeep", daemon=True).start()
+        upkeep.wait(stop)
         session.run(
             upkeep.current,
             handle,

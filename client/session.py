@@ -105,7 +105,9 @@ def run(
             break
         failures = 1 if end.was_welcome else failures + 1
         observe(State(connected=False, reason=end.words))
-        if end.was_welcome or end.words != told:  # said once, however often it is tried again
+        if end.is_planned:
+            log.info("link reopens", reason=end.words)
+        elif end.was_welcome or end.words != told:  # said once, however often it is tried again
             log.warning("link down", reason=end.words, retry_s=round(end.delay_s, 1))
         told = end.words
         _pause(current, end, stop)
@@ -120,6 +122,7 @@ class _End:
     delay_s: float
     was_welcome: bool = False
     config: LinkConfig | None = None
+    is_planned: bool = False
 
 
 def _serve(
@@ -139,9 +142,11 @@ def _serve(
     try:
         session.serve(lambda: observe(State(connected=True)))
     except LinkDown as error:
+        if session.doubt:
+            return _End(session.doubt, _delay(None, 0), session.is_welcome)
         if session.is_outdated:
-            words = "this site has another certificate now, or doubts what it was told to trust"
-            return _End(words, 0.0, session.is_welcome)
+            words = "this site has another certificate or root now"
+            return _End(words, 0.0, session.is_welcome, is_planned=True)
         is_final = _is_final(config, error)
         words = _words(config, error, session, stop) + (f"; {_REMEDY}" if is_final else "")
         delay_s = _delay(error, failures, is_final=is_final)
@@ -177,6 +182,7 @@ class _Session:
     ) -> None:
         self.is_welcome = False
         self.is_outdated = False
+        self.doubt = ""
         self._config = config
         self._current = current
         self._cap = cap
@@ -231,7 +237,8 @@ class _Session:
         """At once where trust is in doubt; for another certificate, when nothing is under way."""
         try:
             return self._current() is not self._config and self._worker.is_idle
-        except LinkDown:
+        except LinkDown as error:
+            self.doubt = str(error)
             return True
 
     def _take(self, frame: wire.Frame, on_welcome: Callable[[], None]) -> None:

@@ -25,7 +25,7 @@ from common.errors import InvalidInput, LinkDown, Refusal, StorageFailed
 from common.link import federation_pb2 as wire
 from common.link.channel import DOCUMENTS
 
-TICK_S = 1.0
+TICK_S, _POLL_S = 1.0, 0.1
 _DOCUMENTS_S, _REFUSED_S = 300.0, 30.0
 _FIRST_RETRY_S, _LONGEST_RETRY_S = 60.0, 3600.0
 
@@ -48,7 +48,7 @@ class Upkeep:
         self._identity = identity
         self._config = link_config(home, identity)
         self._fault = ""
-        self._has_asked = False
+        self._has_asked = threading.Event()
         self._ask_at = self._renew_at = 0.0  # by the monotonic clock
         self._failures = 0
 
@@ -58,11 +58,16 @@ class Upkeep:
         Raises:
             LinkDown: the server showed what this site must refuse.
         """
-        if not self._has_asked:
+        if not self._has_asked.is_set():
             raise LinkDown("the server has yet to show what the root signed")
         if self._fault:
             raise LinkDown(self._fault)
         return self._config
+
+    def wait(self, stop: threading.Event) -> None:
+        """Return once the first question is over, or ``stop`` is set."""
+        while not stop.is_set() and not self._has_asked.wait(_POLL_S):
+            continue
 
     def run(self, stop: threading.Event) -> None:
         """Look after it until ``stop`` is set."""
@@ -111,7 +116,7 @@ class Upkeep:
             self._ask_at = time.monotonic() + random.uniform(0.8, 1.2) * _REFUSED_S
         else:
             self._fault = ""
-        self._has_asked = True
+        self._has_asked.set()
 
     def _documents(self) -> wire.Trust:
         request = wire.DocumentsRequest().SerializeToString()

@@ -91,8 +91,9 @@ def init(
         "next:\n"
         f"  1. move {made.root_key} to a medium that is kept elsewhere; nothing here needs it\n"
         f"  2. start the server:  {command} start\n"
-        f"  3. for each site:     {command} enroll SITE.csr\n"
-        "     (the site makes that file by: fl-client --site SITE init; send back SITE.bundle)"
+        f"  3. for each site:     {command} invite SITE\n"
+        f"     (prints a token; without one:  {command} enroll SITE.csr,\n"
+        "     a file that the site makes by: fl-client --site SITE init; send back SITE.bundle)"
     )
 
 

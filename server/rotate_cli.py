@@ -56,6 +56,9 @@ def end(
     from server import rotation
 
     _tell(rotation.end(context.obj, read_key(sign_with), force=force))
+    key = context.obj / "pki" / "root.key"
+    if key.exists():
+        typer.echo(f"next:\n  move {key} to a medium that is kept elsewhere")
 
 
 @app.command()

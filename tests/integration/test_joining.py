@@ -282,8 +282,10 @@ def test_revoking_a_site_ends_its_invitation(server: Path, tmp_path: Path) -> No
 def test_a_key_that_was_revoked_does_not_come_back_by_a_token(
     server: Path, daemon: Daemon, tmp_path: Path
 ) -> None:
-    join(tmp_path / "A", "A", invited(server))
+    first = invited(server)
+    join(tmp_path / "A", "A", first)
     revoke(server, "A")
+    eventually(lambda: not is_open(first))
     token = invited(server, "A")
     with pytest.raises(Refusal, match="must be a new one, got one revoked"):
         join(tmp_path / "A", "A", token)

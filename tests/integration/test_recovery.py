@@ -78,6 +78,12 @@ def invite(say: Say, server: Path) -> str:
     return token
 
 
+def turn_away(say: Say, server: Path, token: str) -> None:
+    """Revoke A, and wait until the port of its invitation is closed."""
+    assert say(server_cli.main, "--home", server, "revoke", "A")[0] == 0
+    eventually(lambda: not is_open(read_token(token)))
+
+
 def spend(home: SiteHome) -> Outbox:
     """A job of which one round was charged."""
     outbox = open_account(home)
@@ -91,7 +97,8 @@ def test_a_site_that_lost_its_key_comes_back_with_its_name_and_all_it_spent(
     server: Path, daemon: Daemon, say: Say, tmp_path: Path
 ) -> None:
     site = ["--site", "A", "--home", tmp_path / "A"]
-    code, said = say(site_cli.main, *site, "join", invite(say, server))
+    token = invite(say, server)
+    code, said = say(site_cli.main, *site, "join", token)
     assert code == 0, said
     home = load_home(tmp_path / "A", "A")
     spent = spend(home)
@@ -101,7 +108,7 @@ def test_a_site_that_lost_its_key_comes_back_with_its_name_and_all_it_spent(
 
     # The operator turns the old key away, for renewals too.
     (home.folder / "pki/site.key").unlink()
-    assert say(server_cli.main, "--home", server, "revoke", "A")[0] == 0
+    turn_away(say, server, token)
     with pytest.raises(Turned, match="revoked"):
         renew(stolen)
 
@@ -138,11 +145,12 @@ def test_the_key_before_hands_over_where_it_is_at_hand(
     server: Path, daemon: Daemon, say: Say, tmp_path: Path
 ) -> None:
     site = ["--site", "A", "--home", tmp_path / "A"]
-    assert say(site_cli.main, *site, "join", invite(say, server))[0] == 0
+    token = invite(say, server)
+    assert say(site_cli.main, *site, "join", token)[0] == 0
     home = load_home(tmp_path / "A", "A")
     spend(home)
     (home.folder / "pki/site.key").rename(tmp_path / "before.key")
-    assert say(server_cli.main, "--home", server, "revoke", "A")[0] == 0
+    turn_away(say, server, token)
     assert say(site_cli.main, *site, "join", invite(say, server))[0] == 0
     code, said = say(site_cli.main, *site, "ledger", "rekey", "--old-key", tmp_path / "before.key")
     assert code == 0

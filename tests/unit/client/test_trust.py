@@ -256,7 +256,8 @@ def test_a_root_file_that_is_gone_changes_nothing_of_a_running_site(
 ) -> None:
     home = homes.load(port=1)
     upkeep = Upkeep(home, read_identity(home))
-    upkeep._has_asked, upkeep._ask_at = True, 1e18
+    upkeep._has_asked.set()
+    upkeep._ask_at = 1e18
     before = upkeep.current()
     (home.folder / "pki/root.pem").rename(tmp_path / "aside")
     with capture_logs() as events:
