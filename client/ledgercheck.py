@@ -50,7 +50,8 @@ def _verified(home: SiteHome) -> Iterator[Finding]:
         yield fault(LEDGER, str(error), restore)
         yield unchecked(ANCHOR, "the ledger could not be verified", "mend the ledger first")
     else:
-        yield ok(LEDGER, f"whole: {entries} entries, all signed, and the bytes that they name")
+        counted = "1 entry" if entries == 1 else f"{entries} entries"
+        yield ok(LEDGER, f"whole: {counted}, all signed, and the bytes that they name")
         yield _anchored(home, entries)
         yield _limits(home, outbox)
 
