@@ -63,8 +63,8 @@ class Patient:
     def enrolment(self) -> str:
         """What to do for a new certificate."""
         return (
-            f"send {self.site}.csr to the operator (fl-server enroll {self.site}.csr), "
-            f"then: {self.command} install {self.site}.bundle"
+            f"ask the operator for a token (fl-server invite {self.site}), then: "
+            f"{self.command} join -"
         )
 
 

@@ -91,8 +91,8 @@ def _asked(home: SiteHome, identity: Identity, timeout_s: float) -> Iterator[Fin
         return
     if found.refusal:
         advice = (
-            "ask the operator why; a revoked key does not come back, so move pki/ away, run init, "
-            "and have the new request enrolled"
+            "ask the operator why; a revoked key does not come back, so move pki/site.key away and "
+            "join by a new token"
         )
         yield fault(ADMISSION, f"{server} turns this site away: {found.refusal}", advice)
     else:

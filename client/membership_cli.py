@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Protocol
 
 import typer
 
+from common.cli import AsJson, print_json
+
 if TYPE_CHECKING:
     from client.config import SiteHome
     from client.enrolment import InstalledSite
@@ -85,7 +87,7 @@ def add_commands(
         )
 
     @app.command()
-    def roster(context: typer.Context) -> None:
+    def roster(context: typer.Context, as_json: AsJson = False) -> None:
         """Show who takes part, as the federation's root signed it."""
         from client.trust import read_roster
         from common.errors import InvalidInput
@@ -93,6 +95,9 @@ def add_commands(
         found = read_roster(home_of(context))
         if found is None:
             raise InvalidInput("roster must have been shown by the server, got none yet")
+        if as_json:
+            print_json(found.model_dump(mode="json"))
+            return
         typer.echo(
             f"roster {found.sequence} of {found.federation}, signed {found.signed_at:%Y-%m-%d}"
         )

@@ -116,7 +116,7 @@ def _sites(home: Path) -> Iterator[Finding]:
         for name, entries in sites.items()
         if name not in standing and any(entry.revoked is None for entry in entries)
     ]
-    anew = "have each send its request again, and enroll it"
+    anew = "a running site renews its own: see why it does not run, or invite it again"
     if lapsed:
         yield warning(SITES, f"certificate expired: {_named(lapsed)}", anew)
     if soon:

@@ -3,9 +3,14 @@
 Not covered: ``enroll`` and ``revoke`` (server/cli.py).
 """
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from common.cli import AsJson, print_json
+
+if TYPE_CHECKING:
+    from server.invitations import Invitation
 
 SiteName = Annotated[str, typer.Argument(help="The site's name.")]
 
@@ -45,6 +50,7 @@ def add_commands(app: typer.Typer) -> None:
         cancel: Annotated[
             str, typer.Option(metavar="SITE", help="End this site's invitation.")
         ] = "",
+        as_json: AsJson = False,
     ) -> None:
         """List the invitations that stand."""
         from common.config import check_name
@@ -55,9 +61,21 @@ def add_commands(app: typer.Typer) -> None:
             count = found.cancel(check_name("site", cancel))
             typer.echo(f"site {cancel}: {'its invitation has ended' if count else 'none stood'}")
             return
-        standing = found.standing()
-        for each in standing:
-            used = ", used" if each.answer else ", being used" if each.key_sha256 else ""
-            typer.echo(f"{each.site}  until {each.expires:%Y-%m-%d %H:%M} UTC{used}")
+        standing = [(one, _state(one)) for one in found.standing()]
+        if as_json:
+            print_json([_as_json(one, state) for one, state in standing])
+            return
+        for one, state in standing:
+            typer.echo(f"{one.site}  until {one.expires:%Y-%m-%d %H:%M} UTC, {state}")
         if not standing:
             typer.echo("no invitation stands")
+
+
+def _state(one: "Invitation") -> str:
+    if one.answer:
+        return "used"
+    return "being used" if one.key_sha256 else "open"
+
+
+def _as_json(one: "Invitation", state: str) -> dict[str, str]:
+    return {"site": one.site, "expires_at": f"{one.expires:%Y-%m-%dT%H:%M:%SZ}", "state": state}

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from common.cli import AsJson, print_json
+
 if TYPE_CHECKING:
     from server.rotation import Standing
 
@@ -36,11 +38,22 @@ def begin(context: typer.Context, sign_with: SignWith) -> None:
 
 
 @app.command()
-def status(context: typer.Context) -> None:
+def status(context: typer.Context, as_json: AsJson = False) -> None:
     """Show the roots in force, and which sites have gone over."""
     from server import rotation
 
-    _tell(rotation.standing(context.obj))
+    found = rotation.standing(context.obj)
+    if as_json:
+        print_json(
+            {
+                "root_sha256": found.current,
+                "next_root_sha256": found.coming,
+                "ready": sorted(found.ready),
+                "waiting": sorted(found.waiting),
+            }
+        )
+    else:
+        _tell(found)
 
 
 @app.command()
