@@ -81,7 +81,7 @@ def test_a_tokenizer_of_bytes_sees_the_space_before_a_word(job: Job) -> None:
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=made)  # type: ignore[no-untyped-call]
     (found,) = encode(tokenizer, [record("ab c", "B-Drug O")], job)
-    assert tokenizer.decode(found.input_ids) == "Ġ a b Ġ c"
+    assert tokenizer.decode(list(found.input_ids)) == "Ġ a b Ġ c"
     assert found.label == (1, IGNORED, IGNORED, 0, IGNORED)
 
 
