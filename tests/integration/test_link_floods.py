@@ -181,7 +181,7 @@ def test_a_certificate_that_signed_itself_is_refused(
     builder = x509.CertificateBuilder(
         issuer_name=good.subject,
         subject_name=good.subject,
-        public_key=good.public_key(),  # type: ignore[arg-type]
+        public_key=good.public_key(),
         serial_number=good.serial_number,
         not_valid_before=good.not_valid_before_utc,
         not_valid_after=good.not_valid_after_utc,
