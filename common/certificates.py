@@ -85,9 +85,12 @@ def leaf_key(certificate: bytes | x509.Certificate) -> ec.EllipticCurvePublicKey
     """The public key of the (first) certificate.
 
     Raises:
-        InvalidInput: it is no elliptic-curve key.
+        InvalidInput: it is no elliptic-curve key, or no key at all.
     """
-    key = _leaf(certificate).public_key()
+    try:
+        key: object = _leaf(certificate).public_key()
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise InvalidInput("certificate must hold an ECDSA P-256 key, got none") from error
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise InvalidInput("certificate must hold an ECDSA P-256 key, got another")
     return key
@@ -112,7 +115,7 @@ def load_certificates(pem: bytes) -> list[x509.Certificate]:
     """
     try:
         return x509.load_pem_x509_certificates(pem)
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise InvalidInput("certificate must be X.509 in PEM, got something else") from error
 
 

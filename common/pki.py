@@ -183,7 +183,7 @@ def read_csr(csr_pem: bytes) -> tuple[str, ec.EllipticCurvePublicKey]:
         signed = csr.is_signature_valid
         with warnings.catch_warnings(action="ignore"):  # of odd lengths, which are refused below
             names = [a.value for a in csr.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
         raise InvalidInput("signing request must be a PKCS #10 request in PEM, got none") from error
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise InvalidInput("signing request must hold an ECDSA P-256 key, got another")

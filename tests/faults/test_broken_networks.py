@@ -56,7 +56,7 @@ CASES = {
     "nothing arrives at the site": Case(Fault("stall", "down"), BROKE, "site disconnected", True),
 }
 BORNE_S = 0.7  # how long a fault lasts of which nobody needs to hear
-ROUNDS = 60
+ROUNDS = 45
 
 
 @pytest.fixture

@@ -28,7 +28,8 @@ def main(argv: list[str]) -> None:
 
     with tempfile.TemporaryDirectory() as corpus:
         (Path(corpus) / "whole").write_bytes(parser.whole)
-        atheris.Setup([argv[0], *argv[2:], corpus], one)
+        # What it finds is printed in base64; no file is left beside the source.
+        atheris.Setup([argv[0], f"-artifact_prefix={corpus}/", *argv[2:], corpus], one)
         atheris.Fuzz()
 
 

@@ -130,7 +130,13 @@ def _message(**records: object) -> bytes:
 
 
 def _content(read: Callable[[RecordDict], object]) -> Callable[[bytes], object]:
-    return lambda data: read(message_from_bytes(data).content)
+    """Messages without content are told apart before anything reads them."""
+
+    def run(data: bytes) -> object:
+        message = message_from_bytes(data)
+        return read(message.content) if message.has_content() else None
+
+    return run
 
 
 def _roster(path: Path) -> object:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
-from common.config import MAX_CONFIG_BYTES, Name, Section, check_name, parse, read_toml
+from common.config import MAX_CONFIG_BYTES, Name, Section, check_name, parse, parse_toml, read_toml
 from common.errors import InvalidInput
 
 
@@ -94,6 +94,12 @@ def test_a_file_that_is_no_small_toml_is_refused(tmp_path: Path, content: bytes,
 def test_what_is_no_plain_file_is_refused(tmp_path: Path, place: str) -> None:
     with pytest.raises(InvalidInput, match="config file must be a readable file"):
         read_toml(tmp_path / place)
+
+
+def test_thirty_two_levels_are_taken_and_one_more_is_not() -> None:
+    assert parse_toml(b".".join([b"a"] * 32) + b" = true", "f")["a"]["a"]
+    with pytest.raises(InvalidInput, match="f must nest at most 32 levels, got 33"):
+        parse_toml(b".".join([b"a"] * 33) + b" = true", "f")
 
 
 def test_what_no_line_can_hold_is_named_all_the_same() -> None:

@@ -4,13 +4,19 @@ import contextlib
 import datetime as dt
 import re
 import subprocess
+from base64 import b64encode
 from pathlib import Path
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
 from cryptography.x509.oid import NameOID
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -348,6 +354,29 @@ def test_bytes_that_are_no_certificate_are_refused(junk: bytes, position: int) -
         for read in (pki.read_identity, pki.read_csr, pki.load_key):
             with contextlib.suppress(InvalidInput):  # and with nothing else
                 read(data)
+
+
+def test_a_certificate_whose_key_is_no_point_of_the_curve_is_refused() -> None:
+    good = pki.load_certificates(SITE)[0]
+    point = pki.leaf_key(SITE).public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
+    der = good.public_bytes(Encoding.DER).replace(point, point[:-1] + bytes([point[-1] ^ 1]))
+    spoilt = x509.load_der_x509_certificate(der).public_bytes(Encoding.PEM)
+    with pytest.raises(InvalidInput, match="must hold an ECDSA P-256 key, got none"):
+        pki.leaf_key(spoilt)
+
+
+def test_a_certificate_or_request_of_an_unknown_version_is_refused() -> None:
+    # RFC 5280, section 4.1.2.1, has versions up to 3 (written 2); RFC 2986, section 4.1, has 0.
+    leaf = pki.load_certificates(SITE)[0].public_bytes(Encoding.DER)
+    request = x509.load_pem_x509_csr(CSR).public_bytes(Encoding.DER)
+    for der, version, kind, read in (
+        (leaf, b"\xa0\x03\x02\x01\x02", "CERTIFICATE", pki.read_identity),
+        (request, b"\x02\x01\x00", "CERTIFICATE REQUEST", pki.read_csr),
+    ):
+        assert version in der[:20]
+        body = b64encode(der.replace(version, version[:-1] + b"\x09", 1)).decode()
+        with pytest.raises(InvalidInput, match="must be"):
+            read(f"-----BEGIN {kind}-----\n{body}\n-----END {kind}-----\n".encode())
 
 
 @pytest.mark.parametrize("hosts", [[], [""], ["*.example"], ["a b"], ["10.0.0.256"], ["a..b"]])

@@ -40,6 +40,7 @@ class Away(InProcessGrid):
         super().__init__(inner._sites)
         self.late, self.polls = late, polls
         self.asked: list[tuple[str, int]] = []
+        self.adapters: list[bytes] = []
 
     def get_node_ids(self) -> Iterable[int]:
         self.polls -= 1
@@ -50,6 +51,8 @@ class Away(InProcessGrid):
     ) -> Iterator[Message]:
         batch = list(messages)
         self.asked += [(m.metadata.message_type, m.metadata.dst_node_id) for m in batch]
+        orders = [m for m in batch if m.metadata.message_type == TRAIN]
+        self.adapters += [m.content.array_records["arrays"]["adapter"].data for m in orders]
         yield from super().send_and_receive(batch, timeout=timeout)
 
 
@@ -68,6 +71,8 @@ def test_a_site_that_comes_late_is_waited_for_and_offered_the_job_once(
     run(fed, over)
     assert [kind for kind, _ in over.asked].count(OFFER) == 2
     assert {node for kind, node in over.asked if kind == TRAIN} == {first, late}
+    one, other = over.adapters
+    assert one is other, "a round's orders hold one adapter, however many sites there are"
 
 
 def test_a_finished_job_is_run_again_without_asking_any_site_to_train(

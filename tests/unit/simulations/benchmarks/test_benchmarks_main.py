@@ -14,7 +14,9 @@ def test_an_unknown_benchmark_is_one_line_that_names_the_known_ones(
     assert main(argv) == 2
     out, complaint = capsys.readouterr()
     assert out == ""
-    assert complaint == f"error: benchmark must be one of dp-step, link, got {argv[0]!r}\n"
+    assert (
+        complaint == f"error: benchmark must be one of dp-step, link, link-scale, got {argv[0]!r}\n"
+    )
 
 
 def test_an_option_of_another_benchmark_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
