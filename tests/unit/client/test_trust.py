@@ -7,6 +7,10 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
 from structlog.testing import capture_logs
 
 from client import policy, trust
@@ -156,7 +160,17 @@ def test_a_root_is_trusted_by_the_word_of_the_one_before_and_stays_beside_it(
 
 
 @pytest.mark.parametrize(
-    "case", ["another root's", "of itself", "edited", "a leaf", "expired", "two", "a third"]
+    "case",
+    [
+        "another root's",
+        "of itself",
+        "edited",
+        "a leaf",
+        "no authority",
+        "expired",
+        "two",
+        "a third",
+    ],
 )
 def test_a_handover_that_must_be_refused_changes_no_root(homes: Homes, case: str) -> None:
     home, old, new = homes.load(), homes.loopback.root, pki.create_root("loopback")
@@ -167,6 +181,7 @@ def test_a_handover_that_must_be_refused_changes_no_root(homes: Homes, case: str
         "of itself": handover(new, new.certificate),
         "edited": edited(handover(old, new.certificate), stranger.certificate),
         "a leaf": handover(old, leaf),
+        "no authority": handover(old, self_signed_leaf()),
         "expired": handover(
             old, pki.create_root("x", now=NOW - dt.timedelta(days=3651)).certificate
         ),
@@ -180,6 +195,14 @@ def test_a_handover_that_must_be_refused_changes_no_root(homes: Homes, case: str
     with pytest.raises(Refusal):
         take(home, wire.Trust(handover=shown))
     assert roots(home) == before
+
+
+def self_signed_leaf() -> bytes:
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([])
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 7)
+    builder = builder.not_valid_before(NOW).not_valid_after(NOW + dt.timedelta(days=9))
+    builder = builder.add_extension(x509.BasicConstraints(False, None), critical=True)
+    return builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
 
 
 def edited(signed: bytes, successor: bytes) -> bytes:

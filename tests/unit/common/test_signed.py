@@ -32,10 +32,14 @@ def test_what_was_signed_is_read_back() -> None:
     assert read(SignedRoster, SIGNED) == ROSTER
 
 
-def test_openssl_verifies_the_signature(tmp_path: Path) -> None:
-    content = json.loads(SIGNED)
+HANDOVER = sign(Handover(root=ROSTER.root, federation="north", successor="x"), ROOT)
+
+
+@pytest.mark.parametrize(("kind", "signed"), [("roster", SIGNED), ("handover", HANDOVER)])
+def test_openssl_verifies_the_signature(tmp_path: Path, kind: str, signed: bytes) -> None:
+    content = json.loads(signed)
     canonical = json.dumps(content["document"], sort_keys=True, separators=(",", ":"))
-    (tmp_path / "message").write_bytes(b"veiltune roster v1\n" + canonical.encode())
+    (tmp_path / "message").write_bytes(f"veiltune {kind} v1\n{canonical}".encode())
     (tmp_path / "signature").write_bytes(bytes.fromhex(content["signature"]))
     (tmp_path / "root.pem").write_bytes(ROOT.certificate)
     public = subprocess.run(

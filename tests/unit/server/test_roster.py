@@ -251,3 +251,19 @@ def test_a_kill_at_any_moment_leaves_a_roster_whole(path: Path) -> None:
         process.wait()
         process.stdout.close()
         Roster(path).check("A", serial(certificate))
+
+
+def test_a_certificate_that_was_revoked_or_has_ended_gets_no_other(tmp_path: Path) -> None:
+    key, csr = pki.new_site_key_and_csr("A")
+    roster = Roster(tmp_path / "roster.json")
+    entry = roster.enroll(issued("A", csr, days=30), now=NOW)
+    serial = int(entry.serial, 16)
+    another = issued("A", pki.create_csr("A", key), days=40)
+    with pytest.raises(Refusal, match="must be valid today"):
+        roster.renew(another, serial, now=NOW + 31 * DAY)
+    with pytest.raises(Refusal, match="must be issued here"):
+        roster.renew(another, serial + 1, now=NOW)
+    roster.revoke("A", now=NOW)
+    with pytest.raises(Refusal, match="must not be revoked"):
+        roster.renew(another, serial, now=NOW)
+    assert len(roster.sites()["A"]) == 1
