@@ -36,9 +36,13 @@ from common.keys import MAX_PEM_BYTES
 from server import archive
 from server.archive import Kept, Manifest
 from server.config import load_server_config
+from server.invitations import INVITATIONS_FILE
 
 ROOT_KEY = "pki/root.key"
-_TRANSIENT = {"daemon.lock", "roster.lock", "control.sock"}
+# Invitations end with the state that they were made in: put back, a used token would be good again.
+_TRANSIENT = {
+    "daemon.lock", "roster.lock", "control.sock", INVITATIONS_FILE, "invitations.lock",
+}  # fmt: skip
 _ASIDE = {"logs", "cache"}
 _JOBS = "jobs"
 _BUSY_S = 30.0

@@ -17,9 +17,9 @@ from server.config import CONFIG_FILE, ServerConfig
 
 KEYS, ROOT_KEY, CERTIFICATES = "keys", "root key", "certificates"
 CHAIN, HOST, OPERATOR = "certificate chain", "host name", "operator"
-SOON_DAYS = 90  # a site's certificate, for 90 days, does not outlive the one that issued it
+SOON_DAYS = 90  # of the intermediate's two years; others are late in their last quarter
 _RESTORE = "put it back from a backup: a new one means a new federation"
-_RENEW = "issue it anew with the root's key, before sites are turned away"
+_RENEW = "a running server renews its own: see its log; else issue it anew with the root's key"
 
 
 def keys(home: Path) -> Iterator[Finding]:

@@ -56,7 +56,6 @@ ACTS = {
     "fl-server systemd",
     "fl-server hash",
     "fl-server invite",
-    "fl-server roster",
     "fl-server roster draft",
     "fl-server roster sign",
     "fl-server roster publish",

@@ -125,7 +125,7 @@ IDENTITIES: dict[str, tuple[Plant, set[str]]] = {
         {"admission", "clock and server"},
     ),
     "certificate chain": (
-        (another_root, "fault", "of another root", "fl-server enroll A.csr"),
+        (another_root, "fault", "of another root", "fl-server invite A"),
         {"key and certificate", "server certificate", "admission", "clock and server"},
     ),
 }
@@ -146,9 +146,9 @@ def test_an_identity_that_does_not_fit_is_named(whole: Make, look: Look, check: 
 @pytest.mark.parametrize(
     ("days", "age_days", "mark", "words", "advice"),
     [
-        (2, 5, "fault", "expired on", "install A.bundle"),
+        (2, 5, "fault", "expired on", "join -"),
         (90, -3, "fault", "is not valid before", "set this machine's clock"),
-        (60, 49, "warning", "expires in 10 days", "install A.bundle"),
+        (60, 49, "warning", "expires in 10 days", "join -"),
     ],
 )
 def test_a_certificate_out_of_its_time_is_told_from_a_wrong_one(

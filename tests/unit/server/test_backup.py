@@ -24,7 +24,8 @@ from server.checkpoint import Checkpoints, Receipt, RoundRecord
 from server.cli import main
 from server.config import load_server_config
 from server.daemon import Daemon
-from server.enrolment import enroll, init_server, revoke
+from server.enrolment import enroll, init_server, invite, revoke
+from server.invitations import Invitations
 from server.restore import restore
 from server.worker import Trainer
 
@@ -151,6 +152,15 @@ def test_outcomes_of_jobs_under_way_logs_and_locks_stay_out(
         "state.db",
     }
     assert sorted(made.left_out) == ["link", "my notes.txt"]
+
+
+def test_a_used_token_is_not_good_again_after_a_restore(home: Path, tmp_path: Path) -> None:
+    invite(home, "A")
+    assert Invitations(home).standing()
+    made = backup(home, tmp_path / "b")
+    restore(tmp_path / "new", tmp_path / "b")
+    assert not Invitations(tmp_path / "new").standing()
+    assert made.left_out == ()
 
 
 def test_backups_of_a_database_in_use_are_each_one_moments_state(

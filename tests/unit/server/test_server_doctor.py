@@ -37,9 +37,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A server that was set up, with a site, and its root's key kept elsewhere."""
     folder = tmp_path_factory.mktemp("made")
     home = folder / "home"
-    then = dt.datetime.now(dt.UTC) - dt.timedelta(days=400)
+    then = dt.datetime.now(dt.UTC) - dt.timedelta(days=60)
     addresses = {"address": "127.0.0.1:8443", "listen": "127.0.0.1:0"}
     init_server(home, hosts=["localhost"], **addresses, now=then)
+    issue(home)  # as a running server renews its own
     (home / "pki" / "root.key").rename(folder / "root.key")
     request(folder, "A")
     enroll(home, folder / "A.csr")
@@ -155,9 +156,9 @@ PLANTED: dict[str, tuple[str, Plant]] = {
         "root key", (lambda h: (h / "pki/root.key").touch(0o600), "warning", "lies on this machine",
                      "kept elsewhere")),
     "an expired certificate": (
-        "certificates", (lambda h: issue(h, 740), "fault", "the server's expired on", "anew")),
+        "certificates", (lambda h: issue(h, 40), "fault", "the server's expired on", "anew")),
     "one close to its end": (
-        "certificates", (lambda h: issue(h, 700), "warning", "expires in 29 days", "anew")),
+        "certificates", (lambda h: issue(h, 25), "warning", "expires in 4 days", "anew")),
     "one that is not valid yet": (
         "certificates", (lambda h: issue(h, -2), "fault", "is not valid before", "clock")),
     "another root": (
@@ -169,8 +170,9 @@ PLANTED: dict[str, tuple[str, Plant]] = {
         "host name", (lambda h: settings(h, address="localhost.localdomain:8443"), "fault",
                       "must be for localhost.localdomain, got one for 127.0.0.1", "server.toml")),
     "another operator": ("operator", (other_operator, "fault", "not the public half", "backup")),
-    "a site that lapsed": ("sites", (lapsed, "warning", "certificate expired: A", "enroll it")),
-    "a site that will": ("sites", (soon, "warning", "within 7 days: A", "enroll it")),
+    "a site that lapsed": (
+        "sites", (lapsed, "warning", "certificate expired: A", "renews its own")),
+    "a site that will": ("sites", (soon, "warning", "within 7 days: A", "renews its own")),
     "a roster of something else": (
         "sites", (lambda h: (h / "roster.json").write_text("[]"), "fault", "must be a roster",
                   "put roster.json back")),
