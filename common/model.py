@@ -19,6 +19,7 @@ from typing import Any
 import rfc8785
 
 from common.errors import InvalidInput, JobRefused
+from common.files import read_file
 from common.job import Job
 
 # Everything that ``from_pretrained`` reads; a name outside this list is neither hashed nor loaded.
@@ -34,6 +35,7 @@ HASHED_FILES = (
     "vocab.txt",
 )
 HASHED_SUFFIXES = (".safetensors", ".model")
+_MAX_JSON_BYTES = 16 * 1024 * 1024  # an index has a line for each tensor
 _INDEX = "model.safetensors.index.json"
 
 
@@ -188,9 +190,10 @@ def _require_own_shards(folder: Path, names: Sequence[str]) -> None:
 
 
 def _json(path: Path) -> dict[str, Any]:
+    data = read_file(path, max_bytes=_MAX_JSON_BYTES)
     try:
-        loaded = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        loaded = json.loads(data)
+    except (ValueError, RecursionError) as error:
         raise InvalidInput(f"{path.name} must be JSON, got a file that is not") from error
     if not isinstance(loaded, dict):
         raise InvalidInput(f"{path.name} must be a JSON object, got {type(loaded).__name__}")

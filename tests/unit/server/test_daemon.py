@@ -1,3 +1,4 @@
+import datetime as dt
 import os
 import signal
 import socket
@@ -17,6 +18,7 @@ from server import control
 from server.checkpoint import RoundRecord
 from server.control import Line, Request
 from server.daemon import Daemon
+from server.enrolment import init_server
 from server.worker import Trainer
 
 Signed = Callable[..., SignedJob]
@@ -181,6 +183,18 @@ def test_a_home_that_others_can_enter_is_refused(home: Path) -> None:
     home.chmod(0o755)
     with pytest.raises(InvalidInput, match=r"home must be for its owner alone .*, got 0755"):
         Daemon(home)
+
+
+@pytest.mark.parametrize(
+    ("years", "words"), [(-3, "one that expired on"), (1, "one that is not valid before")]
+)
+def test_a_server_whose_certificate_no_site_would_take_does_not_start(
+    tmp_path: Path, years: int, words: str
+) -> None:
+    then = dt.datetime.now(dt.UTC) + dt.timedelta(days=366 * years)
+    init_server(tmp_path / "s", hosts=[], address="127.0.0.1:1", listen="127.0.0.1:0", now=then)
+    with pytest.raises(InvalidInput, match=f"server certificate must be valid today, got {words}"):
+        Daemon(tmp_path / "s")
 
 
 def test_a_home_without_a_server_is_refused_with_the_way_to_make_one(tmp_path: Path) -> None:
