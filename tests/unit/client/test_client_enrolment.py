@@ -244,7 +244,9 @@ def test_a_root_once_installed_is_not_replaced(home: Path, csr: Path) -> None:
     stranger = Operator(OTHER_ROOT, OTHER_INTERMEDIATE).answer(csr)
     refuses(home, stranger, "must be of the root installed")
     both = (ROOT.certificate + OTHER_ROOT.certificate).decode()
-    refuses(home, Operator().answer(csr, root=both), "must hold one root, got 2")
+    refuses(home, Operator().answer(csr, root=both), "must be of the root installed")
+    three = both + ROOT.certificate.decode()
+    refuses(home, Operator().answer(csr, root=three), "one root, or two that overlap, got 3")
 
 
 @pytest.mark.parametrize(
