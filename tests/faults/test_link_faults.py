@@ -79,11 +79,12 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     link = LinkServer(f"{HOST}:0", loopback.credentials, loopback.roster)
     link.start()
     with FaultProxy(link.port) as proxy:
+        config = loopback.enroll("A", proxy.port)
         made = Bench(LinkGrid(link, ["A"], CAP, JOB), proxy)
         site = threading.Thread(
             target=run,
             args=(
-                loopback.enroll("A", proxy.port),
+                lambda: config,
                 made.handle,
                 lambda job: CAP,
                 stop,

@@ -49,7 +49,7 @@ def handle(message):
 def observe(state):
     with (folder / "states").open("a") as file:
         print(state.connected, state.reason, file=file, flush=True)
-run(config, handle, lambda job: 1 << 20, threading.Event(), observe)
+run(lambda: config, handle, lambda job: 1 << 20, threading.Event(), observe)
 """
 
 

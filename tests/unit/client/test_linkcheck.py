@@ -85,7 +85,7 @@ def test_a_server_that_admits_us_is_well(whole: Make, link: Callable[..., Lines]
     assert marked(found, "ok") == set(LINES)
     assert found["proxy"].found == "none: gRPC connects directly"
     # 730 days, of which 400 are over
-    told = "under our root, for 127.0.0.1, localhost, for 329 more days"
+    told = "under our root, for 127.0.0.1, localhost, for 29 more days"
     assert found["server certificate"].found == told
 
 
@@ -122,7 +122,7 @@ def test_a_revoked_site_is_told_by_the_server(
     found = link(home)
     assert marked(found, "fault") == {"admission"}
     assert "must not be revoked" in found["admission"].found
-    assert "enrol" in found["admission"].advice
+    assert "join" in found["admission"].advice
     assert found["clock and server"].mark == "ok"
 
 
@@ -306,11 +306,11 @@ def grpc_server(
 def test_a_server_certificate_close_to_its_end_is_a_warning(
     whole: Make, link: Callable[..., Lines], aged: Homes
 ) -> None:
-    pair = issued(710, "127.0.0.1")(aged.loopback)
+    pair = issued(25, "127.0.0.1")(aged.loopback)
     with grpc_server(aged.loopback, str(time.time()), pair) as port:
         found = link(whole(port=port))
     assert marked(found, "warning") == {"server certificate"}
-    assert "for 19 more days" in found["server certificate"].found
+    assert "for 4 more days" in found["server certificate"].found
     assert "renew" in found["server certificate"].advice
 
 

@@ -52,7 +52,13 @@ def live(config: LinkConfig, handle: Handle = echo) -> Iterator[threading.Event]
     stop, up = threading.Event(), threading.Event()
     thread = threading.Thread(
         target=run,
-        args=(config, handle, lambda job: CAP, stop, lambda s: up.set() if s.connected else None),
+        args=(
+            lambda: config,
+            handle,
+            lambda job: CAP,
+            stop,
+            lambda s: up.set() if s.connected else None,
+        ),
     )
     thread.start()
     try:
