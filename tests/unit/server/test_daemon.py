@@ -193,7 +193,7 @@ def test_a_server_whose_certificate_no_site_would_take_does_not_start(
 ) -> None:
     then = dt.datetime.now(dt.UTC) + dt.timedelta(days=366 * years)
     init_server(tmp_path / "s", hosts=[], address="127.0.0.1:1", listen="127.0.0.1:0", now=then)
-    with pytest.raises(InvalidInput, match=f"server certificate must be valid today, got {words}"):
+    with pytest.raises(InvalidInput, match=f"certificate must be valid today, got {words}"):
         Daemon(tmp_path / "s")
 
 
