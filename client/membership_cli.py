@@ -35,7 +35,16 @@ def add_commands(
     tell: Callable[[Chosen, "InstalledSite"], None],
 ) -> None:
     """Add them to ``app``, for the site and home found; ``tell`` says what was installed."""
+    _add_join(app, chosen_of, tell)
+    _add_renew(app, home_of)
+    _add_roster(app, home_of)
 
+
+def _add_join(
+    app: typer.Typer,
+    chosen_of: Callable[[typer.Context], Chosen],
+    tell: Callable[[Chosen, "InstalledSite"], None],
+) -> None:
     @app.command()
     def join(
         context: typer.Context,
@@ -69,6 +78,8 @@ def add_commands(
         )
         tell(chosen, made)
 
+
+def _add_renew(app: typer.Typer, home_of: Callable[[typer.Context], "SiteHome"]) -> None:
     @app.command()
     def renew(context: typer.Context) -> None:
         """Renew this site's certificate now, for the key it has.
@@ -86,6 +97,8 @@ def add_commands(
             f"  certificate  sha256 {fingerprint(made.certificate)}"
         )
 
+
+def _add_roster(app: typer.Typer, home_of: Callable[[typer.Context], "SiteHome"]) -> None:
     @app.command()
     def roster(context: typer.Context, as_json: AsJson = False) -> None:
         """Show who takes part, as the federation's root signed it."""
