@@ -12,6 +12,8 @@ import datetime as dt
 from dataclasses import dataclass
 from pathlib import Path
 
+from cryptography.hazmat.primitives.serialization import Encoding
+
 from common import pki
 from common.bundle import Bundle, read_bundle
 from common.certificates import read_certificate
@@ -164,10 +166,11 @@ def install_bundle(
     *,
     max_epsilon: float,
     max_delta: float,
+    pinned: str = "",
     now: dt.datetime | None = None,
 ) -> InstalledSite:
-    """As ``install``, for a bundle at hand."""
-    certificate, root = _checked(home, check_name("site", site), bundle, now)
+    """As ``install``, for a bundle at hand; ``pinned`` is the root (sha256) that a token named."""
+    certificate, root = _checked(home, check_name("site", site), bundle, pinned, now)
     write_file(home / "pki" / "root.pem", root, mode=0o644)
     write_file(home / "pki" / "site.pem", certificate, mode=0o644)
     is_new = not exists(home / CONFIG_FILE)
@@ -203,7 +206,9 @@ def _refuse_another(home: Path, site: str) -> None:
         )
 
 
-def _checked(home: Path, site: str, bundle: Bundle, now: dt.datetime | None) -> tuple[bytes, bytes]:
+def _checked(
+    home: Path, site: str, bundle: Bundle, pinned: str, now: dt.datetime | None
+) -> tuple[bytes, bytes]:
     """The bundle's certificate chain and root, once they fit this home."""
     certificate, root = bundle.certificate.encode(), bundle.root.encode()
     owner = pki.check_site_chain(certificate, root, now=now)
@@ -216,28 +221,35 @@ def _checked(home: Path, site: str, bundle: Bundle, now: dt.datetime | None) -> 
         raise InvalidInput(
             f"bundle must hold a certificate for the key in {key_path}, got one for another key"
         )
-    _check_roots(home / "pki" / "root.pem", bundle)
+    _check_roots(home / "pki" / "root.pem", bundle, pinned)
     return certificate, root
 
 
-def _check_roots(known: Path, bundle: Bundle) -> None:
-    """A root that is installed is replaced by none but the one it signed for."""
+def _check_roots(known: Path, bundle: Bundle, pinned: str) -> None:
+    """A root is trusted that is installed, named by a token or compared, or that such a one signed.
+
+    People compare the first root of a bundle, so a second one needs the first one's word.
+    """
     roots = pki.load_certificates(bundle.root.encode())
     if len(roots) > 2:
         raise InvalidInput(f"bundle must hold one root, or two that overlap, got {len(roots)}")
-    if not exists(known):
-        return
-    installed = read_certificate(known)
-    strangers = set(roots) - set(pki.load_certificates(installed))
-    if bundle.handover is not None and strangers:
+    if exists(known):
+        trusted, whose = pki.load_certificates(read_certificate(known)), f"installed in {known}"
+    elif pinned:
+        trusted, whose = [one for one in roots if pki.fingerprint(one) == pinned], "of the token"
+    else:
+        trusted, whose = roots[:1], "that it names first"
+    strangers = set(roots) - set(trusted)
+    if bundle.handover is not None and strangers and trusted:
+        pem = b"".join(one.public_bytes(Encoding.PEM) for one in trusted)
         try:
-            handover = verify(Handover, bundle.handover.encode(), installed)
+            handover = verify(Handover, bundle.handover.encode(), pem)
         except Refusal as error:
             raise InvalidInput(f"bundle: {error}") from error
         strangers -= set(pki.load_certificates(handover.successor.encode()))
     if strangers:
         raise InvalidInput(
-            f"bundle must be of the root installed in {known}, "
+            f"bundle must be of the root {whose}, "
             f"got another (sha256 {pki.fingerprint(strangers.pop())[:16]}...)"
         )
 

@@ -53,7 +53,15 @@ def join(
     bundle = _ask(token, csr, now)
     if token.root_sha256 not in map(pki.fingerprint, pki.load_certificates(bundle.root.encode())):
         raise Refusal("bundle must be of the token's root, got one of another")
-    return install_bundle(home, site, bundle, max_epsilon=max_epsilon, max_delta=max_delta, now=now)
+    return install_bundle(
+        home,
+        site,
+        bundle,
+        max_epsilon=max_epsilon,
+        max_delta=max_delta,
+        pinned=token.root_sha256,
+        now=now,
+    )
 
 
 def _require_root(home: Path, token: Token) -> None:

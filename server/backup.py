@@ -17,7 +17,7 @@ import secrets
 import sqlite3
 import stat
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from sqlalchemy.engine import make_url
 
-from common.certificates import fingerprint, read_certificate
+from common.certificates import fingerprint, load_certificates, read_certificate
 from common.cli import installed_version
 from common.errors import InvalidInput, StorageFailed
 from common.files import make_private, new_file
@@ -38,7 +38,7 @@ from server.archive import Kept, Manifest
 from server.config import load_server_config
 from server.invitations import INVITATIONS_FILE
 
-ROOT_KEY = "pki/root.key"
+_ROOT_KEYS = ("root.key", "root.retired.key")
 # Invitations end with the state that they were made in: put back, a used token would be good again.
 _TRANSIENT = {
     "daemon.lock", "roster.lock", "control.sock", INVITATIONS_FILE, "invitations.lock",
@@ -71,6 +71,7 @@ def backup(home: Path, file: Path) -> Backup:
     if file.resolve().is_relative_to(home):
         raise InvalidInput(f"backup must lie outside of the home that it is of, got {file}")
     root = read_certificate(home / "pki" / "root.pem")
+    roots = _roots(home)
     left_out: list[str] = []
     # The database's copy first: what is collected after it is no older.
     copy = file.with_name(f".{file.name[:100]}.{secrets.token_hex(8)}.db.tmp")
@@ -83,7 +84,7 @@ def backup(home: Path, file: Path) -> Backup:
                 name = str(database.relative_to(home))
                 kept[name] = archive.add(made, name, copy)
             for name in _files(home, database, finished, left_out):
-                if not _is_root_key(home / name, root):
+                if not _is_root_key(home / name, roots):
                     kept[name] = archive.add(made, name, home / name)
             manifest = Manifest(
                 software=f"veiltune {installed_version()}",
@@ -166,8 +167,15 @@ def _is_of(path: Path, database: Path) -> bool:
     )
 
 
-def _is_root_key(path: Path, root_pem: bytes) -> bool:
-    if path.match(ROOT_KEY):
+def _roots(home: Path) -> list[x509.Certificate]:
+    """The root, and the one that a change under way leads to."""
+    files = (home / "pki" / name for name in ("root.pem", "next/root.pem"))
+    found = [load_certificates(read_certificate(file)) for file in files if file.exists()]
+    return [one for several in found for one in several]
+
+
+def _is_root_key(path: Path, roots: Sequence[x509.Certificate]) -> bool:
+    if path.name in _ROOT_KEYS:
         return True
     if path.stat().st_size > MAX_PEM_BYTES or b"PRIVATE KEY" not in (data := path.read_bytes()):
         return False
@@ -175,5 +183,6 @@ def _is_root_key(path: Path, root_pem: bytes) -> bool:
         key = load_pem_private_key(data, password=None)
     except (ValueError, TypeError):  # under a passphrase, or not a key after all
         return False
-    root = x509.load_pem_x509_certificate(root_pem).public_key()
-    return isinstance(key, ec.EllipticCurvePrivateKey) and key.public_key() == root
+    return isinstance(key, ec.EllipticCurvePrivateKey) and key.public_key() in [
+        root.public_key() for root in roots
+    ]

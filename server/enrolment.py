@@ -248,9 +248,9 @@ def revoke(home: Path, site: str, *, now: dt.datetime | None = None) -> int:
         StorageFailed: the roster could not be written; nothing is revoked.
     """
     load_server_config(home)
-    count = Roster(home / ROSTER_FILE).revoke(check_name("site", site), now=now)
-    Invitations(home).cancel(site)  # after: a token that is used in between is revoked with it
-    return count
+    # First: a token that is being used has its certificate by now, or comes too late.
+    Invitations(home).cancel(check_name("site", site))
+    return Roster(home / ROSTER_FILE).revoke(site, now=now)
 
 
 def _refuse_existing(home: Path) -> None:

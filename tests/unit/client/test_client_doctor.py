@@ -278,6 +278,7 @@ def test_an_installed_site_is_well_from_its_first_line_to_its_last(
         text=True,
         check=False,
     )
+    assert done.returncode == 0, done.stderr
     findings = json.loads(done.stdout)["findings"]
     assert {f["check"] for f in findings if f["mark"] != "ok"} <= PLACE
     assert done.returncode == 0

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from client.config import PolicySection
-from client.enrolment import init_site, install
+from client.enrolment import init_site, install, install_bundle
 from common import pki
-from common.bundle import Bundle
+from common.bundle import Bundle, read_bundle
 from common.config import parse
 from common.errors import InvalidInput
 
@@ -237,6 +237,32 @@ def test_a_bundle_whose_parts_do_not_fit_is_refused(home: Path, csr: Path) -> No
     refuses(home, Operator(now=NOW + 9 * DAY).answer(csr), "not valid before")
     server = pki.issue_server(INTERMEDIATE, ["x.example"], now=NOW).certificate.decode()
     refuses(home, Operator().answer(csr, certificate=server), "another purpose")
+
+
+@pytest.mark.parametrize("order", [(ROOT, OTHER_ROOT), (OTHER_ROOT, ROOT)])
+def test_a_second_root_needs_the_word_of_the_one_that_people_compare(
+    home: Path, csr: Path, order: tuple[pki.Credential, pki.Credential]
+) -> None:
+    both = b"".join(one.certificate for one in order).decode()
+    refuses(home, Operator().answer(csr, root=both), "must be of the root that it names first")
+
+
+def test_a_root_beside_that_of_the_token_needs_its_word(home: Path, csr: Path) -> None:
+    for other, order in ((OTHER_ROOT, 1), (OTHER_ROOT, -1)):
+        both = b"".join([ROOT.certificate, other.certificate][::order]).decode()
+        bundle = read_bundle(Operator().answer(csr, root=both))
+        before = installed(home)
+        with pytest.raises(InvalidInput, match="must be of the root of the token"):
+            install_bundle(
+                home,
+                "A",
+                bundle,
+                max_epsilon=1.0,
+                max_delta=1e-6,
+                pinned=pki.fingerprint(ROOT.certificate),
+                now=NOW,
+            )
+        assert installed(home) == before
 
 
 def test_a_root_once_installed_is_not_replaced(home: Path, csr: Path) -> None:

@@ -18,6 +18,8 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from common import pki
 from common.errors import InvalidInput, StorageFailed
 from common.job import SignedJob
+from common.keys import new_key
+from server import rotation
 from server.archive import MANIFEST
 from server.backup import backup
 from server.checkpoint import Checkpoints, Receipt, RoundRecord
@@ -134,6 +136,16 @@ def test_the_roots_key_stays_out_whatever_it_is_called(home: Path, tmp_path: Pat
                 assert load_pem_private_key(data, None).public_key() != root
                 keys += 1
     assert keys == 3
+
+
+def test_no_key_of_a_root_is_kept_while_roots_change(home: Path, tmp_path: Path) -> None:
+    key = (home / "pki" / "root.key").read_bytes()
+    rotation.begin(home, key)
+    (home / "pki" / "next" / "root.key").rename(home / "pki" / "next" / "hidden.key")
+    (home / "pki" / "root.retired.key").write_bytes(new_key())
+    kept = backup(home, tmp_path / "b").manifest.files
+    assert "pki/next/root.pem" in kept
+    assert not {"pki/root.key", "pki/next/hidden.key", "pki/root.retired.key"} & set(kept)
 
 
 def test_outcomes_of_jobs_under_way_logs_and_locks_stay_out(

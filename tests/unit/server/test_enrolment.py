@@ -13,7 +13,8 @@ import pytest
 from common import pki
 from common.errors import InvalidInput, Refusal, StorageFailed
 from server.config import load_server_config
-from server.enrolment import ROSTER_FILE, ServerIdentity, enroll, init_server, revoke
+from server.enrolment import ROSTER_FILE, ServerIdentity, enroll, init_server, invite, revoke
+from server.invitations import Invitations
 from server.roster import Roster
 
 NOW = dt.datetime.now(dt.UTC)
@@ -182,6 +183,15 @@ def test_a_request_that_is_none_is_refused(
         enroll(home, path)
     assert Roster(home / ROSTER_FILE).sites() == {}
     assert os.listdir(tmp_path) == ["A.csr", "server"] or not (tmp_path / "A.bundle").exists()
+
+
+def test_revoking_a_site_that_is_only_invited_ends_its_invitation(
+    identity: ServerIdentity, home: Path
+) -> None:
+    invite(home, "A")
+    with pytest.raises(InvalidInput, match="site must be enrolled"):
+        revoke(home, "A")
+    assert not Invitations(home).standing()
 
 
 def test_without_a_server_nobody_is_enrolled_or_revoked(home: Path, tmp_path: Path) -> None:
