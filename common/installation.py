@@ -63,11 +63,14 @@ def files() -> Iterator[Finding]:
 def owners() -> Iterator[Finding]:
     """See that no other distribution brings packages of our names."""
     owned, name = metadata.packages_distributions(), "package names"
+    found: dict[str, list[str | None]] = {
+        package: [*owned.get(package, ())] for package in PACKAGES
+    }
     others = {
-        f"{package}/ of {owner}"
-        for package in PACKAGES
-        for owner in owned.get(package, ())
-        if owner.lower() != DISTRIBUTION
+        f"{package}/ of {owner or 'one without a name'}"
+        for package, owners in found.items()
+        for owner in owners
+        if owner is None or owner.lower() != DISTRIBUTION  # broken metadata has no name
     }
     if others:
         advice = "uninstall that distribution, or install in an environment of its own"

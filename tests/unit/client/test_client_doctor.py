@@ -292,7 +292,8 @@ def install(site: Path) -> None:
     for package in PACKAGES:
         kept = shutil.ignore_patterns("__pycache__")
         shutil.copytree(SOURCE / package, site / package, ignore=kept)
-    told = metadata.distribution("veiltune").read_text("METADATA")
+    found = metadata.distribution("veiltune")  # of a wheel, or of a checkout
+    told = found.read_text("METADATA") or found.read_text("PKG-INFO")
     rows = [
         f"{path.relative_to(site).as_posix()},sha256={urlsafe(path)},"
         for path in sorted(site.rglob("*"))

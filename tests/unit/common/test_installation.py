@@ -119,6 +119,19 @@ def test_an_editable_install_says_that_nothing_was_compared(
     assert "install a wheel" in found.advice
 
 
+def test_a_distribution_whose_metadata_is_broken_is_another_one(
+    installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other"
+    (other / "common").mkdir(parents=True)
+    (other / "common" / "__init__.py").write_text("")
+    dist_info(other, "nameless", [other / "common" / "__init__.py"])
+    (metadata_file,) = other.glob("*.dist-info/METADATA")
+    metadata_file.write_text("")
+    monkeypatch.syspath_prepend(str(other))
+    assert line("package names").found == "another distribution has common/ of one without a name"
+
+
 def test_another_distribution_of_our_names_is_named(
     installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
