@@ -13,11 +13,11 @@ from pathlib import Path
 
 import structlog
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 
 from client.config import SiteHome
 from common import pki
-from common.certificates import read_certificate
+from common.certificates import UNREADABLE, read_certificate
 from common.errors import InvalidInput, Refusal
 from common.files import exists, read_file, write_file
 from common.keys import public_key_sha256
@@ -80,29 +80,31 @@ def take_handover(path: Path, data: bytes, *, now: dt.datetime | None = None) ->
         StorageFailed: it could not be written.
     """
     roots = read_certificate(path)
-    successor = _require_root(read(Handover, data).successor.encode(), now)
+    try:
+        (successor,) = pki.load_certificates(read(Handover, data).successor.encode())
+    except (InvalidInput, ValueError) as error:
+        raise Refusal("next root must be one certificate, got none or several") from error
     if successor in pki.load_certificates(roots):
         return
-    handover = verify(Handover, data, roots)
+    handover = verify(Handover, data, roots)  # before anything in it is looked at closer
+    _require_root(successor, now)
     if len(pki.load_certificates(roots)) > 1:
         raise Refusal("roots must change one at a time, got a third before the first retired")
     write_file(path, pki.to_pem(successor) + roots, mode=0o644)
     log.info("root trusted", sha256=pki.fingerprint(successor), by=handover.root)
 
 
-def _require_root(pem: bytes, now: dt.datetime | None) -> x509.Certificate:
-    """One self-signed authority that is valid now."""
+def _require_root(root: x509.Certificate, now: dt.datetime | None) -> None:
+    """It is a self-signed authority that is valid now."""
     try:
-        (root,) = pki.load_certificates(pem)
         root.verify_directly_issued_by(root)
         may_sign = root.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
         pki.leaf_key(root)
-    except (ValueError, TypeError, x509.ExtensionNotFound, InvalidSignature) as error:
-        raise Refusal("next root must be one self-signed certificate, got no such") from error
+    except (*UNREADABLE, TypeError, InvalidSignature, UnsupportedAlgorithm) as error:
+        raise Refusal("next root must be a self-signed authority, got no such") from error
     moment = now or dt.datetime.now(dt.UTC)
     if not may_sign or not root.not_valid_before_utc <= moment <= root.not_valid_after_utc:
         raise Refusal("next root must be an authority that is valid today, got another")
-    return root
 
 
 def _take_roster(home: SiteHome, data: bytes) -> None:

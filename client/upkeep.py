@@ -2,8 +2,9 @@
 
 Files are read again when they change, so that what ``renew`` or ``install`` puts in place is used
 by the next session without a restart. Every few minutes the site asks what the root has signed; a
-document that it must refuse keeps the link down until a good one is shown. No session begins before
-the first such question was answered or could not be put.
+document that it must refuse keeps the link down until a good one is shown, and so does a server
+that will not show any to a site which has a roster. No session begins before the first such
+question was answered or could not be put, and none after this thread has ended by a fault.
 
 Not covered: what is asked (client/renewal.py, client/trust.py).
 """
@@ -20,7 +21,7 @@ from client import renewal, trust
 from client.calls import NotServed, call, link_config
 from client.config import SiteHome
 from client.identity import Identity, read_identity
-from client.session import LinkConfig
+from client.session import LinkConfig, Turned
 from common.errors import InvalidInput, LinkDown, Refusal, StorageFailed
 from common.link import federation_pb2 as wire
 from common.link.channel import DOCUMENTS
@@ -71,9 +72,14 @@ class Upkeep:
 
     def run(self, stop: threading.Event) -> None:
         """Look after it until ``stop`` is set."""
-        while not stop.is_set():
-            self.tick()
-            stop.wait(TICK_S)
+        try:
+            while not stop.is_set():
+                self.tick()
+                stop.wait(TICK_S)
+        finally:
+            # Nobody checks what the root signs any more.
+            self._fault = self._fault or "the thread that looks after certificates has ended"
+            self._has_asked.set()
 
     def tick(self) -> None:
         """Do what is due."""
@@ -105,18 +111,24 @@ class Upkeep:
     def _ask(self) -> None:
         try:
             trust.take(self._home, self._documents())
+        except Turned as error:
+            if trust.has_roster(self._home):
+                self._refuse(f"server must show the root's documents, got: {error}")
         except LinkDown as error:
             # The session will find the same, and say why.
             log.debug("root's documents not shown", reason=str(error))
         except (Refusal, InvalidInput, StorageFailed) as error:
-            fault = f"this site takes part in nothing: {error}"
-            if fault != self._fault:
-                log.error("root's documents refused", reason=str(error))
-            self._fault = fault
-            self._ask_at = time.monotonic() + random.uniform(0.8, 1.2) * _REFUSED_S
+            self._refuse(str(error))
         else:
             self._fault = ""
         self._has_asked.set()
+
+    def _refuse(self, reason: str) -> None:
+        fault = f"this site takes part in nothing: {reason}"
+        if fault != self._fault:
+            log.error("root's documents refused", reason=reason)
+        self._fault = fault
+        self._ask_at = time.monotonic() + random.uniform(0.8, 1.2) * _REFUSED_S
 
     def _documents(self) -> wire.Trust:
         request = wire.DocumentsRequest().SerializeToString()

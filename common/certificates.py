@@ -28,7 +28,8 @@ from common.keys import MAX_PEM_BYTES
 SERVER_URI = "veiltune://server"
 SITE_URI = "veiltune://site/"
 
-_UNREADABLE = (
+# What reading an extension of somebody's certificate may raise.
+UNREADABLE = (
     x509.ExtensionNotFound,
     x509.DuplicateExtension,
     x509.UnsupportedGeneralNameType,
@@ -50,7 +51,7 @@ def read_identity(certificate: bytes | x509.Certificate) -> str:
     leaf = _leaf(certificate)
     try:
         names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise InvalidInput("certificate must name a site, got no name that can be read") from error
     uris = [name.value for name in names if isinstance(name, x509.UniformResourceIdentifier)]
     if len(names) != 1 or len(uris) != 1 or not uris[0].startswith(SITE_URI):
@@ -101,7 +102,7 @@ def hosts_of(certificate: bytes | x509.Certificate) -> tuple[str, ...]:
     leaf = _leaf(certificate)
     try:
         names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except _UNREADABLE:
+    except UNREADABLE:
         return ()
     kinds = (x509.DNSName, x509.IPAddress)
     return tuple(str(name.value) for name in names if isinstance(name, kinds))
@@ -228,7 +229,7 @@ def _issued(above: x509.Certificate, below: x509.Certificate) -> bool:
 def _purposes(certificate: x509.Certificate) -> list[x509.ObjectIdentifier]:
     try:
         return list(certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
-    except _UNREADABLE:
+    except UNREADABLE:
         return []
 
 

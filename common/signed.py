@@ -6,7 +6,6 @@ root's key signs nothing else but certificates, whose bytes begin differently (D
 Not covered: what a document means; how often one may be replaced by an older one (client/trust.py).
 """
 
-import json
 from typing import Annotated, Any, Literal, TypeVar
 
 import rfc8785
@@ -19,8 +18,9 @@ from pydantic import AwareDatetime, Field, StringConstraints
 from common import pki
 from common.config import Name, Section, Sha256, Whole, parse
 from common.errors import InvalidInput, Refusal
+from common.strict_json import parse_json
 
-MAX_DOCUMENT_BYTES = 4 * 1024 * 1024
+MAX_DOCUMENT_BYTES = 256 * 1024  # three of them fit one frame of the link
 
 Hex = Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{2}){1,80}\z")]
 Serial = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{1,40}\z")]
@@ -123,10 +123,10 @@ def _open(kind: type[Kind], data: bytes) -> tuple[Kind, dict[str, object], bytes
     if len(data) > MAX_DOCUMENT_BYTES:
         raise Refusal(f"{_name(kind)} must be at most {MAX_DOCUMENT_BYTES} bytes, got {len(data)}")
     try:
-        content = json.loads(data)
+        content = parse_json(data)
         envelope = parse(_Envelope, content, _name(kind))
         document = parse(kind, envelope.document, _name(kind))
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError) as error:
         raise Refusal(f"{_name(kind)} must be a signed document, got: {error}") from error
     return document, envelope.document, bytes.fromhex(envelope.signature)
 

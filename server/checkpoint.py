@@ -157,10 +157,20 @@ class Checkpoints:
 
     def dispatch(self, job_sha256: str, round_: int, sites: Iterable[str]) -> None:
         """Record, before any message of the round goes out, who may be charged for it."""
-        rows = [{"job_sha256": job_sha256, "round": round_, "site": site} for site in sites]
+        self._dispatch(job_sha256, {(round_, site) for site in sites})
+
+    def assume_dispatched(self, job_sha256: str, rounds: int, sites: Iterable[str]) -> None:
+        """Record that every round up to ``rounds`` may have been asked of all these sites."""
+        numbers = range(1, rounds + 1)
+        self._dispatch(job_sha256, {(round_, site) for site in sites for round_ in numbers})
+
+    def _dispatch(self, job_sha256: str, asked: set[tuple[int, str]]) -> None:
         with self._database.writing() as connection:
             known = {(row.round, row.site) for row in connection.execute(_keys(job_sha256))}
-            fresh = [row for row in rows if (row["round"], row["site"]) not in known]
+            fresh = [
+                {"job_sha256": job_sha256, "round": round_, "site": site}
+                for round_, site in sorted(asked - known)
+            ]
             if fresh:
                 connection.execute(tables.dispatches.insert(), fresh)
 

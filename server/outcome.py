@@ -102,12 +102,13 @@ def _result(
 def _charges_by_round(
     job: Job, checkpoints: Checkpoints, rounds: Sequence[int]
 ) -> list[dict[str, int]]:
-    """Steps charged to each site by the end of each round."""
+    """Steps charged to each site by the end of each round; after the last, all that was asked."""
     receipts, dispatched = checkpoints.receipts(job.sha256), checkpoints.dispatched(job.sha256)
+    last = max(rounds)
     return [
         charged_steps(
             [r for r in receipts if r.round <= round_],
-            [d for d in dispatched if d[0] <= round_],
+            [d for d in dispatched if d[0] <= round_ or round_ == last],
             job.training.local_steps,
         )
         for round_ in rounds

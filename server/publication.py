@@ -19,6 +19,7 @@ from common.config import Name, Section, Sha256, Whole, parse
 from common.errors import InvalidInput, Refusal
 from common.files import exists, read_file, write_file
 from common.signed import MAX_DOCUMENT_BYTES, Pem, Serial, SignedRoster, read, sign, verify
+from common.strict_json import read_json
 from server.authority import read_authorities
 from server.config import load_server_config
 from server.documents import ROSTER_FILE as SIGNED_FILE
@@ -42,7 +43,10 @@ class Draft(Section):
 
 
 def draft(home: Path, *, now: dt.datetime | None = None) -> Draft:
-    """What stands now, with the number after the one published last.
+    """What stands now, with a number above any published before.
+
+    It follows the clock, so it is above those that a server forgot which was restored from a
+    backup; and above the one published last, whatever the clock says.
 
     Raises:
         InvalidInput: no server in ``home``, or a file of it is not what it must be.
@@ -56,7 +60,7 @@ def draft(home: Path, *, now: dt.datetime | None = None) -> Draft:
         denied += [e.serial for e in entries if e.revoked and e.not_after >= moment]
     return Draft(
         federation=load_server_config(home).name,
-        sequence=last.sequence + 1 if last else 1,
+        sequence=max(int(moment.timestamp()), last.sequence + 1 if last else 1),
         sites=sites,
         denied=tuple(sorted(denied)),
         roots=read_authorities(home).roots.decode("ascii"),
@@ -69,11 +73,7 @@ def read_draft(path: Path) -> Draft:
     Raises:
         InvalidInput: unreadable, too large, or no draft.
     """
-    data = read_file(path, max_bytes=MAX_DOCUMENT_BYTES)
-    try:
-        content = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise InvalidInput(f"{path.name} must be a draft in JSON, got something else") from error
+    content = read_json(path, max_bytes=MAX_DOCUMENT_BYTES)
     if not isinstance(content, dict):
         raise InvalidInput(f"{path.name} must be a draft (a JSON object), got another value")
     return parse(Draft, content, path.name)

@@ -6,8 +6,10 @@ and revocation. The home before is kept beside the new one.
 
 An older state is safe for the sites' privacy: an account is the site's own, its head wins over an
 older one that the server remembers, and a round that is asked again is answered with the bytes of
-the first time. What the server alone knew since the backup is gone: jobs submitted, sites enrolled
-or revoked, which the operator does again.
+the first time. Which rounds were asked since is not known any more, so a job that has not ended
+counts all of its rounds as asked of all its sites, until their replies say otherwise. What else the
+server alone knew since the backup is gone: jobs submitted, sites enrolled or revoked, which the
+operator does again.
 
 Not covered: a power cut between the two renames, after which the home has to be given its name by
 hand; both are there.
@@ -33,13 +35,15 @@ from common.keys import load_operator_key, read_key
 from server import archive
 from server.archive import Manifest
 from server.backup import database_of
-from server.config import CONFIG_FILE
+from server.checkpoint import Checkpoints
+from server.config import CONFIG_FILE, load_server_config
 from server.enrolment import ROSTER_FILE
 from server.home import LOCK_NAME, alone
 from server.roster import Roster
 
 Rows = Callable[[str], set[tuple[Any, ...]]]
 
+_ENDED = 2  # the last stage of a job
 _RUNS = "home must have no running server to be restored, got one on"
 _KEYS = ("server.key", "intermediate.key")
 # What identifies a row that must not be lost; of a head, a longer one holds the shorter.
@@ -83,6 +87,7 @@ def restore(home: Path, file: Path) -> Restored:
             jobs, sites = _check(aside, manifest)
             if (home / CONFIG_FILE).exists() or (home / "pki").exists():
                 _require_not_newer(home, aside)
+            _assume_asked(aside)
             return Restored(home, manifest, jobs, sites, _swap(aside, home))
         finally:
             shutil.rmtree(aside, ignore_errors=True)
@@ -104,6 +109,17 @@ def _check(folder: Path, manifest: Manifest) -> tuple[int, int]:
         if rows("PRAGMA integrity_check(1)") != {("ok",)}:
             raise InvalidInput("database in the backup must be whole, got a damaged one")
         return len(rows(_ROWS["jobs"])), sites
+
+
+def _assume_asked(folder: Path) -> None:
+    """Charge sites for whatever the server may have asked since, never too little."""
+    if not database_of(folder).is_file():
+        return
+    with closing(Checkpoints(load_server_config(folder).database)) as checkpoints:
+        for row in checkpoints.jobs():
+            if _stage(row.state) < _ENDED:
+                job = row.signed.job
+                checkpoints.assume_dispatched(job.sha256, job.training.rounds, job.sites)
 
 
 def _require_not_newer(home: Path, restored: Path) -> None:
@@ -164,7 +180,7 @@ def _newer_state(known: Rows, kept: Rows) -> str:
 
 def _stage(state: str) -> int:
     """How far a job has come; every end is as far as any other."""
-    return {"queued": 0, "running": 1}.get(state, 2)
+    return {"queued": 0, "running": 1}.get(state, _ENDED)
 
 
 def _certificates(home: Path) -> set[tuple[str, str, bool]]:

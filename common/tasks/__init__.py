@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from common.data.records import Record
 from common.errors import InvalidInput
 from common.job import Job
-from common.tasks import seq_cls, token_cls
+from common.tasks import logits, seq_cls, token_cls
 from common.tasks.batches import Batch, Example
 from common.tasks.guess import Guess
 from common.tasks.metrics import Metrics
@@ -55,8 +55,8 @@ TASKS = {
         load_base=seq_cls.load_base,
         encode=seq_cls.encode,
         per_example_loss=seq_cls.per_example_loss,
-        predict=seq_cls.predict,
-        probabilities=seq_cls.probabilities,
+        predict=logits.predict,
+        probabilities=logits.probabilities,
         measure=seq_cls.measure,
         public_example=seq_cls.public_example,
         question=seq_cls.question,
@@ -67,8 +67,8 @@ TASKS = {
         load_base=token_cls.load_base,
         encode=token_cls.encode,
         per_example_loss=token_cls.per_example_loss,
-        predict=token_cls.predict,
-        probabilities=token_cls.probabilities,
+        predict=logits.predict,
+        probabilities=logits.probabilities,
         measure=token_cls.measure,
         public_example=token_cls.public_example,
         question=token_cls.question,

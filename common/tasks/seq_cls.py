@@ -15,6 +15,7 @@ from common.job import Job
 from common.tasks.batches import Batch, Example, padded_length
 from common.tasks.guess import Guess
 from common.tasks.loading import load_with_head
+from common.tasks.logits import logits
 from common.tasks.metrics import ClassScore, Metrics
 
 
@@ -50,22 +51,7 @@ def encode(tokenizer: Any, records: Sequence[Record], job: Job) -> list[Example]
 
 def per_example_loss(model: nn.Module, batch: Batch) -> Tensor:
     """Cross-entropy of each example, (B,): never a mean over the batch."""
-    return functional.cross_entropy(_logits(model, batch), batch.labels, reduction="none")
-
-
-def predict(model: nn.Module, batch: Batch) -> Tensor:
-    """The likeliest label's index, (B,)."""
-    return _logits(model, batch).argmax(dim=-1)
-
-
-def probabilities(model: nn.Module, batch: Batch) -> Tensor:
-    """Each label's probability, (B, L)."""
-    return _logits(model, batch).softmax(dim=-1)
-
-
-def _logits(model: nn.Module, batch: Batch) -> Tensor:
-    logits: Tensor = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
-    return logits.float()
+    return functional.cross_entropy(logits(model, batch), batch.labels, reduction="none")
 
 
 def measure(

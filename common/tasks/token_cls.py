@@ -25,6 +25,7 @@ from common.tasks.batches import IGNORED, Batch, Example, padded_length
 from common.tasks.entities import entities, score
 from common.tasks.guess import Guess
 from common.tasks.loading import load_with_head
+from common.tasks.logits import logits
 from common.tasks.metrics import Metrics
 
 _Indices = Sequence[int] | NDArray[np.int64]
@@ -104,27 +105,11 @@ def _example(
 
 def per_example_loss(model: nn.Module, batch: Batch) -> Tensor:
     """Each example's cross-entropy, the mean over its own words, (B,); 0 where it has none."""
-    logits = _logits(model, batch)
     each = functional.cross_entropy(
-        logits.transpose(1, 2), batch.labels, reduction="none", ignore_index=IGNORED
+        logits(model, batch).transpose(1, 2), batch.labels, reduction="none", ignore_index=IGNORED
     )
     own = (batch.labels != IGNORED).sum(dim=1).clamp(min=1)
     return each.sum(dim=1) / own
-
-
-def predict(model: nn.Module, batch: Batch) -> Tensor:
-    """The likeliest tag's index of every token, (B, T)."""
-    return _logits(model, batch).argmax(dim=-1)
-
-
-def probabilities(model: nn.Module, batch: Batch) -> Tensor:
-    """Each tag's probability for every token, (B, T, L)."""
-    return _logits(model, batch).softmax(dim=-1)
-
-
-def _logits(model: nn.Module, batch: Batch) -> Tensor:
-    logits: Tensor = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
-    return logits.float()
 
 
 def measure(

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -16,6 +17,7 @@ from structlog.testing import capture_logs
 from client import policy, trust
 from client.config import SiteHome
 from client.identity import read_identity
+from client.session import Turned
 from client.trust import take
 from client.upkeep import Upkeep
 from common import pki
@@ -205,6 +207,17 @@ def self_signed_leaf() -> bytes:
     return builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
 
 
+def test_a_next_root_is_not_looked_at_before_its_signature(
+    homes: Homes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, stranger = homes.load(), pki.create_root("stranger")
+    looked: list[object] = []
+    monkeypatch.setattr("client.trust._require_root", lambda *given: looked.append(given))
+    with pytest.raises(Refusal, match="by a root that is trusted"):
+        take(home, wire.Trust(handover=handover(stranger, pki.create_root("x").certificate)))
+    assert looked == []
+
+
 def edited(signed: bytes, successor: bytes) -> bytes:
     content = json.loads(signed)
     content["document"]["successor"] = successor.decode()
@@ -265,6 +278,40 @@ def test_a_site_that_is_shown_what_it_refuses_uses_no_link_until_it_is_shown_bet
     upkeep._ask_at = 0.0
     upkeep.tick()
     assert upkeep.current().site == "A"
+
+
+def test_a_server_that_turns_the_question_away_is_refused_where_a_roster_is_kept(
+    homes: Homes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def turned(upkeep: Upkeep) -> wire.Trust:
+        raise Turned(wire.Refusal.UNSPECIFIED, "not now")
+
+    monkeypatch.setattr(Upkeep, "_documents", turned)
+    home = homes.load()
+    upkeep = Upkeep(home, read_identity(home))
+    upkeep.tick()
+    assert upkeep.current().site == "A"  # its session will find the same
+    take(home, wire.Trust(roster=roster(homes.loopback.root, 5)))
+    upkeep = Upkeep(home, read_identity(home))
+    upkeep.tick()
+    with pytest.raises(LinkDown, match=r"must show the root's documents, got: .*not now"):
+        upkeep.current()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_no_session_begins_once_nobody_checks_what_the_root_signs(
+    homes: Homes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(upkeep: Upkeep) -> wire.Trust:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Upkeep, "_documents", breaks)
+    home, stop = homes.load(), threading.Event()
+    upkeep = Upkeep(home, read_identity(home))
+    with pytest.raises(ZeroDivisionError):
+        upkeep.run(stop)
+    with pytest.raises(LinkDown, match="the thread that looks after certificates has ended"):
+        upkeep.current()
 
 
 def test_a_server_that_cannot_be_asked_is_left_to_the_session(homes: Homes) -> None:

@@ -22,6 +22,7 @@ from common.keys import new_key
 from server import rotation
 from server.archive import MANIFEST
 from server.backup import backup
+from server.charges import charged_steps
 from server.checkpoint import Checkpoints, Receipt, RoundRecord
 from server.cli import main
 from server.config import load_server_config
@@ -108,6 +109,24 @@ def test_a_restored_home_is_the_one_that_was_backed_up_without_the_roots_key(
     assert f"jobs/{sha256}/adapter/adapter.safetensors" in found
     assert dump(tmp_path / "new" / "state.db") == dump(home / "state.db")
     assert (done.jobs, done.sites, done.before, made.left_out) == (1, 1, None, ())
+
+
+def test_a_job_under_way_is_charged_for_all_that_may_have_been_asked_since(
+    home: Path, tmp_path: Path, signed: Callable[..., SignedJob]
+) -> None:
+    job = signed().job
+    sha256 = a_job(home, signed(), rounds=2)
+    backup(home, tmp_path / "b")
+    restore(tmp_path / "new", tmp_path / "b")
+    restored = checkpoints_of(tmp_path / "new")
+    every = {(round_, site) for round_ in range(1, job.training.rounds + 1) for site in job.sites}
+    assert every <= set(restored.dispatched(sha256))
+    charged = charged_steps(
+        restored.receipts(sha256), restored.dispatched(sha256), job.training.local_steps
+    )
+    # Replies stated 8 steps up to round 1; of every later round none is there.
+    assert charged["A"] == 8 + (job.training.rounds - 1) * job.training.local_steps
+    restored.close()
 
 
 def test_a_backup_is_for_its_owner_alone_whatever_the_umask(home: Path, tmp_path: Path) -> None:
