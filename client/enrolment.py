@@ -12,7 +12,7 @@ import datetime as dt
 from dataclasses import dataclass
 from pathlib import Path
 
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography import x509
 
 from common import pki
 from common.bundle import Bundle, read_bundle
@@ -170,7 +170,8 @@ def install_bundle(
     now: dt.datetime | None = None,
 ) -> InstalledSite:
     """As ``install``, for a bundle at hand; ``pinned`` is the root (sha256) that a token named."""
-    certificate, root = _checked(home, check_name("site", site), bundle, pinned, now)
+    certificate, root = _checked(home, check_name("site", site), bundle, now)
+    compared = _check_roots(home / "pki" / "root.pem", bundle, pinned)
     write_file(home / "pki" / "root.pem", root, mode=0o644)
     write_file(home / "pki" / "site.pem", certificate, mode=0o644)
     is_new = not exists(home / CONFIG_FILE)
@@ -187,7 +188,7 @@ def install_bundle(
         site=site,
         server=bundle.server,
         operator=bundle.operator,
-        root_sha256=pki.fingerprint(root),
+        root_sha256=compared,
         certificate_sha256=pki.fingerprint(certificate),
         days_left=pki.days_left(certificate, now=now),
         is_new=is_new,
@@ -206,10 +207,8 @@ def _refuse_another(home: Path, site: str) -> None:
         )
 
 
-def _checked(
-    home: Path, site: str, bundle: Bundle, pinned: str, now: dt.datetime | None
-) -> tuple[bytes, bytes]:
-    """The bundle's certificate chain and root, once they fit this home."""
+def _checked(home: Path, site: str, bundle: Bundle, now: dt.datetime | None) -> tuple[bytes, bytes]:
+    """The bundle's certificate chain and roots, once they fit this home's site and key."""
     certificate, root = bundle.certificate.encode(), bundle.root.encode()
     owner = pki.check_site_chain(certificate, root, now=now)
     if bundle.site != site or owner != site:
@@ -221,14 +220,14 @@ def _checked(
         raise InvalidInput(
             f"bundle must hold a certificate for the key in {key_path}, got one for another key"
         )
-    _check_roots(home / "pki" / "root.pem", bundle, pinned)
     return certificate, root
 
 
-def _check_roots(known: Path, bundle: Bundle, pinned: str) -> None:
-    """A root is trusted that is installed, named by a token or compared, or that such a one signed.
+def _check_roots(known: Path, bundle: Bundle, pinned: str) -> str:
+    """The root (sha256) by whose word all of the bundle's are trusted; it is what people compare.
 
-    People compare the first root of a bundle, so a second one needs the first one's word.
+    It is one that is installed here or that a token named; of a first bundle by hand, the only one,
+    or the one that signed for the other.
     """
     roots = pki.load_certificates(bundle.root.encode())
     if len(roots) > 2:
@@ -238,20 +237,32 @@ def _check_roots(known: Path, bundle: Bundle, pinned: str) -> None:
     elif pinned:
         trusted, whose = [one for one in roots if pki.fingerprint(one) == pinned], "of the token"
     else:
-        trusted, whose = roots[:1], "that it names first"
-    strangers = set(roots) - set(trusted)
-    if bundle.handover is not None and strangers and trusted:
-        pem = b"".join(one.public_bytes(Encoding.PEM) for one in trusted)
-        try:
-            handover = verify(Handover, bundle.handover.encode(), pem)
-        except Refusal as error:
-            raise InvalidInput(f"bundle: {error}") from error
-        strangers -= set(pki.load_certificates(handover.successor.encode()))
-    if strangers:
+        trusted, whose = _vouching(roots, bundle), "that signed for the other"
+    if strangers := set(roots) - set(trusted) - _vouched(trusted, bundle):
         raise InvalidInput(
             f"bundle must be of the root {whose}, "
             f"got another (sha256 {pki.fingerprint(strangers.pop())[:16]}...)"
         )
+    return pki.fingerprint(trusted[0])
+
+
+def _vouching(roots: list[x509.Certificate], bundle: Bundle) -> list[x509.Certificate]:
+    """Of two roots, the one that signed for the other; an only one as it is."""
+    if len(roots) == 1:
+        return roots
+    return [one for one in roots if not set(roots) - {one} - _vouched([one], bundle)]
+
+
+def _vouched(trusted: list[x509.Certificate], bundle: Bundle) -> set[x509.Certificate]:
+    """The root that one of ``trusted`` signed for, if the bundle shows that."""
+    if bundle.handover is None or not trusted:
+        return set()
+    pem = b"".join(pki.to_pem(one) for one in trusted)
+    try:
+        handover = verify(Handover, bundle.handover.encode(), pem)
+        return set(pki.load_certificates(handover.successor.encode()))
+    except Refusal:
+        return set()
 
 
 def check_limits(max_epsilon: float, max_delta: float) -> None:

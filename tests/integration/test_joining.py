@@ -8,7 +8,7 @@ import ssl
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -34,22 +34,13 @@ from server.enrolment import enroll, init_server, invite, revoke
 from server.invitations import Invitations
 from server.joining import Limit
 from server.roster import Roster
+from tests.integration.live import HOST, PATIENCE_S, eventually, free_port, running_daemon
 
-HOST = "127.0.0.1"
 NOW = dt.datetime.now(dt.UTC)
-PATIENCE_S = 30.0
-
-
-def free_ports(count: int) -> list[int]:
-    taken = [socket.create_server((HOST, 0)) for _ in range(count)]
-    ports = [int(server.getsockname()[1]) for server in taken]
-    for server in taken:
-        server.close()
-    return ports
 
 
 def make_server(home: Path) -> Path:
-    link, joins = free_ports(2)
+    link, joins = free_port(), free_port()
     address = f"{HOST}:{link}"
     init_server(home, hosts=[HOST], address=address, listen=address)
     with (home / "server.toml").open("a") as file:
@@ -66,10 +57,8 @@ def server(tmp_path: Path) -> Path:
 @pytest.fixture
 def daemon(server: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
     monkeypatch.setattr("server.upkeep.TICK_S", 0.1)
-    running = Daemon(server)
-    running.start()
-    yield running
-    running.stop()
+    with running_daemon(server) as daemon:
+        yield daemon
 
 
 def is_open(token: Token) -> bool:
@@ -79,15 +68,6 @@ def is_open(token: Token) -> bool:
     except ConnectionRefusedError:
         return False
     return True
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    pause = threading.Event()
-    for _ in range(int(PATIENCE_S / 0.05)):
-        if condition():
-            return
-        pause.wait(0.05)
-    pytest.fail("nothing happened")
 
 
 def invited(server: Path, site: str = "A", **options: object) -> Token:

@@ -20,7 +20,8 @@ from common.invitation import read_token
 from common.privacy.accounting import GaussianSteps
 from server import cli as server_cli
 from server.daemon import Daemon
-from tests.integration.test_joining import eventually, is_open, make_server
+from tests.integration.live import eventually, running_daemon
+from tests.integration.test_joining import is_open, make_server
 
 Say = Callable[..., tuple[int, str]]
 JOB = "ab" * 32
@@ -36,10 +37,8 @@ def server(tmp_path: Path) -> Path:
 @pytest.fixture
 def daemon(server: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
     monkeypatch.setattr("server.upkeep.TICK_S", 0.1)
-    running = Daemon(server)
-    running.start()
-    yield running
-    running.stop()
+    with running_daemon(server) as daemon:
+        yield daemon
 
 
 @pytest.fixture

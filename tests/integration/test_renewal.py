@@ -11,8 +11,7 @@ import ssl
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from client import calls, serve
+from client import calls
 from client.config import SiteHome, load_home
 from client.enrolment import init_site, install
 from client.identity import read_identity
@@ -37,16 +36,18 @@ from server.authority import read_authorities
 from server.certificate import ServerCertificate
 from server.daemon import Daemon
 from server.enrolment import enroll, init_server, revoke
+from tests.integration.live import (
+    HOST,
+    PATIENCE_S,
+    Start,
+    eventually,
+    free_port,
+    running_daemon,
+    running_sites,
+)
 
-HOST = "127.0.0.1"
 NOW = dt.datetime.now(dt.UTC)
 DAY = dt.timedelta(days=1)
-PATIENCE_S = 30.0
-
-
-def free_port() -> int:
-    with closing(socket.create_server((HOST, 0))) as taken:
-        return int(taken.getsockname()[1])
 
 
 @dataclass
@@ -100,33 +101,14 @@ def federation(tmp_path: Path) -> Federation:
 
 @pytest.fixture
 def daemon(federation: Federation) -> Iterator[Daemon]:
-    server = Daemon(federation.server)
-    server.start()
-    yield server
-    server.stop()
+    with running_daemon(federation.server) as daemon:
+        yield daemon
 
 
 @pytest.fixture
-def running() -> Iterator[Callable[[SiteHome], None]]:
-    stop, threads = threading.Event(), list[threading.Thread]()
-
-    def start(home: SiteHome) -> None:
-        threads.append(threading.Thread(target=serve.run, args=(home, stop), daemon=True))
-        threads[-1].start()
-
-    yield start
-    stop.set()
-    for thread in threads:
-        thread.join(PATIENCE_S)
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    pause = threading.Event()
-    for _ in range(int(PATIENCE_S / 0.05)):
-        if condition():
-            return
-        pause.wait(0.05)
-    pytest.fail("nothing happened")
+def running() -> Iterator[Start]:
+    with running_sites() as start:
+        yield start
 
 
 def serial(home: SiteHome) -> int:
@@ -140,7 +122,7 @@ def ask(home: SiteHome, csr: bytes) -> wire.Frame:
 
 
 def test_a_running_site_renews_and_its_next_session_uses_the_new_certificate(
-    federation: Federation, daemon: Daemon, running: Callable[[SiteHome], None]
+    federation: Federation, daemon: Daemon, running: Start
 ) -> None:
     home = federation.site("A", age_days=22)
     old, key = serial(home), read_identity(home).key
@@ -162,7 +144,7 @@ def test_a_running_site_renews_and_its_next_session_uses_the_new_certificate(
 
 
 def test_a_certificate_that_is_not_due_is_left_alone(
-    federation: Federation, daemon: Daemon, running: Callable[[SiteHome], None]
+    federation: Federation, daemon: Daemon, running: Start
 ) -> None:
     home = federation.site("A", age_days=19)
     before = serial(home)
@@ -198,7 +180,7 @@ def served_is_on_disk(federation: Federation, home: SiteHome, folder: Path) -> b
 def test_a_running_server_shows_its_new_certificate_and_keeps_its_sessions(
     federation: Federation,
     daemon: Daemon,
-    running: Callable[[SiteHome], None],
+    running: Start,
     tmp_path: Path,
 ) -> None:
     home = federation.site("A")

@@ -6,14 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
 
-from client import serve, trust
+from client import trust
 from client.config import SiteHome, load_home
 from client.enrolment import init_site, install
 from client.identity import read_identity
@@ -27,10 +26,7 @@ from server.authority import read_authorities
 from server.daemon import Daemon
 from server.enrolment import enroll, init_server, revoke
 from server.publication import draft, publish, sign_draft
-from tests.integration.test_renewal import free_port
-
-HOST = "127.0.0.1"
-PATIENCE_S = 30.0
+from tests.integration.live import HOST, Start, eventually, free_port, running_daemon, running_sites
 
 
 @pytest.fixture
@@ -50,35 +46,16 @@ def old_key(server: Path, tmp_path: Path) -> bytes:
 @pytest.fixture
 def daemon(server: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
     monkeypatch.setattr("server.upkeep.TICK_S", 0.1)
-    running = Daemon(server)
-    running.start()
-    yield running
-    running.stop()
+    with running_daemon(server) as daemon:
+        yield daemon
 
 
 @pytest.fixture
-def running(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[SiteHome], None]]:
+def running(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     for name, seconds in (("TICK_S", 0.1), ("_DOCUMENTS_S", 0.4), ("_FIRST_RETRY_S", 0.3)):
         monkeypatch.setattr(f"client.upkeep.{name}", seconds)
-    stop, threads = threading.Event(), list[threading.Thread]()
-
-    def start(home: SiteHome) -> None:
-        threads.append(threading.Thread(target=serve.run, args=(home, stop), daemon=True))
-        threads[-1].start()
-
-    yield start
-    stop.set()
-    for thread in threads:
-        thread.join(PATIENCE_S)
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    pause = threading.Event()
-    for _ in range(int(PATIENCE_S / 0.05)):
-        if condition():
-            return
-        pause.wait(0.05)
-    pytest.fail("nothing happened")
+    with running_sites() as start:
+        yield start
 
 
 def make_site(server: Path, name: str) -> SiteHome:
@@ -98,7 +75,7 @@ def key_of_next(server: Path) -> bytes:
 
 
 def test_running_sites_go_over_to_another_root_without_a_restart(
-    server: Path, daemon: Daemon, running: Callable[[SiteHome], None], old_key: bytes
+    server: Path, daemon: Daemon, running: Start, old_key: bytes
 ) -> None:
     homes = [make_site(server, name) for name in "AB"]
     first = publish(server, sign_draft(draft(server), old_key))
@@ -302,7 +279,7 @@ def test_a_roster_s_number_is_above_any_that_a_restored_server_forgot(
 def test_sites_fetch_the_roster_and_part_with_a_server_that_shows_an_older_one(
     server: Path,
     daemon: Daemon,
-    running: Callable[[SiteHome], None],
+    running: Start,
     old_key: bytes,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -17,6 +17,7 @@ from common import pki
 from common.bundle import Bundle, read_bundle
 from common.config import parse
 from common.errors import InvalidInput
+from common.signed import Handover, sign
 
 NOW = dt.datetime.now(dt.UTC)
 DAY = dt.timedelta(days=1)
@@ -244,7 +245,27 @@ def test_a_second_root_needs_the_word_of_the_one_that_people_compare(
     home: Path, csr: Path, order: tuple[pki.Credential, pki.Credential]
 ) -> None:
     both = b"".join(one.certificate for one in order).decode()
-    refuses(home, Operator().answer(csr, root=both), "must be of the root that it names first")
+    refuses(
+        home, Operator().answer(csr, root=both), "must be of the root that signed for the other"
+    )
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_two_roots_people_compare_the_one_that_signed_for_the_other(
+    home: Path, csr: Path, order: int
+) -> None:
+    both = b"".join([ROOT.certificate, OTHER_ROOT.certificate][::order]).decode()
+    for signer, other in ((ROOT, OTHER_ROOT), (OTHER_ROOT, ROOT)):
+        said = Handover(
+            root=pki.fingerprint(signer.certificate),
+            federation="x",
+            successor=other.certificate.decode(),
+        )
+        word = sign(said, signer).decode()
+        made = install(home, "A", Operator().answer(csr, root=both, handover=word), now=NOW)
+        # So whoever puts a root of theirs beside the true one shows theirs.
+        assert made.root_sha256 == pki.fingerprint(signer.certificate)
+        (home / "pki" / "root.pem").unlink()
 
 
 def test_a_root_beside_that_of_the_token_needs_its_word(home: Path, csr: Path) -> None:
