@@ -22,8 +22,9 @@ from pydantic import AwareDatetime, Field
 from common.config import Flag, Name, Section, Sha256, parse
 from common.errors import InvalidInput, Refusal
 from common.failpoints import reach, register
-from common.files import exists, locked, read_file, write_file
+from common.files import exists, locked, write_file
 from common.invitation import new_secret
+from common.strict_json import read_json
 
 INVITATIONS_FILE = "invitations.json"
 MOST_HOURS = 24 * 14
@@ -173,12 +174,7 @@ class Invitations:
     def _read(self) -> _File:
         if not exists(self._path):
             return _File()
-        try:
-            content = json.loads(read_file(self._path, max_bytes=_MAX_BYTES))
-        except (ValueError, RecursionError) as error:
-            raise InvalidInput(
-                f"{self._path.name} must be JSON of invitations, got something else"
-            ) from error
+        content = read_json(self._path, max_bytes=_MAX_BYTES)
         if not isinstance(content, dict):
             raise InvalidInput(f"{self._path.name} must be a JSON object, got another value")
         return parse(_File, content, self._path.name)

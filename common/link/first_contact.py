@@ -13,7 +13,7 @@ Not covered: who asks how often (server/joining.py).
 
 import json
 import ssl
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import StringConstraints
 
@@ -21,6 +21,7 @@ from common.bundle import Bundle
 from common.config import Model, Section, parse
 from common.errors import UpdateRejected
 from common.invitation import SECRET_BYTES
+from common.strict_json import parse_json
 
 MAX_LINE_BYTES = 64 * 1024
 
@@ -69,7 +70,7 @@ def receive(connection: ssl.SSLSocket, kind: type[Model]) -> Model:
     if len(data) > MAX_LINE_BYTES or not data.endswith(b"\n"):
         raise UpdateRejected(f"{name} must be one line, got {len(data)} bytes without an end")
     try:
-        content: Any = json.loads(data)
+        content = parse_json(data)
         return parse(kind, content if isinstance(content, dict) else {}, name)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UpdateRejected(f"{name} must be as agreed, got {len(data)} other bytes") from error
