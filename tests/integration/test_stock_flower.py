@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -82,13 +82,18 @@ def superlink(home: Path, environment: dict[str, str]) -> Iterator[int]:
         assert process.poll() is None, (home / "superlink.log").read_text()[-2000:]
         yield port
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        end_group(process)
         log.close()
+
+
+def end_group(process: "subprocess.Popen[bytes]") -> None:
+    """End the process and all that it started; it may have ended by itself."""
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, how)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(20)
+            return
 
 
 def is_healthy(port: int) -> bool:
@@ -132,6 +137,8 @@ def test_flowers_own_simulation_runs_the_same_job_to_a_true_result(
     (app / "README.md").write_text("It holds no code.\n")
     environment = {
         **os.environ,
+        # Flower starts its own commands by name; this environment need not be the active one.
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "FLWR_HOME": str(flower),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",

@@ -183,7 +183,7 @@ def half_noise_on_the_last_part(size: int, deviation: float, stream: Stream) -> 
 
 
 def little_noise_at_times() -> Callable[..., NDArray[np.int64]]:
-    factors = cycle([1.0] * 39 + [0.1])
+    factors = cycle([1.0] * 159 + [0.1])  # one of the draws that are looked at
     return lambda size, deviation, stream: SOUND_NOISE(size, deviation * next(factors), stream)
 
 
