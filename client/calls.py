@@ -49,7 +49,7 @@ def fetch(config: LinkConfig, job_sha256: str, cap_bytes: int) -> bytes:
         return True
 
     request = wire.FetchRequest(job_sha256=job_sha256).SerializeToString()
-    assembler = Assembler(admit)
+    assembler, body = Assembler(admit), None
     try:
         with open_channel(config.server, config.credentials) as channel:
             call = channel.unary_stream(f"/{SERVICE}/{FETCH}")(request, timeout=_FETCH_TIMEOUT_S)
@@ -57,11 +57,15 @@ def fetch(config: LinkConfig, job_sha256: str, cap_bytes: int) -> bytes:
                 frame = framing.parse(data)
                 if frame.WhichOneof("body") == "refusal":
                     raise Refusal(frame.refusal.words[:500])
-                if (received := assembler.take(frame)) is not None and received.body is not None:
-                    return received.body
+                if body is not None:
+                    raise UpdateRejected("adapter must end its stream, got more after it")
+                if (received := assembler.take(frame)) is not None:
+                    body = received.body
     except grpc.RpcError as error:
         raise LinkDown(config.why_not()) from error
-    raise UpdateRejected("adapter must be complete, got less than announced")
+    if body is None:
+        raise UpdateRejected("adapter must be complete, got less than announced")
+    return body
 
 
 def call(config: LinkConfig, method: str, request: bytes) -> wire.Frame:

@@ -1,11 +1,19 @@
-"""This process: its memory, and how it ends while a thread is in the middle of a step."""
+"""This process: its memory, what it does when a thread fails, and how it ends in mid-step."""
 
 import contextlib
 import os
 import resource
 import sys
+import threading
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NoReturn
+
+import structlog
+
+from common.log import describe, frames
+
+log = structlog.get_logger(__name__)
 
 
 def leave(status: int = 0) -> NoReturn:
@@ -17,6 +25,25 @@ def leave(status: int = 0) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     os._exit(status)
+
+
+def watch_threads(vital: Collection[str], failed: Callable[[str], None]) -> None:
+    """From now on log what ends a thread unforeseen, without values.
+
+    Args:
+        vital: names of threads that this process is nothing without.
+        failed: called with the name when it is one of those, in that thread.
+    """
+
+    def tell(args: threading.ExceptHookArgs) -> None:
+        name, error = args.thread.name if args.thread else "", args.exc_value
+        where = frames(error) if error else ""
+        is_vital = name in vital
+        log.error("thread failed", thread=name, vital=is_vital, error=describe(error), where=where)
+        if is_vital:
+            failed(name)
+
+    threading.excepthook = tell
 
 
 def reset_peak_memory() -> None:

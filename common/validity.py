@@ -26,7 +26,7 @@ def closes_soon(certificate: x509.Certificate, soon_days: int, now: dt.datetime)
 def in_time(
     check: str,
     certificates: Mapping[str, x509.Certificate],
-    renew: str,
+    renew: str | Mapping[str, str],
     *,
     soon_days: int,
     now: dt.datetime | None = None,
@@ -36,13 +36,14 @@ def in_time(
     Args:
         check: the line's name.
         certificates: by what a person calls them.
-        renew: what to do about one that has expired or soon will.
+        renew: what to do about one that has expired or soon will; or that by its name.
         soon_days: how close its end is close, see ``closes_soon``.
         now: the moment to check at.
     """
     moment, found = now or dt.datetime.now(dt.UTC), list[Finding]()
     for name, certificate in certificates.items():
-        line = _out_of_time(check, name, certificate, renew, soon_days, moment)
+        advice = renew if isinstance(renew, str) else renew[name]
+        line = _out_of_time(check, name, certificate, advice, soon_days, moment)
         found += [] if line is None else [line]
     yield from found
     if not found:

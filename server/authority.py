@@ -16,6 +16,7 @@ from common.certificates import read_certificate
 from common.errors import InvalidInput
 from common.files import exists
 
+SOON_DAYS = 90  # before the intermediate's two years end, its operator is told
 NEXT, NEXT_INTERMEDIATE = "next", "intermediate.next.pem"
 HANDOVER_FILE, RETIREMENT_FILE = "handover.json", "retirement.json"
 

@@ -17,7 +17,8 @@ from common.errors import InvalidInput, StorageFailed
 from common.failpoints import reach, register
 from common.files import write_file
 from common.link.channel import Credentials
-from server.authority import Authorities, read_authorities
+from common.validity import closes_soon
+from server.authority import SOON_DAYS, Authorities, read_authorities
 
 register("server.own-key-kept", "server.own-certificate-kept")
 
@@ -38,6 +39,7 @@ class ServerCertificate:
         self._pki = home / "pki"
         self._home = home
         self._fault = ""
+        self._warned: dt.date | None = None
         self._credentials = self._usable(now)
 
     @property
@@ -48,7 +50,8 @@ class ServerCertificate:
     def refresh(self, *, now: dt.datetime | None = None) -> None:
         """Renew the certificate if it is time, and take up what changed on disk.
 
-        What fails is logged once; the credentials stay as they are.
+        What fails is logged once; the credentials stay as they are. That the intermediate will end
+        soon is logged once a day.
         """
         try:
             latest = self._usable(now)
@@ -61,6 +64,7 @@ class ServerCertificate:
     def _usable(self, now: dt.datetime | None) -> Credentials:
         moment = now or dt.datetime.now(dt.UTC)
         authorities = read_authorities(self._home)
+        self._warn_of_end(authorities, moment)
         chain, key = read_certificate(self._pki / "server.pem"), self._key()
         fault = _fault(chain, key, authorities, moment)
         if fault or pki.renewal_time(chain) <= moment:
@@ -86,6 +90,18 @@ class ServerCertificate:
 
     def _key(self) -> bytes:
         return pki.read_key(self._pki / "server.key")
+
+    def _warn_of_end(self, authorities: Authorities, moment: dt.datetime) -> None:
+        certificate = pki.load_certificates(authorities.newest.intermediate.certificate)[0]
+        if self._warned == moment.date() or not closes_soon(certificate, SOON_DAYS, moment):
+            return
+        self._warned = moment.date()
+        log.warning(
+            "intermediate ends soon",
+            days=pki.days_left(certificate, now=moment),
+            until=f"{certificate.not_valid_after_utc:%Y-%m-%d}",
+            remedy="fl-server rotate intermediate --sign-with KEY",
+        )
 
     def _say(self, fault: str) -> None:
         if fault != self._fault:

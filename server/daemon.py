@@ -20,7 +20,7 @@ from common.errors import LinkDown
 from common.files import read_file
 from common.job import Job, parse_signed_job, verify_job
 from common.metrics import serving
-from common.process import leave
+from common.process import leave, watch_threads
 from server import control, rotation, views
 from server.certificate import ServerCertificate
 from server.checkpoint import Checkpoints, JobRow
@@ -43,6 +43,9 @@ OUTCOMES = "jobs"
 _STOP_S = 10.0
 _HEARTBEAT_S = 5.0
 _MAX_PEM_BYTES = 64 * 1024
+# Without one of these the server would seem to run: the process ends and is started again.
+_VITAL = ("upkeep", "link-sweep", "join", "worker", "control", "metrics")
+_FAILED = 1  # not 2, after which systemd leaves it alone
 
 log = structlog.get_logger(__name__)
 
@@ -138,18 +141,25 @@ class Daemon:
         return is_idle
 
     def serve(self) -> None:
-        """``start``, run until SIGTERM or SIGINT, ``stop``. In the main thread only."""
+        """``start``, run until SIGTERM or SIGINT, ``stop``. In the main thread only.
+
+        A fault nobody foresaw that ends one of the server's threads ends the process too.
+        """
         # Not an event: its lock would be taken twice by two signals on each other's heels.
-        asked: queue.SimpleQueue[int] = queue.SimpleQueue()
+        asked: queue.SimpleQueue[int | str] = queue.SimpleQueue()
 
         def ask(number: int, _: "FrameType | None") -> None:
             asked.put(number)
 
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, ask)
+        watch_threads(_VITAL, asked.put)
         self.start()
-        asked.get()
-        if not self.stop():
+        reason = asked.get()
+        is_idle = self.stop()
+        if isinstance(reason, str):
+            leave(_FAILED)
+        if not is_idle:
             leave()
 
     def _grid(self, job: Job, cap_bytes: int) -> LinkGrid:

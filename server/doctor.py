@@ -114,7 +114,12 @@ def _sites(home: Path) -> Iterator[Finding]:
     lapsed = [
         name
         for name, entries in sites.items()
-        if name not in standing and any(entry.revoked is None for entry in entries)
+        if name not in standing and any(e.revoked is None and e.retired is None for e in entries)
+    ]
+    behind = [
+        name
+        for name, entries in sites.items()
+        if name not in standing and any(e.retired is not None for e in entries)
     ]
     anew = "a running site renews its own: see why it does not run, or invite it again"
     if lapsed:
@@ -123,7 +128,10 @@ def _sites(home: Path) -> Iterator[Finding]:
         yield warning(
             SITES, f"certificate expires within {SITE_SOON.days} days: {_named(soon)}", anew
         )
-    if not (lapsed or soon):
+    if behind:
+        words = f"cut off by the last change of roots: {_named(behind)}"
+        yield warning(SITES, words, f"{command_of(home)} invite SITE")
+    if not (lapsed or soon or behind):
         yield ok(SITES, f"{counted(len(standing), 'site')} admitted, of {len(sites)} ever enrolled")
 
 

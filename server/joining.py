@@ -1,7 +1,8 @@
 """The port for first contact: open while invitations stand, and for nothing but a token.
 
 Whoever reaches it has shown no certificate, so it gives little to hold on to: few connections at a
-time, seconds for each, few wrong secrets a minute from one address, and few of all together.
+time (server/throttle.py), seconds for each, few wrong secrets a minute. What strangers spend of
+that is theirs: a secret that stands is looked up before what all have sent together is counted.
 
 Not covered: a flood that fills the machine's own queue of connections (a firewall's task).
 """
@@ -12,7 +13,6 @@ import socket
 import ssl
 import threading
 import time
-from collections import OrderedDict, deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,42 +29,12 @@ from common.link.channel import Credentials
 from server.authority import read_authorities
 from server.enrolment import admit
 from server.invitations import Invitations, UnknownSecret
+from server.throttle import Limit, Places
 
 _PATIENCE_S, _POLL_S = 10.0, 0.2
-_MOST_AT_ONCE = 8
-_MINUTE_S = 60.0
-WRONG_BY_ADDRESS, WRONG_BY_ALL = 5, 300
-_REMEMBERED_ADDRESSES = 1024
+_TOO_MANY = "too many wrong tokens came: try again in some minutes"
 
 log = structlog.get_logger(__name__)
-
-
-class Limit:
-    """How many wrong secrets a minute are looked at."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._wrong: OrderedDict[str, deque[float]] = OrderedDict()
-        self._all: deque[float] = deque()
-
-    def allows(self, address: str) -> bool:
-        """Whether ``address`` may try a secret now."""
-        with self._lock:
-            own = self._wrong.get(address, deque())
-            for times in (own, self._all):
-                while times and times[0] <= self._clock() - _MINUTE_S:
-                    times.popleft()
-            return len(own) < WRONG_BY_ADDRESS and len(self._all) < WRONG_BY_ALL
-
-    def note(self, address: str) -> None:
-        """Remember a wrong secret."""
-        with self._lock:
-            self._wrong.setdefault(address, deque()).append(self._clock())
-            self._wrong.move_to_end(address)
-            self._all.append(self._clock())
-            while len(self._wrong) > _REMEMBERED_ADDRESSES:
-                self._wrong.popitem(last=False)
 
 
 class JoinServer:
@@ -92,7 +62,9 @@ class JoinServer:
             raise InvalidInput(f"join address must be free, got {words}") from error
         self._socket.settimeout(_POLL_S)
         self._home, self._credentials, self._limit = home, credentials, limit
-        self._places = threading.BoundedSemaphore(_MOST_AT_ONCE)
+        self._places = Places()
+        self._ends: dict[socket.socket, float] = {}  # when each that is served is cut
+        self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._accept, name="join", daemon=True)
 
@@ -108,6 +80,7 @@ class JoinServer:
 
     def _accept(self) -> None:
         while not self._stopped.is_set():
+            self._cut_late()
             try:
                 connection, (host, *_) = self._socket.accept()
             except TimeoutError:
@@ -116,16 +89,29 @@ class JoinServer:
                 log.warning("join not accepted", reason=error.strerror)
                 self._stopped.wait(_POLL_S)
                 continue
-            if not self._places.acquire(blocking=False):
+            if not self._places.take(host):
                 connection.close()
                 continue
-            threading.Thread(target=self._serve, args=(connection, host), daemon=True).start()
+            try:
+                self._begin(connection, host)
+            except (OSError, RuntimeError) as error:  # no descriptor or thread left: as above
+                log.warning("join not served", peer=host, reason=str(error))
 
-    def _serve(self, connection: socket.socket, host: str) -> None:
-        # However slowly bytes drip in, this is how long one caller holds a place.
-        end = threading.Timer(_PATIENCE_S, _cut, (connection,))
-        end.daemon = True
-        end.start()
+    def _begin(self, connection: socket.socket, host: str) -> None:
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._places.give_back, host)
+            undo.callback(connection.close)
+            handle = connection.dup()  # TLS takes the other one over; this one still cuts it
+            undo.callback(self._let_go, handle)
+            with self._lock:
+                self._ends[handle] = time.monotonic() + _PATIENCE_S
+            serve = threading.Thread(
+                target=self._serve, args=(connection, handle, host), daemon=True
+            )
+            serve.start()
+            undo.pop_all()
+
+    def _serve(self, connection: socket.socket, handle: socket.socket, host: str) -> None:
         try:
             with connection:
                 connection.settimeout(_PATIENCE_S)
@@ -135,8 +121,21 @@ class JoinServer:
         except UpdateRejected as error:
             log.warning("join refused", peer=host, reason=str(error))
         finally:
-            end.cancel()
-            self._places.release()
+            self._let_go(handle)
+            self._places.give_back(host)
+
+    def _let_go(self, handle: socket.socket) -> None:
+        with self._lock:
+            self._ends.pop(handle, None)
+            handle.close()
+
+    def _cut_late(self) -> None:
+        """However slowly bytes drip in, end those who have held a place for too long."""
+        now = time.monotonic()
+        with self._lock, contextlib.suppress(OSError):
+            for handle in [one for one, end in self._ends.items() if end <= now]:
+                del self._ends[handle]
+                handle.shutdown(socket.SHUT_RDWR)
 
     def _talk(self, connection: socket.socket, host: str) -> None:
         credentials = self._credentials()
@@ -151,12 +150,12 @@ class JoinServer:
 
     def _answer(self, request: wire.Request, host: str) -> wire.Answer:
         if not self._limit.allows(host):
-            return wire.Answer(refusal="too many wrong tokens came: try again in some minutes")
+            return wire.Answer(refusal=_TOO_MANY)
         try:
             bundle = join(self._home, bytes.fromhex(request.secret), request.csr.encode())
         except (Refusal, InvalidInput) as error:
-            if isinstance(error, UnknownSecret):
-                self._limit.note(host)
+            if isinstance(error, UnknownSecret) and not self._limit.note(host):
+                return wire.Answer(refusal=_TOO_MANY)  # not logged one by one either
             log.warning("join refused", peer=host, reason=str(error))
             return wire.Answer(refusal=str(error)[:500])
         except StorageFailed as error:
@@ -190,8 +189,3 @@ def _context(credentials: Credentials) -> ssl.SSLContext:
     with as_path(credentials.chain_pem + b"\n" + credentials.key_pem) as path:
         context.load_cert_chain(path)
     return context
-
-
-def _cut(connection: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        connection.shutdown(socket.SHUT_RDWR)

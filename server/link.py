@@ -9,19 +9,16 @@ gRPC (server/handshakes.py).
 """
 
 import re
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
-from contextlib import closing
 from functools import partial
 
 import grpc
 import structlog
 from google.protobuf.message import DecodeError
 
-from common.address import split_address
 from common.errors import InvalidInput, Refusal, StorageFailed, UpdateRejected
 from common.link import federation_pb2 as wire
 from common.link import framing
@@ -36,6 +33,7 @@ from common.link.channel import (
 from common.link.channel import server_credentials as _server_credentials
 from common.link.identity import read_certificate
 from server.handshakes import HandshakeLog
+from server.listening import require_free
 from server.mailbox import Mailbox
 from server.session import Session, SiteRoster
 
@@ -87,7 +85,7 @@ class LinkServer:
         self._software = software
         self._handshakes = HandshakeLog() if names_handshakes else None
         self._sessions: dict[str, Session] = {}
-        self._fetching: set[str] = set()
+        self._fetching: dict[str, grpc.ServicerContext] = {}
         self._answering: set[tuple[str, str]] = set()
         self._lock = threading.Lock()
         self._is_stopping = False
@@ -189,13 +187,18 @@ class LinkServer:
         try:
             site, _ = self._identify(context)
             job_sha256 = _requested_job(data, site)
-            blob = self._look_up(site, job_sha256)
+            self._begin_fetch(site, context)
         except _Refused as error:
-            log.warning("fetch refused", peer=context.peer(), site=error.site, reason=str(error))
-            yield framing.refusal(error.reason, str(error))
+            yield _refused_fetch(error, context)
             return
-        log.info("fetch", site=site, job=job_sha256[:12], bytes=len(blob))
-        yield from framing.split(blob, message_type=FETCH, job_sha256=job_sha256)
+        try:
+            blob = self._look_up(site, job_sha256)
+            log.info("fetch", site=site, job=job_sha256[:12], bytes=len(blob))
+            yield from framing.split(blob, message_type=FETCH, job_sha256=job_sha256)
+        except _Refused as error:
+            yield _refused_fetch(error, context)
+        finally:
+            self._end_fetch(site, context)
 
     def _serve_call(self, name: str, data: bytes, context: grpc.ServicerContext) -> bytes:
         site = ""
@@ -255,17 +258,23 @@ class LinkServer:
             if self._sessions.get(session.site) is session:
                 del self._sessions[session.site]
 
-    def _look_up(self, site: str, job_sha256: str) -> bytes:
+    def _begin_fetch(self, site: str, context: grpc.ServicerContext) -> None:
+        """Count the fetch until its stream has ended, or its connection."""
         with self._lock:
             if site in self._fetching:
                 words = f"site {site} must fetch one job at a time, got a second"
                 raise _Refused(wire.Refusal.BUSY, words, site)
-            self._fetching.add(site)
-        try:
-            blob = self._fetch(site, job_sha256) if self._fetch is not None else None
-        finally:
-            with self._lock:
-                self._fetching.discard(site)
+            self._fetching[site] = context
+        if not context.add_callback(lambda: self._end_fetch(site, context)):
+            self._end_fetch(site, context)  # gone already
+
+    def _end_fetch(self, site: str, context: grpc.ServicerContext) -> None:
+        with self._lock:
+            if self._fetching.get(site) is context:
+                del self._fetching[site]
+
+    def _look_up(self, site: str, job_sha256: str) -> bytes:
+        blob = self._fetch(site, job_sha256) if self._fetch is not None else None
         if not blob:
             words = f"job must be one of {site}'s with an adapter, got {job_sha256[:12]}"
             raise _Refused(wire.Refusal.UNKNOWN_JOB, words, site)
@@ -277,6 +286,11 @@ class _Refused(Refusal):
         super().__init__(words)
         self.reason = reason
         self.site = site
+
+
+def _refused_fetch(error: _Refused, context: grpc.ServicerContext) -> bytes:
+    log.warning("fetch refused", peer=context.peer(), site=error.site, reason=str(error))
+    return framing.refusal(error.reason, str(error))
 
 
 def _reason_of(error: Refusal) -> wire.Refusal.Reason:
@@ -293,21 +307,3 @@ def _requested_job(data: bytes, site: str) -> str:
         words = f"job_sha256 must be 64 hex digits, got {len(job_sha256)} characters"
         raise _Refused(wire.Refusal.PROTOCOL, words, site)
     return job_sha256
-
-
-def require_free(address: str) -> None:
-    """Bind and release ``address``, because gRPC's own refusal does not say what is wrong.
-
-    Raises:
-        InvalidInput: it is in use, or not one of this machine.
-    """
-    host, port = split_address(address)
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        for family, kind, protocol, _, where in found:
-            with closing(socket.socket(family, kind, protocol)) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(where)
-    except OSError as error:
-        words = f"{address}: {error.strerror}"
-        raise InvalidInput(f"listen address must be free, got {words}") from error

@@ -13,13 +13,13 @@ from common.certificates import read_certificate
 from common.diagnosis import Finding, fault, ok, unchecked, warning
 from common.errors import InvalidInput, VeiltuneError
 from common.files import read_file
+from server.authority import SOON_DAYS
 from server.config import CONFIG_FILE, ServerConfig
+from server.home import command_of
 
 KEYS, ROOT_KEY, CERTIFICATES = "keys", "root key", "certificates"
 CHAIN, HOST, OPERATOR = "certificate chain", "host name", "operator"
-SOON_DAYS = 90  # of the intermediate's two years; others are late in their last quarter
 _RESTORE = "put it back from a backup: a new one means a new federation"
-_RENEW = "a running server renews its own: see its log; else issue it anew with the root's key"
 
 
 def keys(home: Path) -> Iterator[Finding]:
@@ -61,7 +61,13 @@ def certificates(home: Path, config: ServerConfig | None) -> Iterator[Finding]:
     (leaf, *above), (root, *_) = pki.load_certificates(pem), pki.load_certificates(root_pem)
     issuing = pki.load_certificates(read_certificate(folder / "intermediate.pem"))[0]
     named = {"the server's": leaf, "the intermediate": issuing, "the root": root}
-    yield from validity.in_time(CERTIFICATES, named, _RENEW, soon_days=SOON_DAYS)
+    command = command_of(home)
+    renew = {
+        "the server's": "a running server renews its own: see its log",
+        "the intermediate": f"{command} rotate intermediate --sign-with KEY (the root's)",
+        "the root": f"{command} rotate begin --sign-with KEY (the root's)",
+    }
+    yield from validity.in_time(CERTIFICATES, named, renew, soon_days=SOON_DAYS)
     moment = max(one.not_valid_before_utc for one in (leaf, *above, root))
     hosts = pki.hosts_of(leaf) or ("localhost",)
     try:

@@ -17,7 +17,7 @@ from common.diagnosis import Finding, fault, ok, unchecked, warning
 from common.errors import InvalidInput
 from server.config import ServerConfig
 from server.home import command_of
-from server.link import require_free
+from server.listening import require_free
 
 PORT, ADDRESS = "port", "address"
 _LOCK = "daemon.lock"

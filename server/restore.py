@@ -1,8 +1,8 @@
 """A backup put back: checked whole beside the home, then given its name.
 
 Nothing that is known since is forgotten without a word: over a home that holds a server, a backup
-goes only if it knows all that the home does, every job, dispatch, receipt, ledger head, certificate
-and revocation. The home before is kept beside the new one.
+goes only if it knows all that the home does, every job, dispatch, receipt, ledger head,
+certificate, revocation, signed roster and authority. The home before is kept beside the new one.
 
 An older state is safe for the sites' privacy: an account is the site's own, its head wins over an
 older one that the server remembers, and a round that is asked again is answered with the bytes of
@@ -30,15 +30,18 @@ from urllib.parse import quote
 
 from common.certificates import fingerprint, read_certificate
 from common.errors import InvalidInput, StorageFailed
-from common.files import make_folder, sync_folder
+from common.files import exists, make_folder, sync_folder
 from common.keys import load_operator_key, read_key
 from server import archive
 from server.archive import Manifest
+from server.authority import NEXT_INTERMEDIATE
 from server.backup import database_of
 from server.checkpoint import Checkpoints
 from server.config import CONFIG_FILE, load_server_config
+from server.documents import read_documents
 from server.enrolment import ROSTER_FILE
 from server.home import LOCK_NAME, alone
+from server.publication import published
 from server.roster import Roster
 
 Rows = Callable[[str], set[tuple[Any, ...]]]
@@ -139,9 +142,10 @@ def _require_not_newer(home: Path, restored: Path) -> None:
 
 
 def _news(home: Path, restored: Path) -> str:
-    mine, its = (read_certificate(folder / "pki" / "root.pem") for folder in (home, restored))
-    if fingerprint(mine) != fingerprint(its):
-        return f"another federation, root {fingerprint(mine)[:12]}"
+    if authority := _newer_authority(home, restored):
+        return authority
+    if roster := _newer_roster(home, restored):
+        return roster
     if certificates := _certificates(home) - _certificates(restored):
         site, serial, is_revoked = min(certificates)
         return f"certificate {serial[:12]} of {site} {'revoked' if is_revoked else 'issued'} since"
@@ -156,6 +160,34 @@ def _news(home: Path, restored: Path) -> str:
                 return f"{len(more)} more {table}"
         return _newer_head(known, kept) or _newer_state(known, kept)
     return ""
+
+
+def _newer_authority(home: Path, restored: Path) -> str:
+    mine, its = (fingerprint(read_certificate(f / "pki" / "root.pem")) for f in (home, restored))
+    if mine != its:
+        return f"another federation or another root of it, {mine[:12]}"
+    signed, known = read_documents(home), read_documents(restored)
+    if signed.handover not in (b"", known.handover):
+        return "a change of roots that began since"
+    if signed.retirement not in (b"", known.retirement):
+        return "a change of roots that ended since"
+    for name in ("intermediate.pem", NEXT_INTERMEDIATE):
+        mine, its = (_fingerprint(folder / "pki" / name) for folder in (home, restored))
+        if mine not in ("", its):
+            return f"another intermediate, {mine[:12]}"
+    return ""
+
+
+def _fingerprint(path: Path) -> str:
+    return fingerprint(read_certificate(path)) if exists(path) else ""
+
+
+def _newer_roster(home: Path, restored: Path) -> str:
+    """Sites that have seen the newer one would refuse this server."""
+    mine, its = published(home), published(restored)
+    if mine is None or mine == its or (its is not None and mine.sequence < its.sequence):
+        return ""
+    return f"a roster signed since, number {mine.sequence}"
 
 
 def _newer_head(known: Rows, kept: Rows) -> str:

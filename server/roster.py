@@ -26,23 +26,30 @@ from common.strict_json import parse_json
 
 MAX_ROSTER_BYTES = 16 * 1024 * 1024
 _MOST_STANDING = 16  # certificates of one key, beside the one that asks for another
+MOST_A_DAY = 6  # certificates of one key, unless the newest is due to be renewed
+_DAY = dt.timedelta(days=1)
 
 Serial = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{1,40}\z")]
 
 
 class Issued(Section):
-    """One certificate that was issued; ``serial`` in hex, ``issuer`` its authority's sha256."""
+    """One certificate that was issued; ``serial`` in hex, ``issuer`` its authority's sha256.
+
+    ``retired`` is when the root above it was dropped before its site had gone over.
+    """
 
     serial: Serial
     sha256: Sha256
     key_sha256: Sha256
     issuer: Sha256 | None = None
+    not_before: AwareDatetime | None = None
     not_after: AwareDatetime
     revoked: AwareDatetime | None = None
+    retired: AwareDatetime | None = None
 
     def stands(self, now: dt.datetime) -> bool:
-        """Whether it is neither revoked nor expired."""
-        return self.revoked is None and self.not_after >= now
+        """Whether it is neither revoked nor retired nor expired."""
+        return self.revoked is None and self.retired is None and self.not_after >= now
 
 
 class _Sites(Section):
@@ -95,7 +102,7 @@ class Roster:
                     f"until {others[-1].not_after:%Y-%m-%d} (replace it to revoke that one)"
                 )
             kept = tuple(_revoked(e, moment) if e in others else e for e in earlier)
-            self._write(content, site, (*kept, entry))
+            self._write({**content.sites, site: (*kept, entry)})
         return entry
 
     def renew(self, certificate: bytes, serial: int, *, now: dt.datetime | None = None) -> Issued:
@@ -110,7 +117,8 @@ class Roster:
             now: the moment to look at.
 
         Raises:
-            Refusal: the one that asked is not admitted now, or was for another key.
+            Refusal: the one that asked is not admitted now, or was for another key; or so many
+                were issued for this key within a day, and the newest is not due.
             InvalidInput: the roster is none.
             StorageFailed: the roster could not be written; the new one is not admitted.
         """
@@ -122,9 +130,39 @@ class Roster:
             asking = next(e for e in entries if int(e.serial, 16) == serial)
             if asking.key_sha256 != entry.key_sha256:
                 raise Refusal(f"renewal of {site} must be for the key it has, got another")
+            _check_pace(site, entries, asking, moment)
             kept = _without_stale(entries, asking, moment)
-            self._write(self._read(), site, (*kept, entry))
+            self._write({**self._read().sites, site: (*kept, entry)})
         return entry
+
+    def retire(self, issuer: str, *, now: dt.datetime | None = None) -> tuple[str, ...]:
+        """Turn away every site without a certificate of ``issuer``; durable when this returns.
+
+        Its key is not revoked: it may be enrolled again.
+
+        Args:
+            issuer: the authority (sha256, hex) below the one root that is left.
+            now: the moment to look at.
+
+        Returns:
+            The sites that this turned away.
+
+        Raises:
+            InvalidInput: the roster is none.
+            StorageFailed: the roster could not be written; nobody is turned away.
+        """
+        moment = now or dt.datetime.now(dt.UTC)
+        with self._locked():
+            sites = self._read().sites
+            behind = {
+                site: entries
+                for site, entries in sites.items()
+                if (stands := [e for e in entries if e.stands(moment)])
+                and all(e.issuer != issuer for e in stands)
+            }
+            if behind:
+                self._write(sites | {s: _retired(entries, moment) for s, entries in behind.items()})
+        return tuple(behind)
 
     def revoke(self, site: str, *, now: dt.datetime | None = None) -> int:
         """Turn away every certificate that ``site`` has; durable when this returns.
@@ -144,14 +182,16 @@ class Roster:
             entries = content.sites[site]
             count = sum(entry.revoked is None for entry in entries)
             if count:
-                self._write(content, site, tuple(_revoked(entry, moment) for entry in entries))
+                revoked = tuple(_revoked(entry, moment) for entry in entries)
+                self._write({**content.sites, site: revoked})
         return count
 
     def check(self, site: str, serial: int, *, now: dt.datetime | None = None) -> None:
         """Return if the certificate of ``site`` with this serial number is admitted now.
 
         Raises:
-            Refusal: unknown site or certificate, revoked, expired, or no roster to look in.
+            Refusal: unknown site or certificate, revoked, retired, expired, or no roster to look
+                in.
         """
         try:
             entries = self._read().sites.get(site)
@@ -166,6 +206,11 @@ class Roster:
             raise Refusal(
                 f"certificate of {site} must not be revoked, got serial {serial:x}, "
                 f"revoked on {entry.revoked:%Y-%m-%d %H:%M} UTC"
+            )
+        if entry.retired is not None:
+            raise Refusal(
+                f"certificate of {site} must be of the root in force, got one of the root that was "
+                f"dropped on {entry.retired:%Y-%m-%d %H:%M} UTC (the site is invited again)"
             )
         if not entry.stands(now or dt.datetime.now(dt.UTC)):
             raise Refusal(
@@ -207,8 +252,7 @@ class Roster:
             raise StorageFailed(f"roster must be readable, got: {error.strerror}") from error
         return status.st_mtime_ns, status.st_ino, status.st_size
 
-    def _write(self, content: _Sites, site: str, entries: tuple[Issued, ...]) -> None:
-        sites = {**content.sites, site: entries}
+    def _write(self, sites: dict[str, tuple[Issued, ...]]) -> None:
         data = _Sites(sites=dict(sorted(sites.items()))).model_dump(mode="json")
         write_file(self._path, (json.dumps(data, indent=1) + "\n").encode())
 
@@ -232,6 +276,7 @@ def _entry(certificate: bytes) -> Issued:
         sha256=pki.fingerprint(leaf),
         key_sha256=public_key_sha256(pki.leaf_key(leaf)),
         issuer=pki.fingerprint(above[0]) if above else None,
+        not_before=leaf.not_valid_before_utc,
         not_after=leaf.not_valid_after_utc,
     )
 
@@ -245,6 +290,31 @@ def _without_stale(
     standing = sorted((e for e in same if e.stands(moment)), key=lambda e: e.not_after)
     stale = [*ended, *standing[: max(0, len(standing) - _MOST_STANDING)]]
     return tuple(e for e in entries if e not in stale)
+
+
+def _check_pace(
+    site: str, entries: tuple[Issued, ...], asking: Issued, moment: dt.datetime
+) -> None:
+    same = [e for e in entries if e.key_sha256 == asking.key_sha256]
+    recent = [e for e in same if e.not_before is not None and e.not_before > moment - _DAY]
+    if len(recent) < MOST_A_DAY or _is_due(recent[-1], moment):
+        return
+    raise Refusal(
+        f"renewals of {site} must be at most {MOST_A_DAY - 1} a day beyond those that are due, "
+        f"got one more (the newest certificate stands until {recent[-1].not_after:%Y-%m-%d})"
+    )
+
+
+def _is_due(entry: Issued, moment: dt.datetime) -> bool:
+    """Whether two thirds of its life are over, which is when sites renew."""
+    start = entry.not_before or entry.not_after
+    return start + (entry.not_after - start) * 2 / 3 <= moment
+
+
+def _retired(entries: tuple[Issued, ...], moment: dt.datetime) -> tuple[Issued, ...]:
+    return tuple(
+        e.model_copy(update={"retired": moment}) if e.stands(moment) else e for e in entries
+    )
 
 
 def _revoked(entry: Issued, moment: dt.datetime) -> Issued:

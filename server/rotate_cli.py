@@ -67,8 +67,13 @@ def end(
     """Drop the old root; the new one signs that."""
     from common.keys import read_key
     from server import rotation
+    from server.home import command_of
 
-    _tell(rotation.end(context.obj, read_key(sign_with), force=force))
+    found = rotation.end(context.obj, read_key(sign_with), force=force)
+    _tell(found)
+    if found.cut_off:
+        again = f"{command_of(context.obj)} invite SITE"
+        typer.echo(f"  cut off    {', '.join(found.cut_off)}\n  each comes back by:  {again}")
     key = context.obj / "pki" / "root.key"
     if key.exists():
         typer.echo(f"next:\n  move {key} to a medium that is kept elsewhere")

@@ -16,10 +16,11 @@ enrolled anew, with fingerprints compared by telephone.
 import datetime as dt
 import secrets
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common import pki
+from common.certificates import read_certificate
 from common.errors import InvalidInput, StorageFailed
 from common.failpoints import reach, register
 from common.files import exists, make_folder, read_private, sync_folder, write_file
@@ -37,7 +38,7 @@ from server.enrolment import ROSTER_FILE
 from server.publication import draft, publish, published, root_of, sign_draft
 from server.roster import Roster
 
-register("rotation.begun", "rotation.ended", "rotation.half-tidied")
+register("rotation.begun", "rotation.ended", "rotation.cut-off", "rotation.half-tidied")
 register("rotation.certificate-aside", "rotation.intermediate-key-kept")
 
 _FILES = ("root.pem", "intermediate.pem", "intermediate.key", HANDOVER_FILE, RETIREMENT_FILE)
@@ -45,12 +46,21 @@ _FILES = ("root.pem", "intermediate.pem", "intermediate.key", HANDOVER_FILE, RET
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How far the sites have come; ``waiting``: those without a certificate under ``coming``."""
+    """How far the sites have come.
+
+    Attributes:
+        current: the root in force (sha256, hex).
+        coming: the one that follows it, if a change is under way.
+        ready: sites with a certificate under ``coming``.
+        waiting: sites without.
+        cut_off: sites that the end of a change turned away.
+    """
 
     current: str
     coming: str | None
     ready: tuple[str, ...] = ()
     waiting: tuple[str, ...] = ()
+    cut_off: tuple[str, ...] = ()
 
 
 def standing(home: Path, *, now: dt.datetime | None = None) -> Standing:
@@ -117,7 +127,8 @@ def end(home: Path, key: bytes, *, force: bool = False, now: dt.datetime | None 
     Args:
         home: the server's home.
         key: of the new root.
-        force: cut off the sites that have no certificate under it.
+        force: cut off the sites that have no certificate under it: sessions that stand end within
+            a second, and each is enrolled again, with the key it has or another.
         now: the moment to look at.
 
     Raises:
@@ -136,12 +147,15 @@ def end(home: Path, key: bytes, *, force: bool = False, now: dt.datetime | None 
             f"{', '.join(state.waiting)} (they fetch it within minutes when they run)"
         )
     if published(home) is not None:
-        publish(home, sign_draft(draft(home, now=now), key, now=now))
+        found = draft(home, now=now)
+        kept = {site: keys for site, keys in found.sites.items() if site not in state.waiting}
+        found = found.model_copy(update={"sites": kept})
+        publish(home, sign_draft(found, key, now=now))
     retirement = Retirement(root=coming.root_sha256, federation=config.name, retired=state.current)
     write_file(home / "pki" / NEXT / RETIREMENT_FILE, sign(retirement, root))
     reach("rotation.ended")
-    tidy(home)
-    return standing(home, now=now)
+    cut_off = tidy(home, now=now)
+    return replace(standing(home, now=now), cut_off=cut_off)
 
 
 def renew_intermediate(home: Path, key: bytes, *, now: dt.datetime | None = None) -> int:
@@ -171,15 +185,22 @@ def renew_intermediate(home: Path, key: bytes, *, now: dt.datetime | None = None
     return pki.days_left(new.certificate, now=now)
 
 
-def tidy(home: Path) -> None:
+def tidy(home: Path, *, now: dt.datetime | None = None) -> tuple[str, ...]:
     """Give the files of an ended change their places; until then they are read where they lie.
 
+    Returns:
+        The sites that had not gone over, and are turned away from now on.
+
     Raises:
+        InvalidInput: the roster, or what lies there, is not what it must be.
         StorageFailed: the disk is full, or the like; called again, it goes on.
     """
     folder, coming = home / "pki", home / "pki" / NEXT
     if not exists(coming / RETIREMENT_FILE):
-        return
+        return ()
+    issuer = pki.fingerprint(read_certificate(coming / "intermediate.pem"))
+    cut_off = Roster(home / ROSTER_FILE).retire(issuer, now=now)
+    reach("rotation.cut-off")
     for name in _FILES:
         write_file(folder / name, read_private(coming / name, max_bytes=MAX_PEM_BYTES))
     reach("rotation.half-tidied")
@@ -196,6 +217,7 @@ def tidy(home: Path) -> None:
         raise StorageFailed(f"{coming} must be moved away, but {error.strerror}") from error
     sync_folder(folder)
     shutil.rmtree(done, ignore_errors=True)
+    return cut_off
 
 
 def _write_folder(folder: Path, files: dict[str, bytes]) -> None:

@@ -12,7 +12,8 @@ from common.errors import InvalidInput, StorageFailed
 from server.certificate import ServerCertificate
 from server.config import ServerConfig
 from server.invitations import Invitations
-from server.joining import JoinServer, Limit
+from server.joining import JoinServer
+from server.throttle import Limit
 
 TICK_S = 2.0
 

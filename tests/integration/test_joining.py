@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import pytest
@@ -28,11 +28,10 @@ from common.files import as_path
 from common.flower import become_server
 from common.invitation import Token, new_secret
 from common.link import first_contact as wire
-from server import joining
+from server import joining, throttle
 from server.daemon import Daemon
 from server.enrolment import enroll, init_server, invite, revoke
 from server.invitations import Invitations
-from server.joining import Limit
 from server.roster import Roster
 from tests.integration.live import HOST, PATIENCE_S, eventually, free_port, running_daemon
 
@@ -133,8 +132,9 @@ def test_a_site_whose_answer_was_lost_asks_again_and_gets_the_same_certificate(
 
 
 def test_of_many_that_show_one_token_at_once_one_gets_in(
-    server: Path, daemon: Daemon, tmp_path: Path
+    server: Path, daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("server.throttle.MOST_BY_CALLER", 6)
     token = invited(server)
     outcomes: list[str] = []
 
@@ -206,26 +206,25 @@ def test_wrong_tokens_are_counted_and_the_right_one_waits_too(
 ) -> None:
     token = invited(server)
     wrong = Token(token.address, token.root_sha256, new_secret())
-    for number in range(joining.WRONG_BY_ADDRESS):
+    for number in range(throttle.WRONG_BY_CALLER):
         with pytest.raises(Refusal, match="must stand"):
             join(tmp_path / f"guess{number}", "A", wrong)
     with pytest.raises(Refusal, match="too many wrong tokens came"):
         join(tmp_path / "A", "A", token)
 
 
-def test_the_limit_is_by_address_and_by_all_and_ends_after_a_minute() -> None:
-    now = 1000.0
-    limit = Limit(lambda: now)
-    for _ in range(joining.WRONG_BY_ADDRESS):
-        assert limit.allows("a")
-        limit.note("a")
-    assert not limit.allows("a")
-    assert limit.allows("b")
-    for number in range(joining.WRONG_BY_ALL):
-        limit.note(f"host{number}")
-    assert not limit.allows("b")
-    now += 60.5
-    assert limit.allows("a")
+def test_what_strangers_send_together_locks_no_invited_site_out(
+    server: Path, daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.throttle.WRONG_BY_ALL", 3)
+    token = invited(server)
+    wrong = Token(token.address, token.root_sha256, new_secret())
+    for number in range(3):
+        with pytest.raises(Refusal, match="must stand"):
+            join(tmp_path / f"guess{number}", "A", wrong)
+    with pytest.raises(Refusal, match="too many wrong tokens came"):
+        join(tmp_path / "guess3", "A", wrong)
+    join(tmp_path / "A", "A", token)
 
 
 def test_a_server_keeps_no_token_that_could_be_used(server: Path) -> None:
@@ -407,24 +406,92 @@ def test_a_line_that_is_no_request_is_dropped_with_one_warning(
     join(tmp_path / "A", "A", token)
 
 
+def caller(token: Token, source: str = HOST) -> socket.socket:
+    host, port = token.address.split(":")
+    return socket.create_connection((host, int(port)), PATIENCE_S, source_address=(source, 0))
+
+
+def is_ended(connection: socket.socket) -> bool:
+    """Whether the server has closed it; what it said before is thrown away."""
+    connection.settimeout(0.01)
+    try:
+        while connection.recv(4096):
+            pass
+    except TimeoutError:
+        return False
+    except ConnectionError:
+        pass
+    return True
+
+
+def test_of_one_address_two_are_served_at_once_and_others_find_a_place(
+    server: Path, daemon: Daemon, tmp_path: Path
+) -> None:
+    token = invited(server)
+    with ExitStack() as stack:
+        silent = [stack.enter_context(caller(token, "127.0.0.9")) for _ in range(12)]
+        eventually(lambda: sum(map(is_ended, silent)) == 10)
+        join(tmp_path / "A", "A", token)
+        assert sum(map(is_ended, silent)) == 10
+
+
 def test_callers_who_say_nothing_do_not_keep_others_out(
     server: Path, daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("server.joining._PATIENCE_S", 0.4)
     token = invited(server)
-    host, port = token.address.split(":")
-    silent = [socket.create_connection((host, int(port))) for _ in range(12)]
+    with ExitStack() as stack:
+        for number in range(12):
+            stack.enter_context(caller(token, f"127.0.1.{number + 1}"))
 
-    def joins() -> bool:
-        try:
-            join(tmp_path / "A", "A", token)
-        except LinkDown:
-            return False
-        return True
+        def joins() -> bool:
+            try:
+                join(tmp_path / "A", "A", token)
+            except LinkDown:
+                return False
+            return True
 
-    eventually(joins)
-    for connection in silent:
-        connection.close()
+        eventually(joins)
+
+
+def test_who_lets_bytes_drip_in_is_cut_off_all_the_same(
+    server: Path, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.joining._PATIENCE_S", 0.8)
+    token = invited(server)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with caller(token) as raw, context.wrap_socket(raw) as secure:
+        wire.receive(secure, wire.Greeting)
+
+        def drips() -> bool:
+            try:
+                secure.sendall(b"x")
+            except OSError:
+                return False
+            return True
+
+        eventually(lambda: not drips())
+
+
+def test_a_thread_that_cannot_be_started_costs_its_own_caller_alone(
+    server: Path, daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = invited(server)
+    start = threading.Thread.start
+
+    def fail(thread: threading.Thread) -> None:
+        if "_serve" in thread.name:
+            raise RuntimeError("can't start new thread")  # as Python says where none is left
+        start(thread)
+
+    with monkeypatch.context() as patched, capture_logs() as events:
+        patched.setattr(threading.Thread, "start", fail)
+        for _ in range(9):  # more than there are places
+            with caller(token) as turned:
+                eventually(lambda turned=turned: is_ended(turned))  # type: ignore[misc]
+    assert [e["event"] for e in events].count("join not served") == 9
+    join(tmp_path / "A", "A", token)
 
 
 def test_tls_1_2_is_refused(server: Path, daemon: Daemon) -> None:

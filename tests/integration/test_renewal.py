@@ -36,6 +36,7 @@ from server.authority import read_authorities
 from server.certificate import ServerCertificate
 from server.daemon import Daemon
 from server.enrolment import enroll, init_server, revoke
+from server.roster import MOST_A_DAY
 from tests.integration.live import (
     HOST,
     PATIENCE_S,
@@ -215,6 +216,21 @@ def test_an_expired_certificate_is_not_renewed(federation: Federation, daemon: D
         renew(federation.site("A", age_days=31))
 
 
+def test_that_the_intermediate_ends_soon_is_logged_once_a_day(federation: Federation) -> None:
+    then = NOW + 585 * DAY  # of its 730 days 60 were over
+    with capture_logs() as events:
+        certificate = ServerCertificate(federation.server, now=then - 10 * DAY)
+        certificate.refresh(now=then - 9 * DAY)
+    assert [e for e in events if e["event"] == "intermediate ends soon"] == []
+    with capture_logs() as events:
+        for _ in range(3):
+            certificate.refresh(now=then)
+        certificate.refresh(now=then + DAY)
+    told = [e for e in events if e["event"] == "intermediate ends soon"]
+    assert [e["days"] for e in told] == [84, 83]
+    assert told[0]["remedy"] == "fl-server rotate intermediate --sign-with KEY"
+
+
 def test_nobody_renews_for_another_site_or_for_another_key(
     federation: Federation, daemon: Daemon
 ) -> None:
@@ -247,17 +263,19 @@ def test_a_site_of_another_root_gets_no_certificate(
     renew(home)
 
 
-def test_a_site_that_renews_very_often_does_not_fill_the_roster(
+def test_a_site_that_renews_very_often_is_turned_away_in_words(
     federation: Federation, daemon: Daemon
 ) -> None:
-    home = federation.site("A")
+    home = federation.site("A", age_days=21)  # due: but only once
     first = read_identity(home).certificate
-    for _ in range(20):
+    for _ in range(MOST_A_DAY):
         (home.folder / "pki/site.pem").write_bytes(first)
         renew(home)
-    kept = [int(e["serial"], 16) for e in federation.roster()["A"]]
-    assert len(kept) == 18  # the one that asks, sixteen before it, and the new one
-    assert {pki.load_certificates(first)[0].serial_number, serial(home)} <= set(kept)
+    (home.folder / "pki/site.pem").write_bytes(first)
+    with pytest.raises(Turned, match="must be at most 5 a day beyond those that are due"):
+        renew(home)
+    assert len(federation.roster()["A"]) == MOST_A_DAY + 1
+    renew(federation.site("B"))
 
 
 def test_two_that_renew_at_once_leave_a_certificate_that_is_admitted(

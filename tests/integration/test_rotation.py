@@ -25,7 +25,7 @@ from server import cli, rotation
 from server.authority import read_authorities
 from server.daemon import Daemon
 from server.enrolment import enroll, init_server, revoke
-from server.publication import draft, publish, sign_draft
+from server.publication import draft, publish, published, sign_draft
 from tests.integration.live import HOST, Start, eventually, free_port, running_daemon, running_sites
 
 
@@ -117,8 +117,43 @@ def test_the_old_root_is_kept_while_a_site_needs_it(
     revoke(server, "B")
     with pytest.raises(InvalidInput, match="got none for A"):
         rotation.end(server, key_of_next(server))
-    assert rotation.end(server, key_of_next(server), force=True).coming is None
+    ended = rotation.end(server, key_of_next(server), force=True)
+    assert (ended.coming, ended.cut_off) == (None, ("A",))
     del home, gone
+
+
+def test_an_end_by_force_cuts_off_who_has_not_gone_over_and_says_whom(
+    server: Path,
+    daemon: Daemon,
+    running: Start,
+    old_key: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("client.upkeep._DOCUMENTS_S", 300.0)  # it hears of no change for a while
+    home = make_site(server, "A")
+    publish(server, sign_draft(draft(server), old_key))
+    running(home)
+    eventually(lambda: daemon.link.connected() == {"A"})
+    rotation.begin(server, old_key)
+    (server.parent / "new.key").write_bytes(key_of_next(server))
+    (server.parent / "new.key").chmod(0o600)
+    command = ["--home", str(server), "rotate", "end", "--force", "--sign-with"]
+    with capture_logs() as events:
+        assert cli.main([*command, str(server.parent / "new.key")]) == 0
+        eventually(lambda: any(e["event"] == "session refused" for e in events))
+    refused = next(e for e in events if e["event"] == "session refused")
+    assert refused["site"] == "A"
+    assert "must be of the root in force" in refused["reason"]
+    assert daemon.link.connected() == set()
+    out = capsys.readouterr().out
+    assert "cut off    A\n" in out
+    assert f"--home {server} invite SITE" in out
+    shown = published(server)
+    assert shown is not None
+    assert shown.sites == {}
+    enroll(server, home.folder / "A.csr")  # with the key it has
+    assert sorted(draft(server).sites) == ["A"]
 
 
 def test_a_site_that_slept_through_it_comes_back_by_a_bundle_with_the_old_root_s_word(
@@ -194,6 +229,7 @@ def killed(server: Path, change: str, key: Path, failpoint: str) -> None:
     [
         ("begin", "rotation.begun"),
         ("end", "rotation.ended"),
+        ("end", "rotation.cut-off"),
         ("end", "rotation.half-tidied"),
         ("renew_intermediate", "rotation.certificate-aside"),
         ("renew_intermediate", "rotation.intermediate-key-kept"),

@@ -29,6 +29,7 @@ from server.config import load_server_config
 from server.daemon import Daemon
 from server.enrolment import enroll, init_server, invite, revoke
 from server.invitations import Invitations
+from server.publication import draft, publish, sign_draft
 from server.restore import restore
 from server.worker import Trainer
 
@@ -330,6 +331,18 @@ def a_revocation(home: Path, _: str, __: Path) -> None:
     revoke(home, "A")
 
 
+def a_signed_roster(home: Path, _: str, __: Path) -> None:
+    publish(home, sign_draft(draft(home), (home / "pki" / "root.key").read_bytes()))
+
+
+def a_change_of_roots(home: Path, _: str, __: Path) -> None:
+    rotation.begin(home, (home / "pki" / "root.key").read_bytes())
+
+
+def another_intermediate(home: Path, _: str, __: Path) -> None:
+    rotation.renew_intermediate(home, (home / "pki" / "root.key").read_bytes())
+
+
 def damage(home: Path, _: str, __: Path) -> None:
     (home / "state.db").write_bytes(b"not a database, and longer than a header" * 9)
 
@@ -343,6 +356,9 @@ def damage(home: Path, _: str, __: Path) -> None:
         (a_longer_head, "a later ledger head of site A"),
         (an_enrolment, "of B issued since"),
         (a_revocation, "of A revoked since"),
+        (a_signed_roster, "a roster signed since, number"),
+        (a_change_of_roots, "a change of roots that began since"),
+        (another_intermediate, "another intermediate, "),
         (damage, "must be a server's database"),
     ],
 )
@@ -361,6 +377,23 @@ def test_a_home_that_knows_more_or_cannot_say_is_not_overwritten(
     with pytest.raises(InvalidInput, match=f"{words}.*move .* away"):
         restore(home, tmp_path / "b")
     assert tree(tmp_path) == before
+
+
+def test_a_change_of_roots_that_ended_since_is_not_undone(home: Path, tmp_path: Path) -> None:
+    rotation.begin(home, (home / "pki" / "root.key").read_bytes())
+    backup(home, tmp_path / "b")
+    rotation.end(home, (home / "pki" / "next" / "root.key").read_bytes())
+    with pytest.raises(InvalidInput, match="another federation or another root of it"):
+        restore(home, tmp_path / "b")
+
+
+def test_a_change_of_roots_that_is_in_both_stands_in_no_backup_s_way(
+    home: Path, tmp_path: Path
+) -> None:
+    a_change_of_roots(home, "", tmp_path)
+    a_signed_roster(home, "", tmp_path)
+    backup(home, tmp_path / "b")
+    assert restore(home, tmp_path / "b").before is not None
 
 
 def test_a_home_that_knows_less_gives_way_and_is_kept(

@@ -1,4 +1,5 @@
 import datetime as dt
+import json
 import os
 import signal
 import socket
@@ -14,6 +15,7 @@ from structlog.testing import capture_logs
 
 from common.errors import InvalidInput, LinkDown, VeiltuneError
 from common.job import SignedJob
+from common.process import watch_threads
 from server import control
 from server.checkpoint import RoundRecord
 from server.control import Line, Request
@@ -211,6 +213,51 @@ def test_a_start_says_where_it_listens_and_for_which_home(home: Path, trainer: T
     assert said["event"] == "server ready"
     assert said["listens"] == f"127.0.0.1:{daemon.link.port}"
     assert said["home"] == str(home)
+
+
+FAILS = """
+import sys
+from pathlib import Path
+from common import log
+from server import upkeep
+from server.daemon import Daemon
+
+def fail(self):
+    raise ZeroDivisionError("nobody foresaw this")
+
+log.configure(level="info", json_lines=True)
+upkeep.Upkeep._mind_joins = fail
+Daemon(Path(sys.argv[1])).serve()
+"""
+
+
+def test_a_fault_that_ends_the_upkeep_ends_the_server_for_systemd_to_start_again(
+    home: Path,
+) -> None:
+    words = [sys.executable, "-c", FAILS, str(home)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    events = [json.loads(line) for line in (done.stdout + done.stderr).splitlines()]
+    (failed,) = [event for event in events if event["event"] == "thread failed"]
+    assert (failed["thread"], failed["level"]) == ("upkeep", "error")
+    assert failed["error"] == "ZeroDivisionError: nobody foresaw this"
+    assert events[-1]["event"] == "server stopped"
+    assert not (home / control.SOCKET_NAME).exists()
+
+
+def test_a_fault_in_a_session_s_thread_is_logged_and_ends_no_server() -> None:
+    hook, failed = threading.excepthook, list[str]()
+    try:
+        watch_threads(["upkeep"], failed.append)
+        with capture_logs() as events:
+            for name in ("link-A", "upkeep"):
+                thread = threading.Thread(target=lambda: 1 / 0, name=name)
+                thread.start()
+                thread.join()
+    finally:
+        threading.excepthook = hook
+    assert [event["thread"] for event in events] == ["link-A", "upkeep"]
+    assert failed == ["upkeep"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

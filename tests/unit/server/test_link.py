@@ -1,3 +1,4 @@
+import contextlib
 import socket
 import subprocess
 import sys
@@ -12,7 +13,8 @@ from structlog.testing import capture_logs
 from client.calls import fetch
 from client.session import LinkConfig
 from common.errors import InvalidInput, LinkDown, Refusal, UpdateRejected
-from common.link.channel import Credentials
+from common.link import federation_pb2 as wire
+from common.link.channel import FETCH, SERVICE, Credentials, open_channel
 from server.handshakes import HandshakeLog, cause_of
 from server.link import LinkServer
 from simulations.loopback import HOST, Loopback, make_loopback
@@ -124,6 +126,28 @@ def test_two_fetches_of_one_site_at_once_are_one_too_many(loopback: Loopback) ->
     first.join(20)
     link.stop()
     assert got == [ADAPTER]
+
+
+def test_a_fetch_that_is_still_read_is_one_at_a_time_too(loopback: Loopback) -> None:
+    adapter = bytes(32 * 2**20)  # more than is sent to somebody who does not read
+    link = LinkServer(f"{HOST}:0", loopback.credentials, loopback.roster, fetch=lambda *_: adapter)
+    link.start()
+    config = loopback.enroll("A", link.port)
+    request = wire.FetchRequest(job_sha256=JOB).SerializeToString()
+    with open_channel(config.server, config.credentials) as channel:
+        slow = channel.unary_stream(f"/{SERVICE}/{FETCH}")(request)
+        assert next(slow)
+        with pytest.raises(Refusal, match="one job at a time"):
+            fetch(config, JOB, len(adapter))
+        slow.cancel()
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        with contextlib.suppress(Refusal):
+            assert fetch(config, JOB, len(adapter)) == adapter
+            break
+    for _ in range(3):  # each ends its stream before the next begins
+        assert fetch(config, JOB, len(adapter)) == adapter
+    link.stop()
 
 
 def test_a_key_never_shows_in_a_repr(loopback: Loopback) -> None:

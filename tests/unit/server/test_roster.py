@@ -24,9 +24,9 @@ INTERMEDIATE = pki.create_intermediate(ROOT, now=NOW)
 ROOT_OF_PROJECT = Path(__file__).parents[3]
 
 
-def issued(site: str, csr: bytes | None = None, *, days: int = 90) -> bytes:
+def issued(site: str, csr: bytes | None = None, *, days: int = 90, now: dt.datetime = NOW) -> bytes:
     csr = csr or pki.new_site_key_and_csr(site)[1]
-    return pki.issue_site(csr, INTERMEDIATE, days=days, now=NOW)
+    return pki.issue_site(csr, INTERMEDIATE, days=days, now=now)
 
 
 def serial(certificate: bytes) -> int:
@@ -267,3 +267,67 @@ def test_a_certificate_that_was_revoked_or_has_ended_gets_no_other(tmp_path: Pat
     with pytest.raises(Refusal, match="must not be revoked"):
         roster.renew(another, serial, now=NOW)
     assert len(roster.sites()["A"]) == 1
+
+
+def test_a_key_that_is_renewed_every_day_does_not_fill_the_roster(path: Path) -> None:
+    _, csr = pki.new_site_key_and_csr("A")
+    roster, first = Roster(path), issued("A", csr)
+    roster.enroll(first)
+    for day in range(1, 21):
+        last = issued("A", csr, now=NOW + day * DAY)
+        roster.renew(last, serial(first), now=NOW + day * DAY)
+    kept = [int(entry.serial, 16) for entry in roster.sites()["A"]]
+    assert len(kept) == 18  # the one that asks, sixteen before it, and the new one
+    assert {serial(first), serial(last)} <= set(kept)
+
+
+def test_a_renewal_that_is_due_is_never_one_too_many(path: Path) -> None:
+    # As the intermediate nears its end: certificates last for hours, and all end with it.
+    _, csr = pki.new_site_key_and_csr("A")
+    roster, end = Roster(path), NOW + dt.timedelta(hours=23)
+    first = shortened(csr, end, NOW)
+    roster.enroll(first, now=NOW)
+
+    def renew(hours: float) -> None:
+        moment = NOW + dt.timedelta(hours=hours)
+        roster.renew(shortened(csr, end, moment), serial(first), now=moment)
+
+    for _ in range(5):
+        renew(1)
+    with pytest.raises(Refusal, match="at most 5 a day beyond those that are due"):
+        renew(1)
+    with pytest.raises(Refusal, match="at most 5 a day"):
+        renew(15.5)
+    renew(15.7)  # two thirds of 22 hours after the last
+    with pytest.raises(Refusal, match="at most 5 a day"):
+        renew(15.7)  # though the one that asks is due
+
+
+def shortened(csr: bytes, end: dt.datetime, now: dt.datetime) -> bytes:
+    """A certificate of an intermediate that ends then."""
+    above = pki.create_intermediate(ROOT, now=end - dt.timedelta(days=pki.INTERMEDIATE_DAYS))
+    return pki.issue_site(csr, above, now=now)
+
+
+def test_a_site_that_was_left_behind_by_a_root_is_turned_away_and_comes_back_with_its_key(
+    path: Path,
+) -> None:
+    coming = pki.create_intermediate(pki.create_root("south", now=NOW), now=NOW)
+    issuer = pki.fingerprint(coming.certificate)
+    _, csr = pki.new_site_key_and_csr("A")
+    behind, gone_over, old = issued("A", csr), issued("B"), issued("C")
+    roster = Roster(path)
+    for certificate in (behind, gone_over, old):
+        roster.enroll(certificate)
+    b_again = pki.issue_site(pki.new_site_key_and_csr("B")[1], coming, now=NOW)
+    roster.enroll(b_again, replace=True)
+    roster.revoke("C")
+    assert roster.retire(issuer) == ("A",)
+    assert roster.retire(issuer) == ()
+    with pytest.raises(Refusal, match="must be of the root in force, got one of the root that was"):
+        roster.check("A", serial(behind))
+    roster.check("B", serial(b_again))
+    again = pki.issue_site(csr, coming, now=NOW)
+    roster.enroll(again)
+    roster.check("A", serial(again))
+    assert roster.retire(issuer) == ()

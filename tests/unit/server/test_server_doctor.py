@@ -86,6 +86,24 @@ def test_a_healthy_home_is_all_well(home: Path) -> None:
     assert found["operator"].found == f"signs as {operator}"
 
 
+@pytest.mark.parametrize(("age", "mark"), [(620, "ok"), (650, "warning")])
+def test_an_intermediate_is_told_of_90_days_before_it_ends_with_its_own_remedy(
+    made: Path, home: Path, age: int, mark: str
+) -> None:
+    folder, then = home / "pki", dt.datetime.now(dt.UTC) - dt.timedelta(days=age)
+    key = (made.parent / "root.key").read_bytes()
+    root = pki.Credential((folder / "root.pem").read_bytes(), key)
+    intermediate = pki.create_intermediate(root, now=then)
+    (folder / "intermediate.pem").write_bytes(intermediate.certificate)
+    (folder / "intermediate.key").write_bytes(intermediate.key)
+    issue(home)
+    found = look(home)["certificates"]
+    assert found.mark == mark
+    if mark == "warning":
+        assert found.found.startswith("the intermediate expires in 79 days, on ")
+        assert f"fl-server --home {home} rotate intermediate --sign-with KEY" in found.advice
+
+
 def settings(home: Path, **changed: str) -> None:
     path = home / "server.toml"
     path.write_text(tomli_w.dumps(tomllib.loads(path.read_text()) | changed))
@@ -125,6 +143,10 @@ def soon(home: Path) -> None:
     path.write_text(json.dumps(content))
 
 
+def left_behind(home: Path) -> None:
+    Roster(home / "roster.json").retire("ab" * 32)
+
+
 def database(home: Path, *statements: str) -> None:
     (home / "state.db").touch(0o600)
     with contextlib.closing(sqlite3.connect(home / "state.db")) as db:
@@ -156,9 +178,9 @@ PLANTED: dict[str, tuple[str, Plant]] = {
         "root key", (lambda h: (h / "pki/root.key").touch(0o600), "warning", "lies on this machine",
                      "kept elsewhere")),
     "an expired certificate": (
-        "certificates", (lambda h: issue(h, 40), "fault", "the server's expired on", "anew")),
+        "certificates", (lambda h: issue(h, 40), "fault", "the server's expired on", "its own")),
     "one close to its end": (
-        "certificates", (lambda h: issue(h, 25), "warning", "expires in 4 days", "anew")),
+        "certificates", (lambda h: issue(h, 25), "warning", "expires in 4 days", "its own")),
     "one that is not valid yet": (
         "certificates", (lambda h: issue(h, -2), "fault", "is not valid before", "clock")),
     "another root": (
@@ -173,6 +195,8 @@ PLANTED: dict[str, tuple[str, Plant]] = {
     "a site that lapsed": (
         "sites", (lapsed, "warning", "certificate expired: A", "renews its own")),
     "a site that will": ("sites", (soon, "warning", "within 7 days: A", "renews its own")),
+    "a site that a change of roots left behind": (
+        "sites", (left_behind, "warning", "cut off by the last change of roots: A", "invite SITE")),
     "a roster of something else": (
         "sites", (lambda h: (h / "roster.json").write_text("[]"), "fault", "must be a roster",
                   "put roster.json back")),
