@@ -51,6 +51,15 @@ def make_client_app(site_of: Callable[[Context], Site]) -> ClientApp:
 
         return Message(_answered(answer), reply_to=message)
 
+    @app.query("metrics")
+    def metrics(message: Message, context: Context) -> Message:
+        def answer() -> RecordDict:
+            site, order = continued_site(message, context), messages.read_order(message.content)
+            table = site.consider(order.signed).adapter.table
+            return site.measure(order, messages.read_global(message.content, table))
+
+        return Message(_answered(answer), reply_to=message)
+
     @app.query("close")
     def close(message: Message, context: Context) -> Message:
         def end() -> RecordDict:
