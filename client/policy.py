@@ -19,7 +19,6 @@ from common.errors import InvalidInput, JobRefused, Refusal
 from common.job import Job, SignedJob, require_countable, verify_job
 
 
-
 @dataclass(frozen=True, slots=True)
 class Ruling:
     """A rule of ``site.toml`` and what it makes of a job.

@@ -139,8 +139,9 @@ def bins(histograms: Sequence[Histogram]) -> int:
 def sensitivity(histograms: Sequence[Histogram], cap: int) -> float:
     """The most that one unit of at most ``cap`` records can move the release, in L2.
 
-    >>> pair = (Histogram("accuracy", ("all",), ("right", "wrong")), Histogram("loss", ("", ""), ("",)))
-    >>> sensitivity(pair, 3) == 3 * 2**0.5
+    >>> verdicts = Histogram("accuracy", ("all",), ("right", "wrong"))
+    >>> losses = Histogram("loss", ("below 1", "1 or more"), ("records",))
+    >>> sensitivity((verdicts, losses), 3) == 3 * 2**0.5
     True
     """
     return cap * math.sqrt(sum(histogram.most**2 for histogram in histograms))

@@ -39,9 +39,7 @@ def is_held_out(identity: bytes, key: bytes, share: float) -> bool:
     return int.from_bytes(digest[:8], "big") >> 11 < int(share * 2.0**53)
 
 
-def held_out(
-    units: Sequence[Sequence[Record]], unit: str, key: bytes, share: float
-) -> list[bool]:
+def held_out(units: Sequence[Sequence[Record]], unit: str, key: bytes, share: float) -> list[bool]:
     """For each of ``units`` whether it is held out. Sensitive.
 
     Args:

@@ -6,6 +6,7 @@ so (common/audit/recompute.py).
 Not covered: that the sites counted what they say.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Annotated, Self
@@ -13,6 +14,7 @@ from typing import Annotated, Self
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, model_validator
+from scipy.stats import norm
 
 from common.config import Name, Section
 from common.estimates import CONFIDENCE, Estimate, estimates
@@ -101,6 +103,12 @@ class MetricsResult(_Record):
         if wrong:
             raise ValueError(f"metrics.sites must have {size} counts each, got others: {wrong[:5]}")
         return self
+
+    @property
+    def half_width(self) -> float:
+        """Of the interval around each of ``together``, for the noise alone."""
+        noise = variance(self.deviation) * max(1, len(self.sites))
+        return float(norm.isf((1 - self.confidence) / 2)) * math.sqrt(noise)
 
     def recomputed(self) -> "MetricsResult":
         """The same, every figure computed anew from the sites' counts, bins and noise."""

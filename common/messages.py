@@ -2,8 +2,9 @@
 
 Everything that leaves a site for the server is built here and nowhere else: a verdict in fixed
 words, the site's name, or one round's update with public constants beside it. No loss, no count, no
-timing, but for a job's one release of counts with noise (common/metric_messages.py). The site's ledger head goes with verdict and update, and the last one that the server kept
-comes back with each offer and order: how many entries the site has, and a salted hash over them.
+timing, but for a job's one release of counts with noise (common/metric_messages.py). The site's
+ledger head goes with verdict and update, and the last one that the server kept comes back with each
+offer and order: how many entries the site has, and a salted hash over them.
 
 Arrays are raw buffers checked by common/link/payload.py. The global adapter travels in fp32, so
 that all sides start a round from the same bits; the job's codec holds for the updates.

@@ -298,7 +298,9 @@ def privacy_statement(job: Job, *, seeded: bool) -> PrivacyStatement:
         accountant="pld",
         accountant_version=f"dp-accounting {version('dp-accounting')}",
         seeded=seeded,
-        metrics_noise_multiplier=job.metrics_event and job.metrics_event.noise_multiplier,
+        metrics_noise_multiplier=(
+            None if job.metrics_event is None else job.metrics_event.noise_multiplier
+        ),
     )
 
 

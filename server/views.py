@@ -96,9 +96,9 @@ def _spent(row: JobRow, checkpoints: Checkpoints) -> list[View]:
     privacy, asked = privacy_statement(job, seeded=False), answers(checkpoints, row.sha256)
     return [
         {
-            **site_result(
-                site, steps.get(site, 0), privacy, is_counted=site in asked
-            ).model_dump(mode="json"),
+            **site_result(site, steps.get(site, 0), privacy, is_counted=site in asked).model_dump(
+                mode="json"
+            ),
             "updates": sum(r.accepted for r in receipts if r.site == site),
             "bytes_up": sum(r.bytes_up for r in receipts if r.site == site),
         }

@@ -120,7 +120,18 @@ def _show(report: LedgerReport, unchecked: list[str]) -> None:
 
 def _jobs(jobs: tuple[JobSpent, ...]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("job", "id", "state", "unit", "rounds", "steps", "of", "counts", "delta", "epsilon"):
+    for heading in (
+        "job",
+        "id",
+        "state",
+        "unit",
+        "rounds",
+        "steps",
+        "of",
+        "counts",
+        "delta",
+        "epsilon",
+    ):
         table.add_column(heading, overflow="fold")
     for job in jobs:
         cells = (

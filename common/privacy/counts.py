@@ -21,7 +21,8 @@ from common.errors import SelfCheckFailed
 from common.privacy.noise import lattice_noise
 from common.privacy.stream import Stream
 
-# The variance of round(N(0, s^2)) is s^2 + 1/12 to within 4 s^2 e^(-2 pi^2 s^2).
+# The variance of round(N(0, s^2)) is at most s^2 + 1/12, from s = 0.3 on, and below it by no more
+# than (4 s^2 + 1/pi^2) e^(-2 pi^2 s^2), by Poisson's summation formula.
 ROUNDING_VARIANCE = 1 / 12
 
 

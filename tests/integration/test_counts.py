@@ -1,16 +1,10 @@
 """A job whose sites release counts of their own held-out records: charged, once, and true."""
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
-
-import numpy as np
-import pytest
 
 from common.audit.recompute import check_outcome
 from common.job import Job
-from common.metric_messages import METRICS, read_counts
 from common.privacy import accounting
 
 MakeJob = Callable[..., Job]
