@@ -8,6 +8,7 @@ import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ from common.privacy import counts as noise
 from common.privacy.account import Account, Charge, spent
 from common.privacy.accounting import GaussianSteps
 from common.privacy.ledger import Head
+from common.privacy.noise import lattice_noise
 from common.privacy.stream import Stream, fresh_key
 from common.result import privacy_statement, site_result, write_result
 from tests.unit.common.test_result import example
@@ -145,7 +147,7 @@ def result_adds_up(job: Job, folder: Path, *, is_counted: bool) -> None:
     sites = [site_result(site, 4, privacy, is_counted=True) for site in job.sites]
     if not is_counted:  # the server forgets to add it
         sites = [s.model_copy(update={"epsilon": privacy.epsilon(4)}) for s in sites]
-    table = example() | {
+    table: dict[str, Any] = example() | {
         "job_sha256": job.sha256,
         "sites": [one.model_dump() for one in sites],
         "privacy": privacy.model_dump(),
@@ -227,12 +229,12 @@ def float_noise(patch: Patch) -> None:
 
 
 def half_the_noise(patch: Patch) -> None:
-    sound = noise.lattice_noise
+    sound = lattice_noise
     patch.setattr(noise, "lattice_noise", lambda n, s, stream: sound(n, s / 2, stream))
 
 
 def one_draw_for_all_bins(patch: Patch) -> None:
-    sound = noise.lattice_noise
+    sound = lattice_noise
     patch.setattr(noise, "lattice_noise", lambda n, s, stream: np.repeat(sound(1, s, stream), n))
 
 
