@@ -15,10 +15,12 @@ from flwr.clientapp import ClientApp
 from client.config import load_home
 from client.site import Site
 from common import messages
+from common.adapter import Vector
 from common.errors import InvalidInput, JobWaits, LedgerBroken, Refusal, VeiltuneError
 from common.privacy.ledger import WITNESSED
 
 HOMES = "VEILTUNE_HOMES"
+Act = Callable[[Site, messages.Order, Vector], RecordDict]
 
 log = structlog.get_logger(__name__)
 
@@ -42,14 +44,17 @@ def make_client_app(site_of: Callable[[Context], Site]) -> ClientApp:
 
         return Message(_answered(accept), reply_to=message)
 
+    def ordered(message: Message, context: Context, act: Act) -> Message:
+        said = _answered(lambda: _ordered(continued_site(message, context), message.content, act))
+        return Message(said, reply_to=message)
+
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        def answer() -> RecordDict:
-            site, order = continued_site(message, context), messages.read_order(message.content)
-            table = site.consider(order.signed).adapter.table
-            return site.answer(order, messages.read_global(message.content, table))
+        return ordered(message, context, Site.answer)
 
-        return Message(_answered(answer), reply_to=message)
+    @app.query("metrics")
+    def metrics(message: Message, context: Context) -> Message:
+        return ordered(message, context, Site.measure)
 
     @app.query("close")
     def close(message: Message, context: Context) -> Message:
@@ -65,6 +70,13 @@ def make_client_app(site_of: Callable[[Context], Site]) -> ClientApp:
         return Message(messages.site_name(site_of(context).home.site), reply_to=message)
 
     return app
+
+
+def _ordered(site: Site, content: RecordDict, act: Act) -> RecordDict:
+    """What ``site`` answers to an order, whatever it is for."""
+    order = messages.read_order(content)
+    table = site.consider(order.signed).adapter.table
+    return act(site, order, messages.read_global(content, table))
 
 
 def _answered(act: Callable[[], RecordDict]) -> RecordDict:

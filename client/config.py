@@ -47,7 +47,7 @@ class PolicySection(Section):
     allowed_signers: tuple[PublicKey, ...] = ()
     allowed_bases: tuple[Sha256, ...] = ()
     allowed_tasks: tuple[TaskName, ...] = ()
-    allowed_releases: tuple[Literal["update"], ...] = ("update",)
+    allowed_releases: tuple[Literal["update", "metrics"], ...] = ("update",)
     allow_no_privacy: Flag = False
     approval: Literal["automatic", "person"] = "automatic"
     max_epsilon: Number = Field(default=8.0, gt=0, le=1000)

@@ -56,7 +56,7 @@ lifetime = "rdp-filter"   # holds for jobs chosen after seeing earlier results; 
 # min_noise_multiplier = 0.5
 # allowed_bases = []      # model.sha256; empty: any
 # allowed_tasks = []      # empty: any
-# allowed_releases = ["update"]
+# allowed_releases = ["update"]  # "metrics" too: counts with noise, where a job asks for them
 # Estimates, measured on public tokens when a job is accepted; a round under way is not stopped:
 # max_memory_gb = 16.0    # of the whole process
 # max_gpu_memory_gb = 40.0

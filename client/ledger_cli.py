@@ -257,7 +257,7 @@ def _show(found: "LedgerSpending") -> None:
     screen.show(screen.table(["", ""], [(Text(str(name), "dim"), fact) for name, fact in facts]))
     if found.jobs:
         screen.show(Text(""))
-        names = ["job", "id", "state", "unit", "rounds", "steps", "of", "epsilon"]
+        names = ["job", "id", "state", "unit", "rounds", "steps", "of", "counts", "epsilon"]
         rows = [
             (
                 job.name,
@@ -267,11 +267,12 @@ def _show(found: "LedgerSpending") -> None:
                 job.rounds,
                 job.steps,
                 "" if job.planned_steps is None else job.planned_steps,
+                job.counts or "",
                 "no privacy" if job.epsilon is None else f"{job.epsilon:.3f}",
             )
             for job in found.jobs
         ]
-        screen.show(screen.table(names, rows, numbers="rounds steps of epsilon"))
+        screen.show(screen.table(names, rows, numbers="rounds steps of counts epsilon"))
     if found.history:
         words = f"epsilon (PLD) by time, at most {life.max_epsilon:g}; unit {life.unit}"
         screen.show(Text(f"\n{words}"))

@@ -45,12 +45,12 @@ class Life:
     def drawn(self, but: str = "") -> list[GaussianSteps]:
         """Private steps of all jobs, leaving out the job of sha256 ``but``.
 
-        A job that is open holds all of its plan, since each of its rounds may still be asked for;
-        one that is closed has spent what was charged.
+        A job that is open holds all of its plan and its counts, since each of its rounds may still
+        be asked for; one that is closed has spent what was charged.
         """
         held = self._held()
         charged = [c.event for c in self.charges if c.job_sha256 not in {but, *held}]
-        plans = [event for sha256, event in held.items() if sha256 != but]
+        plans = [event for sha256, budget in held.items() if sha256 != but for event in budget]
         return [event for event in (*plans, *charged) if event.noise_multiplier > 0]
 
     def charged(self) -> list[GaussianSteps]:
@@ -61,7 +61,11 @@ class Life:
         """The privacy units that the cap's sum speaks of; more than one in old ledgers alone."""
         held = self._held()
         drawing = {c.job_sha256 for c in self.charges if c.is_private}
-        drawing |= {sha256 for sha256, event in held.items() if event.noise_multiplier > 0}
+        drawing |= {
+            sha256
+            for sha256, budget in held.items()
+            if any(event.noise_multiplier > 0 for event in budget)
+        }
         units = [s.terms.unit for s in self.submissions if s.sha256 in drawing - {but}]
         return tuple(dict.fromkeys([*([self.fixed_unit] if self.fixed_unit else []), *units]))
 
@@ -82,8 +86,8 @@ class Life:
         """Whether ``events``, all of a lifetime with those to come, stay within the cap."""
         return _are_countable(events) and self.cap.allows(events)
 
-    def _held(self) -> dict[str, GaussianSteps]:
-        return {s.sha256: s.plan for s in self.submissions if s.is_open and s.plan}
+    def _held(self) -> dict[str, tuple[GaussianSteps, ...]]:
+        return {s.sha256: s.budget for s in self.submissions if s.is_open and s.plan}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +99,7 @@ class Fit:
 
 
 def plan(job: Job) -> GaussianSteps:
-    """The whole of a job's steps at a site."""
+    """The whole of a job's steps of training at a site; ``Job.events`` has its counts as well."""
     return GaussianSteps(job.privacy.sampling_rate, job.noise_multiplier, job.steps)
 
 
@@ -170,7 +174,7 @@ def require_lifetime(job: Job, life: Life) -> None:
     require_unit(job, life)
     if not life.cap.covers(job.sha256):
         raise JobRefused("job must be one of this site's schedule, got another")
-    after = [*life.drawn(but=job.sha256), plan(job)]
+    after = [*life.drawn(but=job.sha256), *job.events]
     if not _are_countable(after):
         raise JobRefused(
             f"steps over the life of this site's data must be at most {MOST_STEPS}, "
@@ -204,7 +208,9 @@ def fitting(job: Job, life: Life) -> Fit | None:
 
     The epsilon that comes with it is rounded down, so that a job that asks for it fits.
     """
-    rate, steps, before = job.privacy.sampling_rate, job.steps, life.drawn(but=job.sha256)
+    rate, steps = job.privacy.sampling_rate, job.steps
+    counts = job.events[1:]  # their noise is made for their own share, and stays
+    before = [*life.drawn(but=job.sha256), *counts]
 
     def fits(noise: float) -> bool:
         return life.allows([*before, GaussianSteps(rate, noise, steps)])
@@ -217,13 +223,14 @@ def fitting(job: Job, life: Life) -> Fit | None:
     while high - low > 1e-3 * high:
         middle = (low + high) / 2
         low, high = (low, middle) if fits(middle) else (middle, high)
-    cost = epsilon([GaussianSteps(rate, high, steps)], job.privacy.delta or life.cap.delta)
+    needed = [GaussianSteps(rate, high, steps), *counts]
+    cost = epsilon(needed, job.privacy.delta or life.cap.delta)
     return Fit(high, math.floor(cost * 100) / 100)
 
 
 def _figures(job: Job, life: Life) -> dict[str, object]:
     """Both accountants' figures after the job, and what would fit."""
-    cap, after = life.cap, [*life.drawn(but=job.sha256), plan(job)]
+    cap, after = life.cap, [*life.drawn(but=job.sha256), *job.events]
     fit = fitting(job, life)
     return {
         "lifetime": cap.name,

@@ -83,13 +83,14 @@ class SiteMetrics:
             states[job.state] = states.get(job.state, 0) + 1
         yield gauge("veiltune_site_ledger_entries", "Entries of the ledger.", head.size)
         yield by_label("veiltune_site_jobs", "Jobs that were accepted.", "state", states)
+        rounds = [charge for charge in charges if charge.purpose == "update"]
         yield CounterMetricFamily(
-            "veiltune_site_charged_rounds", "Rounds charged.", value=len(charges)
+            "veiltune_site_charged_rounds", "Rounds charged.", value=len(rounds)
         )
         yield CounterMetricFamily(
             "veiltune_site_charged_steps",
             "Steps charged.",
-            value=sum(charge.event.steps for charge in charges),
+            value=sum(charge.event.steps for charge in rounds),
         )
         yield CounterMetricFamily(
             "veiltune_site_uncovered_rounds",

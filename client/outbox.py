@@ -36,7 +36,6 @@ from common.privacy.account import (
     Charge,
     Reservation,
     Submission,
-    fits,
     spent,
     steps_of,
 )
@@ -46,6 +45,7 @@ from common.privacy.entries import (
     Committed,
     Created,
     Decided,
+    Purpose,
     Rekeyed,
     Released,
     Reserved,
@@ -224,6 +224,8 @@ class Outbox:
         plan: GaussianSteps | None = None,
         terms: Terms | None = None,
         within: Admits | None = None,
+        *,
+        metrics: GaussianSteps | None = None,
     ) -> None:
         """Record that this site accepted a job; again is no change.
 
@@ -236,6 +238,7 @@ class Outbox:
             terms: what the steps are charged under.
             within: given all jobs and charges so far, raises if there is no room for this one. It
                 is asked in the same transaction, so that no two processes pass it together.
+            metrics: what its counts cost; ``None`` where none leave.
 
         Raises:
             Refusal: what ``within`` raises.
@@ -253,6 +256,7 @@ class Outbox:
                 message_cap_bytes=cap_bytes,
                 plan=plan and steps_of(plan),
                 terms=terms or Terms(),
+                metrics=metrics and steps_of(metrics),
                 **_versions(),
             )
             writer.db.execute("INSERT INTO manifest VALUES (?, ?)", (sha256, manifest))
@@ -293,6 +297,8 @@ class Outbox:
         start: bytes,
         terms: Terms | None = None,
         within: Within | None = None,
+        *,
+        purpose: Purpose = "update",
     ) -> None:
         """Charge a round's steps before a record is touched.
 
@@ -303,6 +309,7 @@ class Outbox:
             terms: what they are charged under.
             within: given every charge with this one, raises if they are too many. It is asked in
                 the same transaction, so that no two processes pass it together.
+            purpose: a round's update, or the job's counts.
 
         Raises:
             RoundRefused: the job is not open or has not so many steps left, another input was
@@ -314,7 +321,7 @@ class Outbox:
             if found is not None:
                 _require_same_input(found, key)
                 return
-            _require_next(self._account, job, key, event)
+            _require_next(self._account, job, key, event, purpose)
             if within is not None:
                 within([*self._account.charges(), _charge(key, event)])
             writer.append(
@@ -325,6 +332,7 @@ class Outbox:
                 start_sha256=_sha256(start),
                 charge=steps_of(event),
                 terms=terms or job.terms,
+                **({} if purpose == "update" else {"purpose": purpose}),
                 **_versions(),
             )
             _keep_start(writer.db, key, start)
@@ -505,15 +513,21 @@ def _open_job(account: Account, key: RoundKey) -> Submission:
     return job
 
 
-def _require_next(account: Account, job: Submission, key: RoundKey, event: GaussianSteps) -> None:
+def _require_next(
+    account: Account, job: Submission, key: RoundKey, event: GaussianSteps, purpose: Purpose
+) -> None:
     latest, charged = account.latest_round(job.sha256), account.charged_steps(job.sha256)
     if key.round <= latest:
         raise RoundRefused(f"round must be after {latest} of this job, got {key.round}")
-    if job.plan is not None and not fits(job.plan, event, charged):
-        raise RoundRefused(
-            f"round {key.round} must be within the {job.plan.steps} steps that the job was "
-            f"accepted with, at their rate and noise, got {event.steps} more after {charged}"
-        )
+    if account.has_room(job, event, purpose):
+        return
+    if purpose == "metrics":
+        raise RoundRefused("metrics must be those that the job was accepted with, once, got others")
+    planned = 0 if job.plan is None else job.plan.steps
+    raise RoundRefused(
+        f"round {key.round} must be within the {planned} steps that the job was "
+        f"accepted with, at their rate and noise, got {event.steps} more after {charged}"
+    )
 
 
 def _require_same_input(found: Reservation, key: RoundKey) -> None:

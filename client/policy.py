@@ -18,9 +18,6 @@ from common.config import RECORD
 from common.errors import InvalidInput, JobRefused, Refusal
 from common.job import Job, SignedJob, require_countable, verify_job
 
-# What a job takes from a site: each round's noised update, and nothing else.
-_RELEASES = ("update",)
-
 
 @dataclass(frozen=True, slots=True)
 class Ruling:
@@ -82,6 +79,8 @@ def rulings(job: Job, home: SiteHome) -> Iterator[Ruling]:
         _site, _data, _task, _columns, _base, _releases, _privacy, _required_unit, _unit,
         _population,
     ]  # fmt: skip
+    if job.metrics is not None and "groups" in job.metrics.release:
+        rules.append(_group)
     if trust.has_roster(home):
         rules.insert(1, _roster)
     if job.is_private:
@@ -138,10 +137,15 @@ def _base(job: Job, home: SiteHome) -> Ruling:
     return Ruling("policy.allowed_bases", "model.sha256", condition, f"{base[:16]}...", is_met)
 
 
-def _releases(_: Job, home: SiteHome) -> Ruling:
+def releases_of(job: Job) -> tuple[str, ...]:
+    """What a job takes from a site: each round's noised update, and counts where it says so."""
+    return ("update",) if job.metrics is None else ("update", "metrics")
+
+
+def _releases(job: Job, home: SiteHome) -> Ruling:
     allowed = home.config.policy.allowed_releases
     condition = f"one of {', '.join(allowed) or 'none'} at this site"
-    found, is_met = ", ".join(_RELEASES), set(_RELEASES) <= set(allowed)
+    found, is_met = ", ".join(releases_of(job)), set(releases_of(job)) <= set(allowed)
     return Ruling("policy.allowed_releases", "release", condition, repr(found), is_met)
 
 
@@ -151,6 +155,13 @@ def _privacy(job: Job, home: SiteHome) -> Ruling:
     is_met = allowed or job.is_private
     rule = "policy.allow_no_privacy"
     return Ruling(rule, "privacy.mode", condition, repr(job.privacy.mode), is_met)
+
+
+def _group(job: Job, home: SiteHome) -> Ruling:
+    data_set = home.config.data.get(job.data.name)
+    is_met = data_set is not None and bool(data_set.group)
+    condition = "without 'groups', or this site's data set has a group column mapped"
+    return Ruling("data.group", "metrics.release", condition, "'groups'", is_met)
 
 
 def _required_unit(job: Job, home: SiteHome) -> Ruling:

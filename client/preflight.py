@@ -20,7 +20,7 @@ from client.approval import known_job
 from client.config import SiteHome
 from client.estimate import Load, Traffic, measure, traffic
 from client.estimate import rulings as load_rulings
-from client.lifetime import Fit, Life, fitting, plan, unit_rule
+from client.lifetime import Fit, Life, fitting, unit_rule
 from client.policy import Ruling, rulings
 from client.site import make_trainer
 from common.adapter import load_adapter
@@ -152,7 +152,7 @@ def preflight(home: SiteHome, job: Job) -> Preflight:
 
 def _budget(job: Job, life: Life) -> Budget:
     cap, before = life.cap, life.drawn(but=job.sha256)
-    after = [*before, plan(job)]
+    after = [*before, *job.events]
     fit = None if life.allows(after) else fitting(job, life)
     return Budget(
         unit=job.privacy.unit,
@@ -192,7 +192,7 @@ def _left(budget: Budget) -> Spent:
 
 
 def _lifetime(job: Job, life: Life) -> tuple[Ruling, ...]:
-    cap, after = life.cap, [*life.drawn(but=job.sha256), plan(job)]
+    cap, after = life.cap, [*life.drawn(but=job.sha256), *job.events]
     schedule = "any" if isinstance(cap, RdpFilter) else "one of this site's schedule"
     unit, is_unit = unit_rule(job, life)
     most = f"at most {cap.max_epsilon:g} by {cap.name}"
@@ -248,6 +248,7 @@ def _epsilons(found: Preflight) -> list[tuple[str, str]]:
     left = _left(budget)
     facts = [
         ("noise", f"multiplier {found.job.noise_multiplier:.3f}, {found.job.steps} steps"),
+        *_counts(found.job),
         ("unit", f"{budget.unit}: every figure is about one such unit"),
         ("enforced by", f"{budget.lifetime}, epsilon {budget.max_epsilon:g} at {budget.delta:g}"),
         ("epsilon by PLD", _line(budget.before.pld, budget.after.pld, left.pld)),
@@ -261,6 +262,17 @@ def _epsilons(found: Preflight) -> list[tuple[str, str]]:
             ("would fit", f"privacy.epsilon {budget.fit.epsilon:g} (noise multiplier {noise:.3f})")
         )
     return facts
+
+
+def _counts(job: Job) -> list[tuple[str, str]]:
+    """What leaves beside updates, where anything does."""
+    if job.metrics is None:
+        return []
+    held, names = job.metrics.hold_out, ", ".join(job.metrics.release)
+    return [
+        ("counts", f"{names}, once, on {held:.0%} of the units, which train nothing"),
+        ("their noise", f"standard deviation {job.metrics_deviation:.1f} on each count"),
+    ]
 
 
 def _line(before: float, after: float, left: float) -> str:

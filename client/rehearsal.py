@@ -71,7 +71,8 @@ class Rehearsal:
     def public_divisor(self) -> float:
         """What the job's public numbers make the expected batch size."""
         job = self.trainer.job
-        return job.privacy.sampling_rate * job.data.population[self.site]
+        trains = 1.0 if job.metrics is None else 1 - job.metrics.hold_out
+        return job.privacy.sampling_rate * job.data.population[self.site] * trains
 
     @property
     def rows(self) -> int:
@@ -144,7 +145,8 @@ class Rehearsal:
         job, mechanism = self.trainer.job, self.mechanism
         if job.privacy.delta is not None:
             plan = GaussianSteps(mechanism.sampling_rate, mechanism.noise_multiplier, job.steps)
-            _require_agreement(plan, job.privacy.delta)
+            counts = () if job.metrics_event is None else (job.metrics_event,)
+            _require_agreement((plan, *counts), job.privacy.delta)
 
     @cached_property
     def _start(self) -> Vector:
@@ -187,7 +189,7 @@ class Rehearsal:
 
 
 @lru_cache(maxsize=64)
-def _require_agreement(plan: GaussianSteps, delta: float) -> None:
+def _require_agreement(plan: tuple[GaussianSteps, ...], delta: float) -> None:
     """PRV takes half a second; what has been agreed once stays so."""
     require_agreement(plan, delta)
 

@@ -18,6 +18,7 @@ from client.approval import require_approval
 from client.config import SiteHome
 from client.estimate import require_limits
 from client.lifetime import Life, plan, require_lifetime, require_room
+from client.measure import divided, released_counts
 from client.outbox import Charge, RoundKey, Submission, Terms, spent
 from client.policy import admit
 from client.rehearsal import Rehearsal
@@ -49,6 +50,7 @@ from common.messages import (
     update,
     verdict,
 )
+from common.metric_messages import NO_COUNTS, Counts, counts_reply
 from common.model import require_base
 from common.privacy.accounting import GaussianSteps
 from common.privacy.mechanism import mechanism_of
@@ -76,7 +78,7 @@ class Site:
         self.home = home
         self.outbox = open_account(home)
         self._cap, self._unit = recorded_cap(self.outbox), self.outbox.fixed_unit()
-        self._keys, self._is_seeded = seeded or fresh_key, seeded is not None
+        self._keys, self._seeded = seeded or fresh_key, seeded
         self._trainers: dict[str, Trainer] = {}
         if home.config.runtime.threads:
             torch.set_num_threads(home.config.runtime.threads)
@@ -92,8 +94,9 @@ class Site:
         job = admit(signed, self.home, life_of(self.outbox))
         require_approval(signed, self.home, self.outbox.decisions())
         if job.sha256 not in self._trainers:
-            trainer = self._prepare(job)
+            trainer, records = self._prepare(job)
             self._open(signed, trainer)
+            trainer = divided(trainer, records, self.outbox, self._seeded)
             self._trainers = {job.sha256: trainer}
             log.info("job accepted", job=job.job.name, site=self.home.site)
         return self._trainers[job.sha256]
@@ -114,9 +117,10 @@ class Site:
             plan(job),
             _terms(job),
             within=within,
+            metrics=job.metrics_event,
         )
 
-    def _prepare(self, job: Job) -> Trainer:
+    def _prepare(self, job: Job) -> tuple[Trainer, list[list[Record]]]:
         """Base model first, then the machine's limits, then data, then the self-checks."""
         try:
             folder = require_base(job, self.home.models, download=False)
@@ -131,17 +135,20 @@ class Site:
         trainer = make_trainer(job, adapter, self.home, self._keys)
         if self.outbox.cap(job.sha256) is None:  # once accepted, a slow hour ends no job
             require_limits(trainer, self.home)
-        trainer = replace(trainer, units=self._units(job, adapter))
+        records, units = self._units(job, adapter)
+        trainer = replace(trainer, units=units)
         try:
-            passed = run_checks(Rehearsal(trainer, self.home.site, self._is_seeded))
+            passed = run_checks(Rehearsal(trainer, self.home.site, self._seeded is not None))
         except (AccountingInDoubt, SelfCheckFailed) as error:
             log.error("self-check failed", job=job.job.name, reason=str(error))
             raise
         log.info("self-checks passed", job=job.job.name, checks=", ".join(passed))
-        return trainer
+        return trainer, records
 
-    def _units(self, job: Job, adapter: LoadedAdapter) -> list[list[Example]]:
-        """The site's encoded records, by privacy unit."""
+    def _units(
+        self, job: Job, adapter: LoadedAdapter
+    ) -> tuple[list[list[Record]], list[list[Example]]]:
+        """The site's records by privacy unit, and the same encoded."""
         try:
             units = self._records(job)
             records = [record for unit in units for record in unit]
@@ -155,7 +162,7 @@ class Site:
             log.error("data refused", job=job.job.name, **_reason(error))
             raise JobRefused(NOT_PARTICIPATING) from error
         encoded = iter(examples)
-        return [list(islice(encoded, len(unit))) for unit in units]
+        return units, [list(islice(encoded, len(unit))) for unit in units]
 
     def _records(self, job: Job) -> list[list[Record]]:
         data_set = self.home.data_set(job.data.name)
@@ -237,6 +244,48 @@ class Site:
         charges = self.outbox.charges(job.sha256)
         cost = spent(charges, job.privacy.delta) if job.privacy.delta else None
         log.info("round ready to send", job=job.job.name, round=round_, epsilon=cost)
+
+    def measure(self, order: Order, vector: Vector) -> RecordDict:
+        """Release the job's counts of an adapter, or give again the bytes of a first answer.
+
+        Charged before a held-out record is looked at; one release a job, of one adapter.
+
+        Raises:
+            JobRefused, SelfCheckFailed: see ``consider``.
+            RoundRefused: the job has no counts, or they were asked of another adapter.
+            StorageFailed: the account is in doubt; nothing is handed out.
+        """
+        trainer = self.consider(order.signed)
+        job, event = trainer.job, trainer.job.metrics_event
+        if event is None or order.round != job.metrics_round:
+            raise RoundRefused("metrics must be those of the job, after its rounds, got others")
+        if order.receipt is not None:
+            self._note(job.sha256, order.receipt)
+        key = RoundKey(job.sha256, order.round, vector_sha256(vector))
+        stored = self.outbox.stored(key)
+        if stored is None:
+            start = vector.astype("<f4").tobytes()
+            self.outbox.reserve(
+                key, event, start, _terms(job), within=self._life_allows, purpose="metrics"
+            )
+            stored = self.outbox.store(key, self._counts(trainer, key, vector))
+            log.info("counts ready to send", job=job.job.name)
+        return content_from_bytes(stored)
+
+    def _counts(self, trainer: Trainer, key: RoundKey, vector: Vector) -> bytes:
+        """The one answer, as ``_content`` makes a round's: counts or, in fixed words, none."""
+        try:
+            counts = released_counts(trainer, vector)
+            return content_to_bytes(
+                counts_reply(Counts(counts, key.input_sha256, self.outbox.head()))
+            )
+        except StorageFailed:
+            raise
+        # As broad as can be: which error it ends in may depend on the records that were counted.
+        except Exception as error:  # noqa: BLE001
+            log.error("no counts", job=trainer.job.job.name, **_reason(error))
+        said = verdict(accepted=False, reason=NO_COUNTS, head=self.outbox.head())
+        return content_to_bytes(said)
 
     def end(self, closing: Closing) -> None:
         """Note the last receipt and a job's end."""

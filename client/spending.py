@@ -77,7 +77,10 @@ def over_life(life: Life) -> Spending:
 
 @dataclass(frozen=True, slots=True)
 class JobSpending:
-    """A job's part: epsilon alone, and of its budget of steps how many are charged."""
+    """A job's part: epsilon alone, and of its budget of steps how many are charged.
+
+    ``counts``: releases of counts that were charged, in epsilon as well.
+    """
 
     name: str
     sha256: str
@@ -87,6 +90,7 @@ class JobSpending:
     steps: int
     planned_steps: int | None
     epsilon: float | None
+    counts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,14 +157,16 @@ def history(charges: Sequence[Charge], delta: float) -> tuple[Point, ...]:
 
 def _job(job: Submission, charges: Sequence[Charge], delta: float) -> JobSpending:
     own = [charge for charge in charges if charge.job_sha256 == job.sha256]
+    rounds = [charge for charge in own if charge.purpose == "update"]
     is_private = all(charge.is_private for charge in own)
     return JobSpending(
         name=job.name,
         sha256=job.sha256,
         state=job.state,
         unit=job.terms.unit,
-        rounds=len(own),
-        steps=sum(charge.event.steps for charge in own),
+        rounds=len(rounds),
+        steps=sum(charge.event.steps for charge in rounds),
         planned_steps=job.plan.steps if job.plan else None,
         epsilon=spent(own, delta) if is_private else None,
+        counts=len(own) - len(rounds),
     )

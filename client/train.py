@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from common.adapter import LoadedAdapter, Vector, read_vector, write_vector
+from common.data.records import Record
 from common.job import Job
 from common.privacy.mechanism import Mechanism
 from common.privacy.persample import flat_gradients, trainable
@@ -31,6 +32,7 @@ class Trainer:
         rows: rows of a physical batch, and units of several records that are in memory at once.
         engine: how per-sample gradients are computed; changes nothing but speed.
         fused: whether the native engine runs a LoRA layer as one operation.
+        held: units that are counted and train nothing, where the job has counts. Sensitive.
     """
 
     job: Job
@@ -41,6 +43,7 @@ class Trainer:
     rows: int
     engine: str = "native"
     fused: bool = False
+    held: Sequence[Sequence[tuple[Record, Example]]] = ()
 
     def train_round(self, start: Vector, round_: int) -> Vector:
         """Take the round's steps from ``start``; the (P,) change, which may leave the site."""

@@ -33,7 +33,9 @@ from common.config import (
 )
 from common.data.records import OUTSIDE, ColumnMap
 from common.errors import InvalidInput, JobRefused
+from common.histograms import MOST_BINS, Histogram, MetricsSection, bins, histograms_of, sensitivity
 from common.privacy import accounting
+from common.privacy.event import GaussianSteps
 from common.strict_json import parse_json
 
 SIGNATURE_DOMAIN = b"veiltune job v1\n"
@@ -229,10 +231,11 @@ class Job(Section):
     privacy: PrivacySection
     data: DataSection
     evaluation: EvaluationSection
+    metrics: MetricsSection | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        faults = self._task_faults()
+        faults = self._task_faults() or self._metrics_faults()
         sites, quorum = len(self.data.population), self.training.quorum
         if quorum > sites:
             faults.append(f"training.quorum must be at most the {sites} sites, got {quorum}")
@@ -256,6 +259,80 @@ class Job(Section):
             return []
         named = [name for name in ("words", "tags") if getattr(self.evaluation, name) is not None]
         return [f"evaluation.{n} must be absent with task {self.job.task!r}, got it" for n in named]
+
+    def _metrics_faults(self) -> list[str]:
+        """What counts of a site's own records need, or must not have."""
+        asked = self.metrics
+        if asked is None:
+            return []
+        if not self.is_private:
+            return ["metrics must be absent with privacy.mode 'none' (counts leave with noise)"]
+        faults = []
+        of_task = {"classes": "seq-cls", "entities": "token-cls"}
+        for name, task in of_task.items():
+            if name in asked.release and self.job.task != task:
+                faults.append(
+                    f"metrics.release must not hold {name!r} with task {self.job.task!r}, got it"
+                )
+        if (asked.records_per_unit is None) != (self.privacy.unit == RECORD):
+            rule = "absent" if self.privacy.unit == RECORD else "given"
+            faults.append(
+                f"metrics.records_per_unit must be {rule} with unit {self.privacy.unit!r}, "
+                f"got {asked.records_per_unit}"
+            )
+        if not faults and bins(self.histograms) > MOST_BINS:
+            faults.append(
+                f"metrics must have at most {MOST_BINS} bins, got {bins(self.histograms)}"
+            )
+        return faults
+
+    @cached_property
+    def histograms(self) -> tuple[Histogram, ...]:
+        """What a site's counts are, in their order; empty where none leave."""
+        if self.metrics is None:
+            return ()
+        is_of_words = self.job.task == "token-cls"
+        kinds = entity_types(self.data.labels) if is_of_words else ()
+        return histograms_of(self.metrics, self.data.labels, kinds)
+
+    @property
+    def metrics_cap(self) -> int:
+        """The most records of a unit that are counted."""
+        return (self.metrics and self.metrics.records_per_unit) or 1
+
+    @property
+    def metrics_round(self) -> int:
+        """The number under which the counts are charged and kept: after the last round."""
+        return self.training.rounds + 1
+
+    @cached_property
+    def metrics_event(self) -> GaussianSteps | None:
+        """What the counts cost: one Gaussian step of all held-out units, for its share alone."""
+        asked, privacy = self.metrics, self.privacy
+        if asked is None or privacy.epsilon is None or privacy.delta is None:
+            return None
+        noise = accounting.calibrate(
+            epsilon=asked.share * privacy.epsilon,
+            delta=asked.share * privacy.delta,
+            sampling_rate=1.0,
+            steps=1,
+        )
+        return GaussianSteps(1.0, noise, 1)
+
+    @property
+    def metrics_deviation(self) -> float:
+        """The standard deviation of each count's noise; 0 where none leave."""
+        event = self.metrics_event
+        if event is None:
+            return 0.0
+        return event.noise_multiplier * sensitivity(self.histograms, self.metrics_cap)
+
+    @property
+    def events(self) -> tuple[GaussianSteps, ...]:
+        """All that a site which takes part in everything is charged."""
+        rate = self.privacy.sampling_rate
+        training = GaussianSteps(rate, self.noise_multiplier, self.steps)
+        return (training,) if self.metrics_event is None else (training, self.metrics_event)
 
     @cached_property
     def canonical(self) -> bytes:
@@ -292,7 +369,10 @@ class Job(Section):
 
     @cached_property
     def noise_multiplier(self) -> float:
-        """Noise standard deviation over clip norm; 0 without privacy."""
+        """Noise standard deviation over clip norm; 0 without privacy.
+
+        With it and the counts' own noise, training and counts together cost at most epsilon.
+        """
         if self.privacy.epsilon is None or self.privacy.delta is None:
             return 0.0
         return accounting.calibrate(
@@ -300,11 +380,13 @@ class Job(Section):
             delta=self.privacy.delta,
             sampling_rate=self.privacy.sampling_rate,
             steps=self.steps,
+            beside=() if self.metrics_event is None else (self.metrics_event,),
         )
 
     def divisor(self, site: str) -> float:
-        """Expected batch size at ``site``: rate times public population."""
-        return self.privacy.sampling_rate * self.data.population[site]
+        """Expected batch size at ``site``: rate times the public population that trains."""
+        trains = 1.0 if self.metrics is None else 1 - self.metrics.hold_out
+        return self.privacy.sampling_rate * self.data.population[site] * trains
 
     def weight(self, site: str) -> float:
         """A site's share of all sites' public population."""

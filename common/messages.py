@@ -2,8 +2,9 @@
 
 Everything that leaves a site for the server is built here and nowhere else: a verdict in fixed
 words, the site's name, or one round's update with public constants beside it. No loss, no count, no
-timing. The site's ledger head goes with verdict and update, and the last one that the server kept
-comes back with each offer and order: how many entries the site has, and a salted hash over them.
+timing, but for a job's one release of counts with noise (common/metric_messages.py). The site's
+ledger head goes with verdict and update, and the last one that the server kept comes back with each
+offer and order: how many entries the site has, and a salted hash over them.
 
 Arrays are raw buffers checked by common/link/payload.py. The global adapter travels in fp32, so
 that all sides start a round from the same bits; the job's codec holds for the updates.
@@ -18,6 +19,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
 from common.adapter import AdapterTable, Vector, vector_sha256
 from common.errors import JobRefused, UpdateRejected
+from common.histograms import bins
 from common.job import MAX_INTEGER, Job, SignedJob, parse_signed_job
 from common.link.codecs import CODECS
 from common.link.payload import message_cap, pack, unpack
@@ -84,7 +86,9 @@ class Update:
 
 def job_cap(job: Job, table: AdapterTable) -> int:
     """The most bytes that any message of this job may have, in either direction."""
-    return max(message_cap(table, codec) for codec in CODECS.values()) + 2 * len(job.canonical)
+    counts = 8 * bins(job.histograms)  # common/metric_messages.py
+    most = max(message_cap(table, codec) for codec in CODECS.values())
+    return most + counts + 2 * len(job.canonical)
 
 
 def offer(signed: SignedJob, witnessed: Head | None = None) -> RecordDict:

@@ -18,6 +18,7 @@ from common.config import RECORD, SCORES, Name, Section, Sha256, TaskName, parse
 from common.errors import InvalidInput
 from common.files import write_file
 from common.job import Job, Label
+from common.measured import MetricsResult
 from common.privacy import accounting
 from common.privacy.accounting import GaussianSteps
 from common.strict_json import read_json
@@ -37,12 +38,13 @@ class _Record(Section):
 
 
 class SiteResult(_Record):
-    """What a site spent: DP-SGD steps charged to it, and their epsilon."""
+    """What a site spent: DP-SGD steps charged to it, releases of counts, and their epsilon."""
 
     name: Name
     epsilon: Epsilon | None
     delta: Delta | None
     steps: Count
+    counts: Annotated[int, Field(ge=0, le=1)] = 0
 
 
 class Quality(_Record):
@@ -124,6 +126,7 @@ class PrivacyStatement(_Record):
     accountant: Literal["pld"]
     accountant_version: Annotated[str, Field(min_length=1, max_length=100)]
     seeded: bool
+    metrics_noise_multiplier: Annotated[float, Field(gt=0)] | None = None
 
     @property
     def is_private(self) -> bool:
@@ -134,14 +137,26 @@ class PrivacyStatement(_Record):
         """The mechanism of ``steps`` executed steps, for an accountant."""
         return GaussianSteps(self.sampling_rate, self.noise_multiplier, steps)
 
-    def epsilon(self, steps: int) -> float | None:
-        """What ``steps`` cost at the stated delta; None without noise.
+    def events(self, steps: int, counts: int = 0) -> tuple[GaussianSteps, ...]:
+        """The same, with so many releases of counts beside it.
+
+        Raises:
+            InvalidInput: there are counts and no noise for them.
+        """
+        if not counts:
+            return (self.spent(steps),)
+        if self.metrics_noise_multiplier is None:
+            raise InvalidInput("privacy.metrics_noise_multiplier must be given, got none")
+        return self.spent(steps), GaussianSteps(1.0, self.metrics_noise_multiplier, counts)
+
+    def epsilon(self, steps: int, counts: int = 0) -> float | None:
+        """What ``steps`` cost at the stated delta, and counts with them; None without noise.
 
         For seeded noise this is the figure that the same run would have with fresh noise.
         """
         if self.mode == "none" or self.delta is None:
             return None
-        return accounting.epsilon([self.spent(steps)], self.delta)
+        return accounting.epsilon(self.events(steps, counts), self.delta)
 
     @model_validator(mode="after")
     def _cap_belongs_to_units(self) -> Self:
@@ -187,6 +202,7 @@ class Result(_Record):
     kept_round: Annotated[int, Field(ge=1)] | None = None
     final: FinalResult
     privacy: PrivacyStatement
+    metrics: MetricsResult | None = None
     seconds: Annotated[float, Field(ge=0)]
     adapter_sha256: Sha256
 
@@ -206,6 +222,7 @@ class Result(_Record):
         if self.kept_round is not None and self.kept_round not in numbers:
             raise ValueError(f"kept_round must be one of the rounds, got {self.kept_round}")
         _check_quality(self)
+        _check_metrics(self)
         return self
 
     @property
@@ -248,6 +265,18 @@ def _check_quality(result: Result) -> None:
         raise ValueError(f"final.accuracy and macro_f1 must be those of task {result.task!r}")
 
 
+def _check_metrics(result: Result) -> None:
+    """Counts are charged and stated where the job has them, and nowhere else."""
+    has_noise = result.privacy.metrics_noise_multiplier is not None
+    if has_noise != (result.metrics is not None):
+        raise ValueError("metrics must be given with privacy.metrics_noise_multiplier alone")
+    charged = {site.name for site in result.sites if site.counts}
+    stated = result.metrics
+    asked = {one.site for one in stated.sites} | set(stated.silent) if stated else set()
+    if charged != asked:
+        raise ValueError(f"sites.counts must be 1 where metrics names a site, got {charged}")
+
+
 def _check_distinct(name: str, values: list[str]) -> None:
     if len(set(values)) != len(values):
         raise ValueError(f"{name} must be distinct, got one of {len(values)} twice")
@@ -269,12 +298,19 @@ def privacy_statement(job: Job, *, seeded: bool) -> PrivacyStatement:
         accountant="pld",
         accountant_version=f"dp-accounting {version('dp-accounting')}",
         seeded=seeded,
+        metrics_noise_multiplier=(
+            None if job.metrics_event is None else job.metrics_event.noise_multiplier
+        ),
     )
 
 
-def site_result(name: str, steps: int, privacy: PrivacyStatement) -> SiteResult:
-    """A site's line, its epsilon computed from the ``steps`` charged to it."""
-    return SiteResult(name=name, epsilon=privacy.epsilon(steps), delta=privacy.delta, steps=steps)
+def site_result(
+    name: str, steps: int, privacy: PrivacyStatement, *, is_counted: bool = False
+) -> SiteResult:
+    """A site's line, its epsilon computed from the ``steps`` and counts charged to it."""
+    counts = int(is_counted)
+    epsilon = privacy.epsilon(steps, counts)
+    return SiteResult(name=name, epsilon=epsilon, delta=privacy.delta, steps=steps, counts=counts)
 
 
 def to_json(result: Result) -> str:

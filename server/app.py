@@ -26,6 +26,7 @@ from common.result import Result
 from common.trace import about, exchange_id, round_id
 from server.checkpoint import Checkpoints, Receipt, RoundRecord
 from server.evaluate import HoldOut, load_hold_out
+from server.measuring import measure
 from server.nodes import NamedGrid
 from server.outcome import write_outcome
 from server.participants import Participants
@@ -110,6 +111,7 @@ def run_job(
         with about(round_id(job.sha256, round_)):
             vector = run.round(round_, vector)
     kept = _kept(job, checkpoints, run.closed)
+    run.measure(kept)
     metrics = run.hold_out.evaluate(kept)
     result = write_outcome(
         job, adapter, kept, metrics, checkpoints, out, grid_name=grid_name, seeded=seeded
@@ -259,6 +261,27 @@ class _Run:
         self.observe(record)
         log.info("round closed", round=round_, sites=len(receipts), score=record.score)
         return vector
+
+    def measure(self, vector: Vector) -> None:
+        """Ask for the sites' counts of the adapter that is kept, where the job has any."""
+        if self.job.metrics is None:
+            return
+        packed = messages.pack_global(vector, self.adapter.table)
+
+        def content(site: str) -> RecordDict:
+            return messages.order(
+                self.signed,
+                self.adapter.table,
+                vector,
+                self.job.metrics_round,
+                self._receipt_for(site),
+                self.checkpoints.head(site),
+                packed=packed,
+            )
+
+        took_part = {s for s, receipt in self.receipts.items() if receipt.accepted}
+        found = measure(self.sites, self.checkpoints, vector, content, took_part)
+        self.receipts.update(found)
 
     def close(self, state: str, vector: Vector | None) -> None:
         """Tell the sites that take part; those that are away learn it by ``fetch``.

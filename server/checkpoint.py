@@ -119,6 +119,14 @@ class Checkpoints:
         """
         return self._database.reading()
 
+    def writing(self) -> AbstractContextManager[Connection]:
+        """One durable transaction, for tables that other modules keep.
+
+        Raises:
+            StorageFailed: the write is in doubt.
+        """
+        return self._database.writing()
+
     def add_job(self, signed: SignedJob) -> bool:
         """Queue a job; False when it is here already, in whatever state."""
         row = {"sha256": signed.job.sha256, "name": signed.job.job.name, "state": "queued"}

@@ -13,7 +13,8 @@ from common.config import TaskName
 from common.job import Job, entity_types
 from common.result import Result
 from server.report import statement
-from server.report.figures import bound, power, share
+from server.report.figures import NOTHING, bound, power, share
+from server.report.measured import how, interval, losses, reading
 from server.report.statement import PERSON_RECORDS, SitePromise
 
 _KINDS: dict[TaskName, str] = {"seq-cls": "text", "token-cls": "token"}
@@ -39,6 +40,7 @@ def model_card(result: Result, job: Job) -> str:
         _about(result, job),
         _privacy(result, promises),
         _quality(result, job),
+        _measured(result),
         _loading(result, job),
         _limits(result),
         f"Job sha256: `{result.job_sha256}`  \nAdapter file sha256: `{result.adapter_sha256}`",
@@ -144,6 +146,25 @@ def _quality(result: Result, job: Job) -> str:
         figures = (share(row.precision), share(row.recall), share(row.f1), str(row.support))
         lines.append(_row(_escaped(row.label), *figures))
     return "\n".join(lines)
+
+
+def _measured(result: Result) -> str:
+    """What the sites' own held-out records say, where they released counts of them."""
+    stated = result.metrics
+    if stated is None:
+        return ""
+    lines = ["## On the sites' own held-out records", "", _escaped(how(result, stated)), ""]
+    lines.append(_row("of", "measure", "all sites", "worst site", "there"))
+    lines.append(_row(*["---"] * 5))
+    for one in stated.estimates:
+        worst = _escaped(one.worst_site) or NOTHING
+        cells = (one.measure, interval(one.together), worst, interval(one.worst))
+        lines.append(_row(_escaped(one.row), *cells))
+    lines += [
+        _row(_escaped(f"loss {name}"), "records", f"{n:,} ± {stated.half_width:.0f}", "", "")
+        for name, n in losses(stated)
+    ]
+    return "\n".join((*lines, "", _escaped(reading())))
 
 
 def _figures(result: Result) -> str:

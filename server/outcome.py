@@ -12,6 +12,7 @@ from common.adapter import LoadedAdapter, Vector, save_adapter, write_vector
 from common.errors import StorageFailed
 from common.files import write_file
 from common.job import Job
+from common.measured import measured
 from common.model import file_sha256
 from common.result import (
     ClassResult,
@@ -28,6 +29,7 @@ from common.result import (
 from common.tasks.metrics import Metrics
 from server.charges import charged_steps
 from server.checkpoint import Checkpoints, RoundRecord
+from server.measuring import answers
 from server.model_card import model_card
 from server.report import write_report
 from server.stopping import kept_round
@@ -75,7 +77,8 @@ def _result(
     privacy = privacy_statement(job, seeded=seeded)
     rounds = checkpoints.rounds(job.sha256)
     charges = _charges_by_round(job, checkpoints, [r.round for r in rounds])
-    final = charges[-1]
+    final, asked = charges[-1], answers(checkpoints, job.sha256)
+    counts = {site: one.counts for site, one in asked.items() if one.counts is not None}
     return Result.model_validate(
         {
             "job_sha256": job.sha256,
@@ -83,7 +86,10 @@ def _result(
             "task": job.job.task,
             "grid": grid_name,
             "private": privacy.is_private,
-            "sites": [site_result(site, final.get(site, 0), privacy) for site in job.sites],
+            "sites": [
+                site_result(site, final.get(site, 0), privacy, is_counted=site in asked)
+                for site in job.sites
+            ],
             "start": _start(rounds[0]),
             "rounds": [
                 _round(record, max(steps.values(), default=0), privacy)
@@ -93,6 +99,7 @@ def _result(
             "kept_round": None if job.training.patience is None else kept_round(job, rounds),
             "final": _final(metrics),
             "privacy": privacy,
+            "metrics": measured(job, counts, sorted(set(asked) - set(counts))),
             "seconds": sum(record.seconds for record in rounds),
             "adapter_sha256": adapter_sha256,
         }

@@ -64,6 +64,8 @@ def job_tables(shown: Line) -> None:
     _section("agreed in the job", _table(["", ""], agreed))
     _section("rounds", rounds_table(shown["closed"]))
     _section("sites, by what was recorded", sites_table(shown["spent"]))
+    if shown["metrics"]:
+        _section("on the sites' own held-out records", measured_table(shown["metrics"]))
     if shown["outcome"]:
         _print(Text(f"\noutcome: {shown['outcome']}"))
 
@@ -75,6 +77,8 @@ def outcome_tables(shown: Line) -> None:
     kept = next(record for record in shown["closed"] if record["round"] == wanted)
     best = "" if kept is last else f" (the best: round {kept['round']})"
     _print(sites_table(shown["spent"]))
+    if shown["metrics"]:
+        _print(measured_table(shown["metrics"]))
     seconds = sum(record["seconds"] for record in shown["closed"])
     _print(
         Text(
@@ -108,13 +112,36 @@ def sites_table(spent: Sequence[Line]) -> Table:
             site["name"],
             site["updates"],
             site["steps"],
+            site["counts"] or "",
             "no privacy" if site["epsilon"] is None else f"{site['epsilon']:.3f}",
             "" if site["delta"] is None else f"{site['delta']:g}",
             _size(site["bytes_up"]),
         )
         for site in spent
     ]
-    return _table(["site", "updates", "steps charged", "epsilon spent", "delta", "bytes up"], rows)
+    heads = ["site", "updates", "steps charged", "counts", "epsilon spent", "delta", "bytes up"]
+    return _table(heads, rows)
+
+
+def measured_table(metrics: Line) -> Table:
+    """One line a share, all sites beside the worst of them."""
+    rows = [
+        (
+            one["histogram"],
+            one["row"],
+            one["measure"],
+            _interval(one["together"]),
+            one["worst_site"],
+            _interval(one["worst"]),
+        )
+        for one in metrics["estimates"]
+    ]
+    heads = ["counts", "of", "measure", "all sites (95 %)", "worst site", "there (95 % over all)"]
+    return _table(heads, rows)
+
+
+def _interval(share: Line) -> str:
+    return f"{_number(share['value'])} ({_number(share['low'])} to {_number(share['high'])})"
 
 
 def _bar(lines: Iterator[Line], name: str, rounds: int) -> Iterator[Line]:

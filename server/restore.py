@@ -41,6 +41,7 @@ from server.config import CONFIG_FILE, load_server_config
 from server.documents import read_documents
 from server.enrolment import ROSTER_FILE
 from server.home import LOCK_NAME, alone
+from server.measuring import assume_asked
 from server.publication import published
 from server.roster import Roster
 
@@ -55,6 +56,7 @@ _ROWS = {
     "dispatches": "SELECT job_sha256, round, site FROM dispatches",
     "rounds": "SELECT job_sha256, round, output_sha256 FROM rounds",
     "receipts": "SELECT job_sha256, round, site, payload_sha256 FROM receipts",
+    "counts": "SELECT job_sha256, site, payload_sha256 FROM counts",
 }
 
 
@@ -123,6 +125,7 @@ def _assume_asked(folder: Path) -> None:
             if _stage(row.state) < _ENDED:
                 job = row.signed.job
                 checkpoints.assume_dispatched(job.sha256, job.training.rounds, job.sites)
+                assume_asked(checkpoints, job)
 
 
 def _require_not_newer(home: Path, restored: Path) -> None:
@@ -156,6 +159,8 @@ def _news(home: Path, restored: Path) -> str:
         return "a database"
     with _read(database) as known, _read(other) as kept:
         for table, query in _ROWS.items():
+            if not known(f"SELECT 1 FROM sqlite_master WHERE name = '{table}'"):
+                continue  # a database of an earlier version
             if more := known(query) - kept(query):
                 return f"{len(more)} more {table}"
         return _newer_head(known, kept) or _newer_state(known, kept)

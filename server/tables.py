@@ -55,6 +55,17 @@ receipts = sa.Table(
     sa.Column("bytes_up", sa.BigInteger, nullable=False),
     sa.Column("accepted", sa.Boolean, nullable=False),
 )
+# Who was asked for a job's counts, and what came: no counts where a site gave none.
+counts = sa.Table(
+    "counts",
+    metadata,
+    _of_a_job(),
+    sa.Column("site", sa.String(63), primary_key=True),
+    sa.Column("counts", sa.LargeBinary),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("payload_sha256", sa.String(64), nullable=False),  # empty until there is an answer
+    sa.Column("bytes_up", sa.BigInteger, nullable=False),
+)
 # Each site's longest ledger head, over all jobs: an older copy of its account cannot match it.
 heads = sa.Table(
     "heads",

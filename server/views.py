@@ -9,9 +9,11 @@ from typing import Any
 
 from common.config import SCORES
 from common.job import Job
+from common.measured import measured
 from common.result import privacy_statement, site_result
 from server.charges import charged_steps
 from server.checkpoint import Checkpoints, JobRow
+from server.measuring import answers
 from server.stopping import kept_round
 
 View = dict[str, Any]
@@ -48,7 +50,16 @@ def detail(row: JobRow, checkpoints: Checkpoints, outcomes: Path) -> View:
         "closed": closed_rounds(row, checkpoints),
         "kept_round": kept_round(signed.job, rounds) if rounds else None,
         "spent": _spent(row, checkpoints),
+        "metrics": _metrics(row, checkpoints),
     }
+
+
+def _metrics(row: JobRow, checkpoints: Checkpoints) -> View | None:
+    """What the sites' counts say, once there are any."""
+    asked = answers(checkpoints, row.sha256)
+    counts = {site: one.counts for site, one in asked.items() if one.counts is not None}
+    found = measured(row.signed.job, counts, sorted(set(asked) - set(counts)))
+    return None if found is None else found.model_dump(mode="json")
 
 
 def closed_rounds(row: JobRow, checkpoints: Checkpoints) -> list[View]:
@@ -82,10 +93,12 @@ def _spent(row: JobRow, checkpoints: Checkpoints) -> list[View]:
     job = row.signed.job
     receipts = checkpoints.receipts(row.sha256)
     steps = charged_steps(receipts, checkpoints.dispatched(row.sha256), job.training.local_steps)
-    privacy = privacy_statement(job, seeded=False)
+    privacy, asked = privacy_statement(job, seeded=False), answers(checkpoints, row.sha256)
     return [
         {
-            **site_result(site, steps.get(site, 0), privacy).model_dump(mode="json"),
+            **site_result(site, steps.get(site, 0), privacy, is_counted=site in asked).model_dump(
+                mode="json"
+            ),
             "updates": sum(r.accepted for r in receipts if r.site == site),
             "bytes_up": sum(r.bytes_up for r in receipts if r.site == site),
         }

@@ -6,6 +6,7 @@ from pathlib import Path
 import tomli_w
 
 from client.config import SiteConfig, SiteHome, load_home
+from client.policy import releases_of
 from common.config import RECORD, parse
 from common.data.records import Record
 from common.data.writers import write_records
@@ -39,11 +40,14 @@ def write_home(
     make_folder(folder)
     columns = write_records(folder / _ROWS, records, tagged=job.job.task == "token-cls")
     mapping = {"path": _ROWS, "unit": columns.unit, "words": columns.words, "tags": columns.tags}
+    if job.metrics is not None and columns.group:
+        mapping["group"] = columns.group
     if columns.unit and job.privacy.unit != RECORD:
         mapping["unit_name"] = job.privacy.unit
     policy: dict[str, object] = {
         "allowed_signers": [signer],
         "allow_no_privacy": not job.is_private,
+        "allowed_releases": list(releases_of(job)),
     }
     if job.privacy.epsilon is not None and job.privacy.delta is not None:
         policy |= {

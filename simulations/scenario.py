@@ -164,6 +164,7 @@ def _apply(raw: dict[str, Any], options: Options, sites: int) -> None:
         privacy["mode"] = "none"
         for key in ("epsilon", "delta", "clip_norm"):
             privacy.pop(key, None)
+        raw.pop("metrics", None)  # counts leave with noise or not at all
     training = _table(raw, "training")
     if isinstance(training.get("quorum"), int):
         training["quorum"] = min(training["quorum"], sites)

@@ -35,7 +35,10 @@ MAX_LEDGER_BYTES = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class JobSpent:
-    """A job's charges. ``epsilon`` (PLD, at ``delta``) is ``None`` without privacy or a bound."""
+    """A job's charges. ``epsilon`` (PLD, at ``delta``) is ``None`` without privacy or a bound.
+
+    ``counts``: releases of counts that were charged, in epsilon as well.
+    """
 
     name: str
     job_sha256: str
@@ -46,6 +49,7 @@ class JobSpent:
     planned_steps: int | None
     delta: float
     epsilon: float | None
+    counts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,16 +163,18 @@ def _are_covered(charges: Sequence[Charge], cap: LifetimeCap) -> bool:
 def _job(job: Submission, charges: list[Charge], cap: LifetimeCap) -> JobSpent:
     delta = cap.delta if job.terms.delta is None else job.terms.delta
     is_private = all(charge.is_private for charge in charges)
+    rounds = [charge for charge in charges if charge.purpose == "update"]
     return JobSpent(
         name=job.name,
         job_sha256=job.sha256,
         state=job.state,
         unit=job.terms.unit,
-        rounds=len(charges),
-        steps=sum(charge.event.steps for charge in charges),
+        rounds=len(rounds),
+        steps=sum(charge.event.steps for charge in rounds),
         planned_steps=job.plan.steps if job.plan else None,
         delta=delta,
         epsilon=_finite(spent(charges, delta)) if is_private else None,
+        counts=len(charges) - len(rounds),
     )
 
 

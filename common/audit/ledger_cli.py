@@ -120,7 +120,18 @@ def _show(report: LedgerReport, unchecked: list[str]) -> None:
 
 def _jobs(jobs: tuple[JobSpent, ...]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("job", "id", "state", "unit", "rounds", "steps", "of", "delta", "epsilon"):
+    for heading in (
+        "job",
+        "id",
+        "state",
+        "unit",
+        "rounds",
+        "steps",
+        "of",
+        "counts",
+        "delta",
+        "epsilon",
+    ):
         table.add_column(heading, overflow="fold")
     for job in jobs:
         cells = (
@@ -131,6 +142,7 @@ def _jobs(jobs: tuple[JobSpent, ...]) -> Table:
             str(job.rounds),
             str(job.steps),
             "" if job.planned_steps is None else str(job.planned_steps),
+            str(job.counts or ""),
             f"{job.delta:g}",
             _bound(job.epsilon),
         )

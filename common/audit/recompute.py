@@ -41,6 +41,7 @@ def check_outcome(folder: Path) -> tuple[Result, list[Claim]]:
     result = read_result(folder / "result.json")
     claims = [claim for site in result.sites for claim in _site_claims(site, result)]
     claims += _round_claims(result)
+    claims += _metrics_claims(result)
     claims.append(_adapter_claim(result, folder / "adapter" / "adapter_model.safetensors"))
     return result, claims
 
@@ -65,13 +66,14 @@ def _site_claims(site: SiteResult, result: Result) -> Iterator[Claim]:
         found=str(result.privacy.delta),
         passed=site.delta == result.privacy.delta,
     )
-    epsilon = result.privacy.epsilon(site.steps)
+    epsilon = result.privacy.epsilon(site.steps, site.counts)
     passed = _same(site.epsilon, epsilon)
     yield Claim(
         subject=subject,
         claim="epsilon",
         stated=_figure(site.epsilon),
         found=f"{_figure(epsilon)} for {counted(site.steps, 'step')}"
+        + (" and its counts" if site.counts else "")
         + ("" if passed else _steps_of(site.epsilon, result)),
         passed=passed,
     )
@@ -132,6 +134,29 @@ def _steps_of(epsilon: float, result: Result) -> str:
         return "; what is stated fits no number of rounds"
     steps = counted(rounds * result.privacy.local_steps, "step")
     return f"; what is stated is that of {steps}"
+
+
+def _metrics_claims(result: Result) -> Iterator[Claim]:
+    """Check shares, intervals and noise against the sites' counts beside them."""
+    stated, noise = result.metrics, result.privacy.metrics_noise_multiplier
+    if stated is None or noise is None:
+        return
+    found = stated.recomputed()
+    yield Claim(
+        subject="metrics",
+        claim="estimates",
+        stated=f"{counted(len(stated.estimates), 'share')} of {counted(len(stated.sites), 'site')}",
+        found="the same from the counts" if found == stated else "others from the counts",
+        passed=found == stated,
+    )
+    deviation = noise * found.sensitivity
+    yield Claim(
+        subject="metrics",
+        claim="noise",
+        stated=f"{stated.deviation:.6g}",
+        found=f"{deviation:.6g} for {noise:.6g} times what one unit can add",
+        passed=math.isclose(stated.deviation, deviation, rel_tol=TOLERANCE),
+    )
 
 
 def _adapter_claim(result: Result, path: Path) -> Claim:

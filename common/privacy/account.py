@@ -18,6 +18,7 @@ from common.privacy.entries import (
     Committed,
     Created,
     Decided,
+    Purpose,
     Rekeyed,
     Released,
     Reserved,
@@ -36,7 +37,7 @@ ENDED = (*ENDED_BY_SERVER, REFUSED)
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """A durable charge: a round's steps, released or not."""
+    """A durable charge: a round's steps or a job's counts, released or not."""
 
     job_sha256: str
     round: int
@@ -45,6 +46,7 @@ class Charge:
     is_acknowledged: bool
     terms: Terms = field(default_factory=Terms)
     at: str = ""
+    purpose: Purpose = "update"
 
     @property
     def is_private(self) -> bool:
@@ -62,6 +64,7 @@ class Submission:
     """A job that this site accepted, how it stands, and its whole budget if it was stated.
 
     ``was_closed``: it ended at some time, whatever a later entry of an old ledger says.
+    ``metrics``: what its counts cost beside the plan. ``salt``: the random bits of its entry.
     """
 
     sha256: str
@@ -73,6 +76,13 @@ class Submission:
     state: str = RUNNING
     final_sha256: str = ""
     was_closed: bool = False
+    metrics: GaussianSteps | None = None
+    salt: str = field(default="", repr=False)
+
+    @property
+    def budget(self) -> tuple[GaussianSteps, ...]:
+        """All that it may be charged; nothing where no plan was stated."""
+        return tuple(event for event in (self.plan, self.metrics) if event is not None)
 
     @property
     def is_open(self) -> bool:
@@ -101,6 +111,7 @@ class Account:
         self._ended: set[str] = set()
         self._latest: dict[str, int] = {}
         self._steps: dict[str, int] = {}
+        self._counted: set[str] = set()
 
     def charges(self, job_sha256: str | None = None) -> list[Charge]:
         """Every charge, or those of one job, in order."""
@@ -113,7 +124,7 @@ class Account:
         return self._latest.get(job_sha256, 0)
 
     def charged_steps(self, job_sha256: str) -> int:
-        """All steps that a job has been charged."""
+        """All steps of training that a job has been charged."""
         return self._steps.get(job_sha256, 0)
 
     def apply(self, entry: AnyEntry) -> None:
@@ -150,6 +161,8 @@ class Account:
             entry.message_cap_bytes,
             None if entry.plan is None else event_of(entry.plan),
             entry.terms,
+            metrics=None if entry.metrics is None else event_of(entry.metrics),
+            salt=entry.salt,
         )
 
     def _reserve(self, entry: Reserved) -> None:
@@ -158,13 +171,26 @@ class Account:
             raise _wrong(entry, "charge an open job")
         if entry.round <= self.latest_round(entry.job_sha256):
             raise _wrong(entry, "charge a later round")
-        if job.plan is not None and not fits(job.plan, event, self.charged_steps(entry.job_sha256)):
+        if not self.has_room(job, event, entry.purpose):
             raise _wrong(entry, "stay within the job's budget")
-        charge = Charge(entry.job_sha256, entry.round, event, "", False, entry.terms, entry.at)
+        charge = Charge(
+            entry.job_sha256, entry.round, event, "", False, entry.terms, entry.at, entry.purpose
+        )
         key = (entry.job_sha256, entry.round)
         self.rounds[key] = Reservation(entry.input_sha256, entry.start_sha256, charge)
         self._latest[job.sha256] = entry.round
-        self._steps[job.sha256] = self.charged_steps(job.sha256) + event.steps
+        if entry.purpose == "metrics":
+            self._counted.add(job.sha256)
+        else:
+            self._steps[job.sha256] = self.charged_steps(job.sha256) + event.steps
+
+    def has_room(self, job: Submission, event: GaussianSteps, purpose: Purpose) -> bool:
+        """Whether a job's budget still has ``event``; its counts are charged once and end it."""
+        if job.sha256 in self._counted:
+            return False
+        if purpose == "metrics":
+            return event == job.metrics
+        return job.plan is None or fits(job.plan, event, self.charged_steps(job.sha256))
 
     def _close(self, entry: Closed) -> None:
         job = self._job(entry)

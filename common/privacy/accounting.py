@@ -118,6 +118,7 @@ def calibrate(
     sampling_rate: float,
     steps: int,
     rdp_filter: RdpFilter | None = None,
+    beside: tuple[GaussianSteps, ...] = (),
 ) -> float:
     """The least noise multiplier whose ``steps`` cost at most ``epsilon`` at ``delta``.
 
@@ -128,6 +129,7 @@ def calibrate(
         steps: of the whole job.
         rdp_filter: what is left of a lifetime's budget (``RdpFilter.after``), which the job must
             fit as well; Renyi accounting is 8 to 18 % above, so near the cap this asks for more.
+        beside: what is released beside the steps and paid from the same target.
 
     Returns:
         A multiplier that keeps the promise, at most 0.1 % above the least.
@@ -142,10 +144,10 @@ def calibrate(
         raise InvalidInput(f"epsilon must be in (0, inf), got {epsilon}")
     if steps < 1:
         raise InvalidInput(f"steps must be at least 1, got {steps}")
-    usable = usable_delta(delta, steps)
+    usable = usable_delta(delta, steps + _total(beside))
 
     def keeps_promise(noise_multiplier: float) -> bool:
-        spent = merged([GaussianSteps(sampling_rate, noise_multiplier, steps)])
+        spent = merged([GaussianSteps(sampling_rate, noise_multiplier, steps), *beside])
         if rdp_filter is not None and not rdp_filter.allows(spent):
             return False
         return _costs_at_most(epsilon, spent, usable)

@@ -118,8 +118,16 @@ class _Imported(_OfJob):
     is_imported: bool = False
 
 
+# What a charge is for: a round's update, or a job's one release of counts.
+Purpose = Literal["update", "metrics"]
+
+
 class Submitted(_Imported):
-    """A job was accepted: its whole budget (``None``: not stated), and what its messages may be."""
+    """A job was accepted: its whole budget (``None``: not stated), and what its messages may be.
+
+    ``metrics``: what its counts will be charged beside the plan; ``None`` where none leave. The
+    entry's salt also decides which units are held out for them (common/hold_out.py).
+    """
 
     kind: Literal["submitted"] = "submitted"
     name: Words
@@ -129,10 +137,14 @@ class Submitted(_Imported):
     terms: Terms
     code_sha256: str
     accountant: Words
+    metrics: Steps | None = None
 
 
 class Reserved(_Imported):
-    """All steps of a round are charged, before a record is touched."""
+    """All steps of a round are charged, before a record is touched.
+
+    ``purpose``: with ``metrics`` it is the job's one release of counts, after which no round is.
+    """
 
     kind: Literal["reserved"] = "reserved"
     round: Count
@@ -142,6 +154,7 @@ class Reserved(_Imported):
     terms: Terms
     code_sha256: str
     accountant: Words
+    purpose: Purpose = "update"
 
 
 class Released(_Imported):

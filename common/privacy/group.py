@@ -58,8 +58,16 @@ def conservative(*, epsilon: float, delta: float, records: int) -> tuple[float, 
 
 
 @lru_cache(maxsize=128)
-def epsilon(steps: GaussianSteps, delta: float, records: int) -> float:
+def epsilon(
+    steps: GaussianSteps, delta: float, records: int, beside: tuple[GaussianSteps, ...] = ()
+) -> float:
     """The epsilon that ``steps`` promise a person with ``records`` records, at the same ``delta``.
+
+    Args:
+        steps: of training.
+        delta: in (0, 1).
+        records: of the person.
+        beside: what else is released, at rate 1, such as counts: it moves by as many sensitivities.
 
     Returns:
         An upper bound; 0 for no steps, infinity where a step had no noise. The grid is halved until
@@ -72,20 +80,30 @@ def epsilon(steps: GaussianSteps, delta: float, records: int) -> float:
     36
     """
     _check(delta, records)
-    usable = usable_delta(delta, steps.steps)
-    if not merged([steps]):
+    released = merged([steps, *beside])
+    usable = usable_delta(delta, sum(event.steps for event in released))
+    if not released:
         return 0.0
-    if steps.noise_multiplier == 0:
+    if any(event.noise_multiplier == 0 for event in released):
         return math.inf
     figure = math.inf
     for grid in _GRIDS:
-        before, figure = figure, min(figure, _on_grid(steps, usable, records, grid))
+        before, figure = figure, min(figure, _on_grid(released, usable, records, grid))
         if before - figure < CONVERGED * figure:
             break
     return figure
 
 
-def _on_grid(steps: GaussianSteps, delta: float, records: int, grid: float) -> float:
+def _on_grid(released: tuple[GaussianSteps, ...], delta: float, records: int, grid: float) -> float:
+    first, *others = (_loss(event, records, grid) for event in released)
+    for other in others:
+        first = first.compose(other)
+    return float(first.get_epsilon_for_delta(delta))
+
+
+def _loss(
+    steps: GaussianSteps, records: int, grid: float
+) -> pld.privacy_loss_distribution.PrivacyLossDistribution:
     if steps.sampling_rate == 1:
         shifts, weights = [float(records)], [1.0]
     else:
@@ -94,7 +112,7 @@ def _on_grid(steps: GaussianSteps, delta: float, records: int, grid: float) -> f
     loss = pld.privacy_loss_distribution.from_mixture_gaussian_mechanism(
         steps.noise_multiplier, shifts, weights, value_discretization_interval=grid
     )
-    return float(loss.self_compose(steps.steps).get_epsilon_for_delta(delta))
+    return loss.self_compose(steps.steps)
 
 
 def _check(delta: float, records: int) -> None:

@@ -17,6 +17,7 @@ from server.report import statement
 from server.report.figures import bound, duration, power, share, size
 from server.report.learning import is_of_words, learning
 from server.report.markup import Markup, breakable, element, join, style_element, table
+from server.report.measured import measured
 from server.report.plots import bar
 from server.report.statement import PERSON_RECORDS, SitePromise
 
@@ -56,6 +57,7 @@ def page(result: Result, job: Job) -> str:
         _promise(result, promises),
         _sites(result, promises),
         _classes(result),
+        measured(result),
         _terms(result),
         _footer(result),
     )
@@ -184,7 +186,9 @@ def _sites(result: Result, promises: tuple[SitePromise, ...]) -> Markup:
         note = element(
             "p",
             "Epsilon is computed from the steps that a site was charged for, whether or not its "
-            "update arrived in time. Both epsilons hold at the same delta.",
+            "update arrived in time"
+            + (", and from its counts" if result.metrics else "")
+            + ". Both epsilons hold at the same delta.",
             class_="soft small",
         )
     return element("section", element("h2", "Sites"), table(heads, rows), note)

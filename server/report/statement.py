@@ -13,7 +13,7 @@ from common.config import RECORD
 from common.errors import InvalidInput
 from common.job import Job, require_site
 from common.privacy import accounting, group
-from common.result import EntitiesResult, PrivacyStatement, Result
+from common.result import EntitiesResult, PrivacyStatement, Result, SiteResult
 from server.report.figures import bound, equation, factor, plain, power, share
 
 # The most notes of one patient in the synthetic wards, and nothing unusual in a real one.
@@ -51,7 +51,7 @@ def _site_promise(result: Result, job: Job, at: int) -> SitePromise:
     require_site(job, site.name)
     person = None
     if site.epsilon is not None and site.delta is not None:
-        person = _person_epsilon(result, site.steps, site.epsilon, site.delta)
+        person = _person_epsilon(result, site, site.epsilon, site.delta)
     return SitePromise(
         name=site.name,
         population=job.data.population[site.name],
@@ -62,18 +62,19 @@ def _site_promise(result: Result, job: Job, at: int) -> SitePromise:
     )
 
 
-def _person_epsilon(result: Result, steps: int, epsilon: float, delta: float) -> float:
+def _person_epsilon(result: Result, site: SiteResult, epsilon: float, delta: float) -> float:
     """All records of one unit are one contribution; where units are records they are many."""
     if result.privacy.unit != RECORD:
         return epsilon
-    return group.epsilon(result.privacy.spent(steps), delta, PERSON_RECORDS)
+    steps, *counts = result.privacy.events(site.steps, site.counts)
+    return group.epsilon(steps, delta, PERSON_RECORDS, beside=tuple(counts))
 
 
 def person_at_all_sites(result: Result) -> float | None:
     """The epsilon of a person with one unit at every site."""
     if result.epsilon is None or result.privacy.delta is None:
         return None
-    spent = [result.privacy.spent(site.steps) for site in result.sites]
+    spent = [e for site in result.sites for e in result.privacy.events(site.steps, site.counts)]
     return accounting.epsilon(spent, result.privacy.delta)
 
 
@@ -161,8 +162,12 @@ def not_covered(result: Result) -> tuple[str, ...]:
     """What no epsilon of this page speaks of."""
     always = (
         "That a site took part, in which rounds and when: the server sees it.",
-        "Accuracy and F1: they come from a public hold-out at the server. Sites release no figures "
-        "of their own.",
+        "Accuracy and F1 by round and by class: they come from a public hold-out at the server. "
+        + (
+            "Sites release no figures of their own."
+            if result.metrics is None
+            else "What sites counted themselves is in every epsilon."
+        ),
         "Who reaches the model afterwards, and what they do with what it says of groups of people.",
     )
     if not result.private:
@@ -203,11 +208,24 @@ def mechanism(result: Result) -> tuple[tuple[str, str], ...]:
         ("Clip norm", f"{plain(stated.clip_norm or 0)} a {stated.unit}"),
         ("Noise", "Gaussian, rounded to an integer lattice as every clipped gradient is"),
         ("Noise multiplier", f"{stated.noise_multiplier:.4f} times what one {stated.unit} can add"),
+        *_counts(result),
         ("Steps a round", str(stated.local_steps)),
         ("Randomness", "seeded: repeatable" if stated.seeded else "operating system, never a seed"),
         ("Accountant", f"privacy loss distributions ({stated.accountant_version})"),
         ("Trust", "the server and other sites see noised updates only, never records"),
     )
+
+
+def _counts(result: Result) -> tuple[tuple[str, str], ...]:
+    """The second mechanism, where there is one."""
+    noise, stated = result.privacy.metrics_noise_multiplier, result.metrics
+    if noise is None or stated is None:
+        return ()
+    words = (
+        f"once, Gaussian rounded to whole numbers, {noise:.4f} times the {stated.sensitivity:.4g} "
+        f"that one {result.privacy.unit} can move all histograms together, in L2"
+    )
+    return (("Counts", words),)
 
 
 def _unit(stated: PrivacyStatement) -> str:

@@ -1,0 +1,182 @@
+"""Asking the sites for their counts, once, of the adapter that is kept.
+
+Who is asked is durable before they are, and counts as charged whatever comes back. The first answer
+of a site is the one; asked again after a crash, a site gives the same bytes.
+
+Not covered: what the counts say (common/estimates.py).
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import sqlalchemy as sa
+import structlog
+from flwr.app import Message, RecordDict
+from numpy.typing import NDArray
+
+from common import messages
+from common.adapter import vector_sha256
+from common.errors import UpdateRejected
+from common.flower import content_to_bytes, message_to_bytes
+from common.job import Job
+from common.metric_messages import METRICS, read_counts
+from common.model import bytes_sha256
+from common.trace import exchange_id
+from server import tables
+from server.checkpoint import Checkpoints, Receipt
+from server.participants import Participants
+from server.round import ASK_AGAIN_S, site_of
+from server.witness import witness
+
+_GROUP = "metrics"
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What became of asking a site; ``counts`` is ``None`` where it gave none (yet)."""
+
+    site: str
+    counts: NDArray[np.int64] | None
+    reason: str
+    payload_sha256: str
+    bytes_up: int
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether nobody needs to ask again."""
+        return bool(self.payload_sha256)
+
+
+def answers(checkpoints: Checkpoints, job_sha256: str) -> dict[str, Answer]:
+    """What each site that was asked has answered; all of them count as charged."""
+    table = tables.counts
+    query = sa.select(table).where(table.c.job_sha256 == job_sha256).order_by(table.c.site)
+    with checkpoints.reading() as connection:
+        rows = connection.execute(query).mappings().all()
+    return {
+        row["site"]: Answer(
+            row["site"],
+            None if row["counts"] is None else np.frombuffer(row["counts"], "<i8").astype(np.int64),
+            row["reason"],
+            row["payload_sha256"],
+            row["bytes_up"],
+        )
+        for row in rows
+    }
+
+
+def assume_asked(checkpoints: Checkpoints, job: Job) -> None:
+    """Record that every site may have been asked, as after a restored backup."""
+    if job.metrics is not None:
+        _note_asked(checkpoints, job.sha256, set(job.sites))
+
+
+def measure(
+    sites: Participants,
+    checkpoints: Checkpoints,
+    vector: NDArray[np.float32],
+    content: Callable[[str], RecordDict],
+    took_part: set[str],
+) -> dict[str, Receipt]:
+    """Ask every site that takes part until it has answered or the deadline is over.
+
+    Args:
+        sites: the job's, who are offered it again where the server was started anew.
+        checkpoints: where the answers are kept.
+        vector: the adapter that is kept, (P,).
+        content: the order to a site.
+        took_part: sites that have trained, and are waited for.
+
+    Returns:
+        The receipts that go with the job's close.
+    """
+    job = sites.job
+    end = time.monotonic() + job.training.deadline_s
+    while True:
+        known = answers(checkpoints, job.sha256)
+        done = {site for site, answer in known.items() if answer.is_answered}
+        sites.offer()
+        wanted = (took_part | sites.accepted) - set(sites.refused) - done
+        left_s = end - time.monotonic()
+        if not wanted or left_s <= 0:
+            break
+        ask = wanted & sites.accepted & sites.connected()
+        if ask:
+            _note_asked(checkpoints, job.sha256, ask)
+            for reply in sites.send(ask, METRICS, content, _GROUP, left_s):
+                _take(job, checkpoints, vector_sha256(vector), reply)
+        time.sleep(min(ASK_AGAIN_S, 0.1 if ask else 1.0, max(0.0, left_s)))
+    return _receipts(job, answers(checkpoints, job.sha256))
+
+
+def _note_asked(checkpoints: Checkpoints, job_sha256: str, asked: set[str]) -> None:
+    table = tables.counts
+    with checkpoints.writing() as connection:
+        query = sa.select(table.c.site).where(table.c.job_sha256 == job_sha256)
+        known = set(connection.execute(query).scalars())
+        empty = {"counts": None, "reason": "", "payload_sha256": "", "bytes_up": 0}
+        fresh = [{"job_sha256": job_sha256, "site": s, **empty} for s in sorted(asked - known)]
+        if fresh:
+            connection.execute(table.insert(), fresh)
+
+
+def _take(job: Job, checkpoints: Checkpoints, input_sha256: str, reply: Message) -> None:
+    site = site_of(job, reply)
+    asked = reply.metadata.reply_to_message_id
+    identifier = exchange_id(job.sha256, str(job.metrics_round), asked)
+    if reason := messages.not_yet(reply):
+        log.warning("no counts yet", id=identifier, site=site, reason=reason)
+        return
+    witness(checkpoints, site, reply)
+    counts, reason = _read(job, input_sha256, reply)
+    if reason:
+        log.warning("no counts", id=identifier, site=site, reason=reason)
+    else:
+        log.info("counts taken", id=identifier, site=site)
+    table = tables.counts
+    mine = (table.c.job_sha256 == job.sha256) & (table.c.site == site)
+    with checkpoints.writing() as connection:
+        connection.execute(
+            table.update()
+            .where(mine & (table.c.payload_sha256 == ""))
+            .values(
+                counts=counts,
+                reason=reason,
+                payload_sha256=bytes_sha256(content_to_bytes(reply.content)),
+                bytes_up=len(message_to_bytes(reply)),
+            )
+        )
+
+
+def _read(job: Job, input_sha256: str, reply: Message) -> tuple[bytes | None, str]:
+    """A reply's counts, or why there are none."""
+    verdict = messages.read_verdict(reply.content)
+    if verdict is not None:
+        return None, verdict.reason or "refused"
+    try:
+        found = read_counts(reply.content, job)
+        if found.input_sha256 != input_sha256:
+            raise UpdateRejected("counts must be of the adapter that was sent, got another's")
+    except UpdateRejected as error:
+        return None, str(error)
+    return found.counts.astype("<i8").tobytes(), ""
+
+
+def _receipts(job: Job, known: Mapping[str, Answer]) -> dict[str, Receipt]:
+    return {
+        site: Receipt(
+            site=site,
+            round=job.metrics_round,
+            payload_sha256=answer.payload_sha256,
+            steps=0,
+            charged_steps=0,
+            bytes_up=answer.bytes_up,
+            accepted=answer.counts is not None,
+        )
+        for site, answer in known.items()
+        if answer.is_answered
+    }
