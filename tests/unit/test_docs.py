@@ -12,8 +12,8 @@ import pytest
 import typer
 from typer.main import get_command
 
+from client.audit_cli import app as fl_audit
 from client.cli import app as fl_client
-from common.audit.cli import app as fl_audit
 from common.cli import run
 from common.job import load_job
 from server.cli import app as fl_server

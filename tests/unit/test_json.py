@@ -11,8 +11,8 @@ import pytest
 import typer
 from typer.main import get_command
 
+from client.audit_cli import app as fl_audit
 from client.cli import app as fl_client
-from common.audit.cli import app as fl_audit
 from common.cli import print_json, run
 from common.files import write_file
 from server.cli import app as fl_server
@@ -42,6 +42,10 @@ SHOWS = {
     "fl-audit compose",
     "fl-audit ledger",
     "fl-audit result",
+    "fl-audit mechanism",
+    "fl-audit canary",
+    "fl-audit membership",
+    "fl-audit inversion",
 }
 # These change something, and say what; or print one thing that is for another program as it is.
 ACTS = {
