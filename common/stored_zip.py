@@ -3,15 +3,19 @@
 Stored members cannot grow, so no bomb has to be detected. Names are plain relative paths of a
 narrow alphabet; no member is linked, encrypted, packed, or there twice under any spelling.
 
+``pack`` makes the one ZIP that holds given files, and ``unpack`` takes no other: it makes it anew
+from what it found and compares.
+
 Not covered: what the files are; a file's hash (whoever reads an archive compares it).
 """
 
 import contextlib
+import io
 import re
 import stat
 import struct
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 
 from common.errors import InvalidInput
@@ -19,6 +23,8 @@ from common.errors import InvalidInput
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}"
 _NAME = re.compile(rf"{_PART}(?:/{_PART}){{0,7}}")
 _UNIX = 3  # who made it, as every system of ours says
+MOST_MEMBERS = 60_000  # more would need ZIP64, which has several forms
+_END = struct.Struct("<4s4H2IH")  # the last record of a ZIP (APPNOTE 4.3.16)
 
 
 def is_plain(name: str) -> bool:
@@ -32,6 +38,31 @@ def member(name: str) -> zipfile.ZipInfo:
     made.create_system = _UNIX
     made.external_attr = (stat.S_IFREG | 0o600) << 16
     return made
+
+
+def pack(files: Mapping[str, bytes]) -> bytes:
+    """The one ZIP that holds these files."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name in sorted(files):
+            archive.writestr(member(name), files[name])
+    return buffer.getvalue()
+
+
+def unpack(data: bytes, what: str) -> dict[str, bytes]:
+    """The files of a ZIP that ``pack`` made; ``what`` is how errors call it.
+
+    Raises:
+        InvalidInput: it did not make these bytes.
+    """
+    _require_small_directory(data, what)
+    with in_words("file", what), zipfile.ZipFile(io.BytesIO(data)) as archive:
+        members = archive.infolist()
+        check_members(members, len(data), what)
+        files = {one.filename: archive.read(one) for one in members}
+    if pack(files) != data:
+        raise InvalidInput(f"{what} must be the one ZIP of its files, got other bytes beside them")
+    return files
 
 
 def check_members(members: Sequence[zipfile.ZipInfo], size: int, what: str) -> None:
@@ -79,3 +110,14 @@ def _check_names(names: list[str], what: str) -> None:
     folders = {str(folder) for name in folded for folder in PurePosixPath(name).parents}
     if twice := folders & set(folded):
         raise InvalidInput(f"{min(twice)} must be a file or a folder, got both")
+
+
+def _require_small_directory(data: bytes, what: str) -> None:
+    """Count members before zipfile makes an object of each."""
+    end = data[-_END.size :]
+    if len(end) != _END.size or end[:4] != b"PK\x05\x06":
+        raise InvalidInput(f"{what} must be a ZIP without a comment, got another end")
+    _, _, _, _, count, size, _, _ = _END.unpack(end)
+    found = data.count(b"PK\x01\x02", max(0, len(data) - _END.size - size))
+    if found != count or count > MOST_MEMBERS or data[-42:-38] == b"PK\x06\x07":
+        raise InvalidInput(f"{what} must hold at most {MOST_MEMBERS} files, got another directory")

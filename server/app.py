@@ -30,7 +30,7 @@ from server.nodes import NamedGrid
 from server.outcome import write_outcome
 from server.participants import Participants
 from server.round import collect, open_book, site_of
-from server.stopping import best_round, is_over, kept_round
+from common.stopping import best_round, is_over, kept_round
 from server.strategies import STRATEGIES
 from server.strategies.fedavg import global_record, read_global
 from server.witness import witness

@@ -12,7 +12,7 @@ from common.job import Job
 from common.result import privacy_statement, site_result
 from server.charges import charged_steps
 from server.checkpoint import Checkpoints, JobRow
-from server.stopping import kept_round
+from common.stopping import kept_round
 
 View = dict[str, Any]
 
@@ -81,7 +81,8 @@ def _constants(job: Job) -> View:
 def _spent(row: JobRow, checkpoints: Checkpoints) -> list[View]:
     job = row.signed.job
     receipts = checkpoints.receipts(row.sha256)
-    steps = charged_steps(receipts, checkpoints.dispatched(row.sha256), job.training.local_steps)
+    asked = checkpoints.dispatched(row.sha256)
+    steps = charged_steps(receipts, asked, job.training.local_steps, for_good=True)
     privacy = privacy_statement(job, seeded=False)
     return [
         {

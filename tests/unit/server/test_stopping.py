@@ -17,7 +17,7 @@ from common.privacy.accounting import GaussianSteps, epsilon
 from server.app import final_vector
 from server.checkpoint import Checkpoints, RoundRecord
 from server.evaluate import HoldOut
-from server.stopping import best_round, is_over, kept_round
+from common.stopping import best_round, is_over, kept_round
 
 MakeJob = Callable[..., Job]
 MakeFederation = Callable[..., Any]
