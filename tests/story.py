@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common import pki
@@ -283,11 +282,9 @@ class Story:
         return write_bundle(replace(self.evidence(), **evidence), {}, self.by.server)  # type: ignore[arg-type]
 
 
-def begin(
-    sites: Sequence[str] = ("A", "B"), rounds: int = 2, name: str = "wards", **privacy: object
-) -> Story:
+def begin(sites: Sequence[str] = ("A", "B"), rounds: int = 2, **privacy: object) -> Story:
     """Everybody enrolled, no round yet."""
-    by = authorities(name)
+    by = authorities()
     story = Story(by, sign_job(make_job(sites, rounds, **privacy), by.operator))
     story.enrol()
     return story
