@@ -22,6 +22,7 @@ from common.receipt import Reply, RoundReceipt, ServerKey, SignedReceipt
 from common.result import Result, privacy_statement, site_result
 
 AT = dt.datetime(2026, 11, 20, 9, 30, tzinfo=dt.UTC)
+BEFORE = AT - dt.timedelta(days=90)  # when root and intermediate were made
 STAMP = "2026-11-20T10:00:00Z"
 PRIVACY = {
     "mode": "site", "unit": "patient_id", "unit_cap": 4, "epsilon": 6.0, "delta": 1e-5,
@@ -57,7 +58,7 @@ class Ledger:
     """A site's whole ledger with its key."""
 
     def __init__(self, site: str, key: bytes) -> None:
-        self.site, self.key = site, pki.load_key(key)
+        self.site, self.pem, self.key = site, key, pki.load_key(key)
         self.chain, self.rows = Chain(), list[Row]()
         cap = {"name": "pld", "max_epsilon": 12.0, "delta": 1e-5}
         self.append(
@@ -117,9 +118,9 @@ class Authorities:
 
 
 def authorities(name: str = "wards") -> Authorities:
-    """New ones, as of the story's morning."""
-    root = pki.create_root(name, now=AT)
-    intermediate = pki.create_intermediate(root, now=AT)
+    """New ones; the server's certificate is of the story's morning."""
+    root = pki.create_root(name, now=BEFORE)
+    intermediate = pki.create_intermediate(root, now=BEFORE)
     server = pki.issue_server(intermediate, ["127.0.0.1"], now=AT)
     return Authorities(root, intermediate, server, Ed25519PrivateKey.generate())
 
