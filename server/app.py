@@ -23,6 +23,7 @@ from common.flower import become_server
 from common.job import Job, SignedJob, parse_signed_job, verify_job
 from common.model import require_base
 from common.result import Result
+from common.stopping import best_round, is_over, kept_round
 from common.trace import about, exchange_id, round_id
 from server.checkpoint import Checkpoints, Receipt, RoundRecord
 from server.evaluate import HoldOut, load_hold_out
@@ -30,7 +31,6 @@ from server.nodes import NamedGrid
 from server.outcome import write_outcome
 from server.participants import Participants
 from server.round import collect, open_book, site_of
-from common.stopping import best_round, is_over, kept_round
 from server.strategies import STRATEGIES
 from server.strategies.fedavg import global_record, read_global
 from server.witness import witness

@@ -25,12 +25,12 @@ from common.result import (
     site_result,
     write_result,
 )
+from common.stopping import kept_round
 from common.tasks.metrics import Metrics
 from server.charges import charged_steps
 from server.checkpoint import Checkpoints, RoundRecord
 from server.model_card import model_card
 from server.report import write_report
-from common.stopping import kept_round
 
 WEIGHTS = "adapter_model.safetensors"
 

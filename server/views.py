@@ -10,9 +10,9 @@ from typing import Any
 from common.config import SCORES
 from common.job import Job
 from common.result import privacy_statement, site_result
+from common.stopping import kept_round
 from server.charges import charged_steps
 from server.checkpoint import Checkpoints, JobRow
-from common.stopping import kept_round
 
 View = dict[str, Any]
 

@@ -215,12 +215,17 @@ def read_evidence(bundle: Bundle) -> Evidence:
         receipts = [_receipt(name, files[name]) for name in rounds]
     except Refusal as error:
         raise InvalidInput(str(error)) from error
+    if not receipts:
+        raise InvalidInput("bundle must have a receipt of every round, got none")
+    certificates = {
+        name.split("/")[1]: data for name, data in files.items() if name.startswith("sites/")
+    }
+    for pem in certificates.values():
+        pki.load_certificates(pem)
     return Evidence(
         job=job,
         receipts=tuple(sorted(receipts, key=lambda signed: signed.receipt.round)),
-        certificates={
-            name.split("/")[1]: data for name, data in files.items() if name.startswith("sites/")
-        },
+        certificates=certificates,
         result=_result(_of(files, RESULT)),
         is_simulation=manifest.kind == "SIMULATION",
         made_at=manifest.made_at,
@@ -246,6 +251,7 @@ def _receipt(name: str, data: bytes) -> SignedReceipt:
     signed = read_receipt(data)
     if name != _round_name(signed.receipt.round):
         raise InvalidInput(f"{name} must be of that round, got round {signed.receipt.round}")
+    pki.load_certificates(signed.chain.encode("ascii"))
     return signed
 
 

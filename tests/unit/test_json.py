@@ -42,6 +42,7 @@ SHOWS = {
     "fl-audit compose",
     "fl-audit ledger",
     "fl-audit result",
+    "fl-audit verify",
 }
 # These change something, and say what; or print one thing that is for another program as it is.
 ACTS = {

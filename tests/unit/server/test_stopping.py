@@ -14,10 +14,10 @@ from common.adapter import vector_sha256
 from common.audit.recompute import check_outcome
 from common.job import Job
 from common.privacy.accounting import GaussianSteps, epsilon
+from common.stopping import best_round, is_over, kept_round
 from server.app import final_vector
 from server.checkpoint import Checkpoints, RoundRecord
 from server.evaluate import HoldOut
-from common.stopping import best_round, is_over, kept_round
 
 MakeJob = Callable[..., Job]
 MakeFederation = Callable[..., Any]
