@@ -9,6 +9,7 @@ the bundle's manifest carries.
 
 import hashlib
 import json
+import math
 from typing import Annotated, Literal
 
 import rfc8785
@@ -17,6 +18,7 @@ from pydantic import ConfigDict, Field, StringConstraints
 from common.config import Name, Section, Sha256, TaskName, parse
 from common.errors import InvalidInput
 from common.privacy.entries import Stamp
+from common.result import Result
 from common.strict_json import parse_json
 
 MAX_CERTIFICATE_BYTES = 16 * 1024 * 1024
@@ -136,7 +138,7 @@ class SiteSpent(_Part):
     Attributes:
         population: declared in the job, never counted.
         steps: charged to it; ``steps_signed`` of them by rows that it signed, the rest for rounds
-            that it was asked for and never answered.
+            that it was asked for and never answered, or that were not closed.
         person_epsilon: of somebody with ``person_records`` records at this site.
     """
 
@@ -287,6 +289,34 @@ def read_certificate(data: bytes) -> Certificate:
     if found.id != id_of(found):
         raise InvalidInput(f"certificate.id must be {id_of(found)} by its content, got {found.id}")
     return found
+
+
+def require_agreement(certificate: Certificate, result: Result) -> None:
+    """Check that a certificate's figures are those of the result.
+
+    Raises:
+        InvalidInput: it is of another job, or states another figure.
+    """
+    if certificate.job.sha256 != result.job_sha256:
+        raise InvalidInput(f"certificate must be of the job, got {certificate.job.sha256[:16]}...")
+    stated, wanted = certificate.mechanism, result.privacy
+    pairs: list[tuple[str, object, object]] = [
+        ("noise_multiplier", stated.noise_multiplier, wanted.noise_multiplier),
+        ("sampling_rate", stated.sampling_rate, wanted.sampling_rate),
+        ("clip_norm", stated.clip_norm, wanted.clip_norm),
+        ("unit", certificate.promise.unit, wanted.unit),
+        ("delta", certificate.promise.delta, wanted.delta),
+    ]
+    claims = {site.name: (site.epsilon, site.delta, site.steps) for site in result.sites}
+    pairs += [
+        (f"sites.{s.name}", (s.epsilon, s.delta, s.steps), claims.get(s.name))
+        for s in certificate.sites
+    ]
+    most = max((site.epsilon or math.inf for site in certificate.sites), default=math.inf)
+    pairs.append(("epsilon", certificate.promise.epsilon, most if most < math.inf else None))
+    for name, found, claim in pairs:
+        if found != claim:
+            raise InvalidInput(f"certificate.{name} must be {claim} by the result, got {found}")
 
 
 def schema() -> str:

@@ -58,8 +58,8 @@ IMPLEMENTATION = {
     ),
     "floating_point": (
         "Clipped gradients are rounded to whole numbers and added up exactly; the noise is a whole "
-        "number, drawn to within 2^-128 of total variation, so that attacks on floating-point "
-        "noise (Mironov 2012) have no hold. 2^-64 of delta a step is set aside for it."
+        "number, drawn to within 2⁻¹²⁸ of total variation, so that attacks on floating-point "
+        "noise (Mironov 2012) have no hold. 2⁻⁶⁴ of delta a step is set aside for it."
     ),
     "lattice": (
         f"{LATTICE:,} lattice units to a clip norm. Removing a unit moves the sum by at most the "

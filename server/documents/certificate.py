@@ -237,7 +237,7 @@ def _signatures(evidence: Evidence, sites: Sequence[Spending]) -> list[Parts]:
         ]
         if name in evidence.certificates:
             leaf = fingerprint(evidence.certificates[name])
-            where = f"sites/{name}/certificate.pem"
+            where = f"sites/{name}/"
             by = "the federation's authority"
             found.append(_signature(f"certificate of {name}", by, "ECDSA P-256", where, leaf))
     return found

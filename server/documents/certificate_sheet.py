@@ -34,6 +34,7 @@ def certificate_sheet(certificate: Certificate) -> Sheet:
             f"Certificate {certificate.id}",
             f"made {certificate.made_at.replace('T', ' ').removesuffix('Z')} UTC",
             certificate.software,
+            "fields after NIST SP 800-226 (2025)",
         ),
         figures=_figures(certificate),
         sections=(
@@ -107,7 +108,7 @@ def _who(certificate: Certificate) -> Section:
     sites = ", ".join(site.name for site in certificate.sites)
     pairs = [
         ("Unit of privacy", promise.unit_means),
-        ("Sites", sites),
+        ("Site" if len(certificate.sites) == 1 else "Sites", sites),
         ("What was trained", f"LoRA adapter on {job.base}, {_TASKS[job.task]}"),
         ("Description", job.description),
         ("Against whom", ADVERSARY),
@@ -122,7 +123,15 @@ _TASKS = {"seq-cls": "to classify texts", "token-cls": "to tag words"}
 def _sites(certificate: Certificate) -> Section:
     unit = certificate.promise.unit
     person = certificate.sites[0].person_records
-    heads = ("Site", "Declared population", "Steps", "signed", "ε", f"ε, {person} records", "δ")
+    heads = (
+        "Site",
+        "Declared population",
+        "Steps charged",
+        "of them signed",
+        "ε",
+        f"ε, {person} records",
+        "δ",
+    )
     rows = tuple(
         (
             site.name,
@@ -137,9 +146,9 @@ def _sites(certificate: Certificate) -> Section:
     )
     note = (
         "Steps that were charged, whether or not an update came of them; signed: by rows of the "
-        "site's own ledger. The rest are rounds that it was asked for and did not answer, counted "
-        f"as charged. ε is about one {unit}; ε, {person} records is about somebody with "
-        f"{person} records at that site"
+        "site's own ledger. The rest are rounds that it was asked for and did not answer, or that "
+        f"were not closed, counted as charged. ε is about one {unit}; ε, {person} records is about "
+        f"somebody with {person} records at that site"
         + (", who is more than one unit." if unit == RECORD else ", who is one unit here.")
     )
     numeric = frozenset(range(1, len(heads)))
@@ -168,7 +177,7 @@ def _lifetimes(certificate: Certificate) -> Section:
         "Cap of its lifetime",
         "by the cap's count",
         "Ledger entries",
-        "shown",
+        "of them shown",
     )
     rows = tuple(_lifetime(site) for site in certificate.sites)
     words = (

@@ -5,7 +5,7 @@ It maps; it claims no compliance. Not covered: other rules; whether a rule appli
 
 from common.audit.evidence import Evidence
 from server.documents.certificate import worst
-from server.documents.sheet import Alarm, Bullets, Code, Figure, Prose, Sheet, Table, Terms, section
+from server.documents.sheet import Bullets, Code, Figure, Prose, Sheet, Table, Terms, section
 from server.documents.spending import Spending
 from server.documents.standing import page, promises
 from server.report.figures import NOTHING, bound, power
@@ -75,8 +75,8 @@ def cover_sheet(evidence: Evidence, sites: tuple[Spending, ...], certificate: st
             section(
                 "What lies here, and what it may be read for",
                 Table(heads, MAPPED, frozenset(), (44, 32, 28, 28, 38)),
-                Alarm("No compliance is claimed", _NO_CLAIM),
             ),
+            section("No compliance is claimed", Prose(_NO_CLAIM)),
             section("What the points are about", Terms(_ASKS)),
         ),
         figures=_figures(evidence, sites, certificate),

@@ -5,6 +5,7 @@ character that it lacks is written as U+ and its number. Not covered: shaping of
 scripts; tags for screen readers, for whom the HTML is.
 """
 
+import math
 import tempfile
 from collections.abc import Iterator
 from datetime import datetime
@@ -42,6 +43,7 @@ _TERM = 44.0
 _BODY, _LINE = 9.5, 4.9  # points, mm
 _SMALL, _SMALL_LINE = 8.5, 4.3
 _TALLEST = 250.0
+_LONG_TABLE = 110.0  # longer ones go on over a page's end
 _FOOT = 48.0  # a heading that begins in it would stand alone
 
 
@@ -68,6 +70,7 @@ class _Paper(FPDF):
         super().__init__(format="A4")
         self._foot = foot
         self.set_margins(_MARGIN, 18, _MARGIN)
+        self.c_margin = 0.0
         self.set_auto_page_break(True, margin=22)
         self.set_draw_color(*_RULE)
         self.set_line_width(0.2)
@@ -136,7 +139,9 @@ def _figure(paper: FPDF, figure: Figure, x: float, y: float, width: float) -> fl
 
 
 def _section(paper: FPDF, part: Section) -> None:
-    if part.on_new_page or paper.y > paper.h - _FOOT:
+    first = next((block for block in part.blocks if not isinstance(block, Prose)), None)
+    needed = max(_FOOT, 42 + (_height(paper, first) if isinstance(first, Table) else 0.0))
+    if part.on_new_page or paper.y > paper.h - needed:
         paper.add_page()
     else:
         paper.ln(5)
@@ -197,8 +202,10 @@ def _keep(paper: FPDF, words: str, width: float) -> None:
 
 
 def _table(paper: FPDF, block: Table) -> None:
-    _font(paper, _SMALL, _INK)
     columns = range(len(block.heads))
+    if paper.will_page_break(_height(paper, block)):
+        paper.add_page()
+    _font(paper, _SMALL, _INK)
     head = FontFace(emphasis="", color=_SOFT, size_pt=8)
     with paper.table(
         width=_WIDTH,
@@ -207,7 +214,7 @@ def _table(paper: FPDF, block: Table) -> None:
         borders_layout=TableBordersLayout.HORIZONTAL_LINES,
         headings_style=head,
         line_height=_SMALL_LINE,
-        padding=(1.1, 1.5, 1.1, 0),
+        padding=(1.1, 3.0, 1.1, 0),
         v_align=VAlign.T,
         wrapmode=WrapMode.WORD,
     ) as drawn:
@@ -215,6 +222,21 @@ def _table(paper: FPDF, block: Table) -> None:
         for row in block.rows:
             _row(drawn, row)
     paper.ln(2.5)
+
+
+def _height(paper: FPDF, block: Table) -> float:
+    """About how high a table is; 0 for one that a page cannot hold with others."""
+    _font(paper, _SMALL, _INK)
+    shares = block.widths or tuple(1 for _ in block.heads)
+    widths = [_WIDTH * part / sum(shares) - 3.0 for part in shares]
+    height = 0.0
+    for row in (block.heads, *block.rows):
+        cells = zip(row, widths, strict=True)
+        lines = max(math.ceil(1.1 * paper.get_string_width(_drawn(c)) / w) for c, w in cells)
+        height += max(1, lines) * _SMALL_LINE + 2.2
+        if height > _LONG_TABLE:
+            return 0.0
+    return height
 
 
 def _row(drawn: PdfTable, cells: tuple[str, ...]) -> None:

@@ -32,7 +32,7 @@ def receipts_sheet(evidence: Evidence, sites: tuple[Spending, ...]) -> Sheet:
     heads = ("Round", "Closed at (UTC)", "Asked", "Used", "Rejected", "Charges", "Adapter out")
     left = len(evidence.receipts) - len(shown)
     more = Prose(f"{left:,} more in the bundle's rounds/.") if left else None
-    rounds = Table(heads, rows, frozenset({0, 2, 3, 4, 5}), (16, 44, 18, 18, 22, 22, 30))
+    rounds = Table(heads, rows, frozenset({2, 3, 4, 5}), (16, 44, 18, 18, 22, 22, 30))
     return page(
         evidence,
         "round receipts",
@@ -91,7 +91,7 @@ def refusals_sheet(evidence: Evidence) -> Sheet:
     if not evidence.receipts:
         what = Prose(_NO_RECEIPTS)
     elif rows:
-        what = Table(("Round", "Site", "What the server saw"), rows, frozenset({0}), (20, 60, 90))
+        what = Table(("Round", "Site", "What the server saw"), rows, frozenset(), (20, 60, 90))
     return page(
         evidence,
         "refusals",

@@ -102,11 +102,12 @@ def federation(sites: tuple[str, ...]) -> Federation:
 def receipts(job: Job, result: Result, made: Federation) -> tuple[SignedReceipt, ...]:
     """Of rounds in which each site was asked until its steps of the result are used up."""
     left = {site.name: site.steps for site in result.sites}
-    before, signed = "", list[SignedReceipt]()
+    before, signed, heads = "", list[SignedReceipt](), dict[str, HeadOf]()
     for row in result.rounds:
         asked = tuple(sorted(s for s, steps in left.items() if steps > 0))
         charges = {s: made.ledgers[s].charge(job, result, row.round) for s in asked}
         left = {s: steps - result.privacy.local_steps for s, steps in left.items()}
+        heads = heads | {s: charge.head for s, charge in charges.items()}
         receipt = RoundReceipt(
             job_sha256=job.sha256,
             round=row.round,
@@ -117,7 +118,7 @@ def receipts(job: Job, result: Result, made: Federation) -> tuple[SignedReceipt,
             asked=asked,
             replies=tuple(Reply(site=s, payload_sha256="33" * 32, accepted=True) for s in asked),
             charges=charges,
-            heads={s: charge.head for s, charge in charges.items()},
+            heads=heads,
         )
         signed.append(made.server.sign_receipt(receipt))
         before = signed[-1].sha256

@@ -11,7 +11,13 @@ from dp_accounting import dp_event, pld
 from opacus.accountants import RDPAccountant
 
 from common.audit import certificate as made
-from common.audit.certificate import Audit, id_of, read_certificate, to_json
+from common.audit.certificate import (
+    Audit,
+    id_of,
+    read_certificate,
+    require_agreement,
+    to_json,
+)
 from common.audit.evidence import Evidence
 from common.errors import InvalidInput
 from server.documents.certificate import certificate_of
@@ -138,6 +144,31 @@ def test_a_sites_certificate_speaks_of_that_site(evidence: Evidence) -> None:
     assert site.id != id_of(certificate_of(evidence, spent, []))
     with pytest.raises(InvalidInput, match="site must be one of the job's, got 'elsewhere'"):
         certificate_of(evidence, spent, [], site="elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("promise", "epsilon", 0.5),
+        ("promise", "unit", "patient_id"),
+        ("promise", "delta", 1e-6),
+        ("mechanism", "noise_multiplier", 4.5),
+        ("mechanism", "clip_norm", 0.25),
+        ("mechanism", "sampling_rate", 0.01),
+        ("job", "sha256", "12" * 32),
+        ("sites", "epsilon", 0.25),
+        ("sites", "steps", 8),
+    ],
+)
+def test_a_certificate_that_says_something_else_than_the_result_is_refused(
+    part: str, key: str, value: object, certificate: made.Certificate, evidence: Evidence
+) -> None:
+    require_agreement(certificate, evidence.result)
+    content = json.loads(to_json(certificate))
+    (content[part][0] if part == "sites" else content[part])[key] = value
+    bent = made.Certificate.model_validate_json(json.dumps(content))
+    with pytest.raises(InvalidInput, match=r"certificate(\.|\s)"):
+        require_agreement(bent, evidence.result)
 
 
 def test_there_is_room_for_a_second_epsilon(certificate: made.Certificate) -> None:

@@ -44,8 +44,8 @@ def another_job(data: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("edit", "said"),
     [
-        (fewer_steps, r"result.sites.riverside.steps must be 96 by the receipts, got 88"),
-        (more_steps, r"result.sites.riverside.steps must be 96 by the receipts, got 104"),
+        (fewer_steps, r"result.sites.riverside.steps must be at least 96 by the receipts, got 88"),
+        (more_steps, r"result.sites.riverside.epsilon must be 3\.0.* by its steps, got 2\.9"),
         (less_epsilon, r"result.sites.riverside.epsilon must be 2\.9.* by its steps, got 1\.4"),
         (more_noise, r"charge of round 1 must be of the job's mechanism"),
         (another_job, r"result.job_sha256 must be that of the job"),
@@ -72,6 +72,13 @@ def test_a_dropped_charge_counts_as_charged_all_the_same(evidence: Evidence) -> 
     assert after["st-anne"] == before["st-anne"] == 96
 
 
-def test_a_dropped_round_is_refused(evidence: Evidence) -> None:
-    with pytest.raises(InvalidInput, match=r"steps must be 88 by the receipts, got 96"):
-        spendings(replace(evidence, receipts=evidence.receipts[1:]))
+def test_a_silent_sites_rounds_may_not_be_left_out(evidence: Evidence) -> None:
+    """Neither signed nor claimed, but asked for: that is eight steps too few."""
+    first = evidence.receipts[0]
+    charges = {s: c for s, c in first.receipt.charges.items() if s != "riverside"}
+    silent = first.model_copy(
+        update={"receipt": first.receipt.model_copy(update={"charges": charges})}
+    )
+    bent = replace(evidence, receipts=(silent, *evidence.receipts[1:]))
+    with pytest.raises(InvalidInput, match=r"steps must be at least 96 by the receipts, got 88"):
+        spendings(edited(bent, fewer_steps))
