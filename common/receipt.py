@@ -42,11 +42,14 @@ __all__ = [
     "read_charge",
     "read_confirmation",
     "read_receipt",
+    "read_unsigned_confirmation",
+    "read_whole",
     "to_bytes",
     "verify_signed",
 ]
 
-MAX_CHARGE_BYTES = 64 * 1024
+MAX_CHARGE_BYTES = 128 * 1024
+_MAX_CONFIRMATION_BYTES = 128 * 1024
 MAX_SIGNED_BYTES = 32 * 1024 * 1024
 MAX_DEPTH = 12  # brackets within each other; ours have eight
 MAX_SITES = 10_000
@@ -127,7 +130,6 @@ class SignedReceipt(_Signed):
         return hashlib.sha256(to_bytes(self)).hexdigest()
 
 
-Kind = TypeVar("Kind", SignedReceipt, SignedConfirmation)
 _DOMAINS: dict[type[Section], bytes] = {
     RoundReceipt: b"veiltune round receipt v1\n",
     Confirmation: b"veiltune head confirmation v1\n",
@@ -176,7 +178,7 @@ def read_charge(data: bytes) -> SignedCharge:
     Raises:
         UpdateRejected: too large, no charge, or not in canonical form.
     """
-    return _read(SignedCharge, data, "charge", MAX_CHARGE_BYTES)
+    return read_whole(SignedCharge, data, "charge", MAX_CHARGE_BYTES)
 
 
 def read_receipt(data: bytes) -> SignedReceipt:
@@ -185,7 +187,7 @@ def read_receipt(data: bytes) -> SignedReceipt:
     Raises:
         UpdateRejected: too large, too deep, no receipt, or not in canonical form.
     """
-    return _read(SignedReceipt, data, "receipt", MAX_SIGNED_BYTES)
+    return read_whole(SignedReceipt, data, "receipt", MAX_SIGNED_BYTES)
 
 
 def read_confirmation(data: bytes) -> SignedConfirmation:
@@ -194,7 +196,16 @@ def read_confirmation(data: bytes) -> SignedConfirmation:
     Raises:
         UpdateRejected: as ``read_receipt``.
     """
-    return _read(SignedConfirmation, data, "confirmation", 4 * MAX_CHARGE_BYTES)
+    return read_whole(SignedConfirmation, data, "confirmation", _MAX_CONFIRMATION_BYTES)
+
+
+def read_unsigned_confirmation(data: bytes) -> Confirmation:
+    """Parse a confirmation of a server that has no key.
+
+    Raises:
+        UpdateRejected: as ``read_receipt``.
+    """
+    return read_whole(Confirmation, data, "confirmation", _MAX_CONFIRMATION_BYTES)
 
 
 def verify_signed(signed: SignedReceipt | SignedConfirmation, roots: bytes) -> None:
@@ -203,10 +214,11 @@ def verify_signed(signed: SignedReceipt | SignedConfirmation, roots: bytes) -> N
     Raises:
         UpdateRejected: another signature, no server's certificate, or one of another root.
     """
-    is_receipt = isinstance(signed, SignedReceipt)
-    document = signed.receipt if is_receipt else signed.confirmation
-    said_at = signed.receipt.closed_at if is_receipt else signed.confirmation.at
-    name = "receipt" if is_receipt else "confirmation"
+    document: Section
+    if isinstance(signed, SignedReceipt):
+        document, said_at, name = signed.receipt, signed.receipt.closed_at, "receipt"
+    else:
+        document, said_at, name = signed.confirmation, signed.confirmation.at, "confirmation"
     try:
         moment = datetime.strptime(said_at, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
         chain = signed.chain.encode()
@@ -227,7 +239,12 @@ def _message(document: Section) -> bytes:
 AnyKind = TypeVar("AnyKind", bound=Section)
 
 
-def _read(kind: type[AnyKind], data: bytes, name: str, most: int) -> AnyKind:
+def read_whole(kind: type[AnyKind], data: bytes, name: str, most: int) -> AnyKind:
+    """Parse canonical JSON of at most ``most`` bytes; ``name`` is how errors call it.
+
+    Raises:
+        UpdateRejected: too large, too deep, not of the schema, or not in canonical form.
+    """
     if len(data) > most:
         raise UpdateRejected(f"{name} must be at most {most} bytes, got {len(data)}")
     if _depth(data) > MAX_DEPTH:

@@ -83,7 +83,10 @@ def in_words(name: str, what: str) -> Iterator[None]:
     """Say in a sentence of ours what zipfile finds wrong with the file ``name``."""
     try:
         yield
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, struct.error) as error:
+    except InvalidInput:
+        raise
+    # ValueError: a name in no encoding, a place before the file's beginning.
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, struct.error, ValueError) as error:
         raise InvalidInput(f"{name} must be a whole {what}, got: {error}") from error
     except OSError as error:
         raise InvalidInput(f"{name} must be readable, got: {error.strerror}") from error
@@ -117,7 +120,7 @@ def _require_small_directory(data: bytes, what: str) -> None:
     end = data[-_END.size :]
     if len(end) != _END.size or end[:4] != b"PK\x05\x06":
         raise InvalidInput(f"{what} must be a ZIP without a comment, got another end")
-    _, _, _, _, count, size, _, _ = _END.unpack(end)
-    found = data.count(b"PK\x01\x02", max(0, len(data) - _END.size - size))
-    if found != count or count > MOST_MEMBERS or data[-42:-38] == b"PK\x06\x07":
+    _, _, _, _, count, size, offset, _ = _END.unpack(end)
+    is_whole = offset + size + _END.size == len(data)
+    if not is_whole or count > MOST_MEMBERS or data.count(b"PK\x01\x02", offset) != count:
         raise InvalidInput(f"{what} must hold at most {MOST_MEMBERS} files, got another directory")

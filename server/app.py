@@ -16,7 +16,7 @@ import structlog
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
-from common import messages
+from common import messages, phases
 from common.adapter import LoadedAdapter, Vector, load_adapter, vector_sha256
 from common.errors import InvalidInput, JobStopped, StorageFailed
 from common.flower import become_server
@@ -33,7 +33,7 @@ from server.participants import Participants
 from server.round import collect, open_book, site_of
 from server.strategies import STRATEGIES
 from server.strategies.fedavg import global_record, read_global
-from server.witness import witness
+from server.witness import confirm, witness
 
 _CLOSE_TIMEOUT_S = 30.0
 _CLOSE = "close"
@@ -195,7 +195,13 @@ class _Run:
             return orders((sites.accepted & sites.connected()) - asked)
 
         first = orders(sites.present())
-        arrays, _ = strategy.aggregate_train(round_, collect(self.grid, first, book, latecomers))
+
+        def confirmed(site: str, input_sha256: str, reply: Message) -> RecordDict:
+            said = confirm(self.checkpoints, self.job, round_, input_sha256, site, reply)
+            return phases.confirm(said)
+
+        replies = collect(self.grid, first, book, confirmed, latecomers)
+        arrays, _ = strategy.aggregate_train(round_, replies)
         answered = {receipt.site for receipt in book.receipts} | set(book.refused)
         sites.missed = (sites.missed | asked) - answered
         after = vector if arrays is None else read_global(arrays)
@@ -214,6 +220,7 @@ class _Run:
             self._receipt_for(site),
             self.checkpoints.head(site),
             packed=self._packed[1],
+            shown=phases.shown(*self.checkpoints.to_show(self.job.sha256, site, round_)),
         )
 
     def _receipt_for(self, site: str) -> messages.Receipt | None:
@@ -274,7 +281,15 @@ class _Run:
     def _tell(self, state: str, vector: Vector | None) -> None:
 
         def content(site: str) -> RecordDict:
-            return messages.close(self.job.sha256, state, vector, self._receipt_for(site))
+            last = self.closed[-1].round + 1
+            receipts, _ = self.checkpoints.to_show(self.job.sha256, site, last)
+            return messages.close(
+                self.job.sha256,
+                state,
+                vector,
+                self._receipt_for(site),
+                shown=phases.shown(receipts),
+            )
 
         sites = (self.sites.accepted | set(self.receipts)) & self.sites.connected()
         for reply in self.sites.send(sites, messages.CLOSE, content, _CLOSE, _CLOSE_TIMEOUT_S):

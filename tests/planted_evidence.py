@@ -530,13 +530,13 @@ def _(story: Story) -> Made:
     return altered(story, other)
 
 
-@plant(CLAIM, "half the noise everywhere, and the epsilon of twice as much", "result")
+@plant(CLAIM, "less noise everywhere than the job's epsilon needs", "result")
 def _(_: Story) -> Made:
     story = begin()
-    plan = {"sampling_rate": 0.05, "noise_multiplier": 0.25, "steps": 2}
+    plan = {"sampling_rate": 0.05, "noise_multiplier": 0.5, "steps": 2}
     story.round(entry={"charge": plan})
     story.round(entry={"charge": plan})
-    return altered(story, lambda r: r["privacy"].update(noise_multiplier=0.25)), (
+    return altered(story, lambda r: r["privacy"].update(noise_multiplier=0.5)), (
         story.by.root.certificate
     )
 

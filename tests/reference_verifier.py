@@ -194,14 +194,12 @@ def one_charge(charge: dict[str, Any], keys: set[str]) -> None:
     signed_head(head, keys)
     key, first = None, 0
     if since is not None:
-        signed_head(since, {since["public_key"]})
         key, first = since["public_key"], since["size"]
-        proof = [bytes.fromhex(part) for part in charge["consistency"]]
-        old, new = bytes.fromhex(since["root"]), bytes.fromhex(head["root"])
-        need(since["size"] <= head["size"], "shrank")
-        need(grown(since["size"], head["size"], proof, True, old) == (old, new), "forked")
+        continued(since, head, charge["consistency"])
     else:
         need(not charge["consistency"], "proof from nowhere")
+    for link in charge["also"]:
+        continued(link["since"], head, link["consistency"])
     rows = sorted([*charge["hand_overs"], charge["row"]], key=lambda row: int(row["seq"]))
     need(charge["hand_overs"] == [r for r in rows if r is not charge["row"]], "order")
     for row in rows:
@@ -230,6 +228,14 @@ def one_charge(charge: dict[str, Any], keys: set[str]) -> None:
     need(key == head["public_key"], "head by another key")
 
 
+def continued(since: dict[str, Any], head: dict[str, Any], consistency: list[str]) -> None:
+    signed_head(since, {since["public_key"]})
+    proof = [bytes.fromhex(part) for part in consistency]
+    old, new = bytes.fromhex(since["root"]), bytes.fromhex(head["root"])
+    need(since["size"] <= head["size"], "shrank")
+    need(grown(since["size"], head["size"], proof, True, old) == (old, new), "forked")
+
+
 def planned(
     entry: dict[str, Any], receipt: dict[str, Any], job: dict[str, Any], result: dict[str, Any]
 ) -> None:
@@ -239,7 +245,8 @@ def planned(
         need(entry[name] == receipt[name], f"charge of another {name}")
     need(said["steps"] == job["training"]["local_steps"], "steps")
     need(said["sampling_rate"] == privacy["sampling_rate"], "rate")
-    need(said["noise_multiplier"] == result["privacy"]["noise_multiplier"], "noise")
+    noise = result["privacy"]["noise_multiplier"]
+    need(math.isclose(said["noise_multiplier"], noise, rel_tol=1e-6), "noise")
     need(terms["unit"] == privacy["unit"] and terms["delta"] == privacy.get("delta"), "terms")
     need(terms.get("unit_cap") == privacy.get("unit_cap"), "cap")
 

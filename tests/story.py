@@ -94,12 +94,16 @@ class Ledger:
         """Entry ``seq`` as a charge; ``named`` are the entries since then that name a key."""
         proof = [] if since is None else self.chain.consistency_proof(since.size)
         return SignedCharge(
-            row=LedgerRow.of(self.rows, self.chain, seq),
+            row=self.shown(seq),
             head=self.head(),
             since=since,
             consistency=tuple(part.hex() for part in proof),
-            hand_overs=tuple(LedgerRow.of(self.rows, self.chain, n) for n in named),
+            hand_overs=tuple(self.shown(n) for n in named),
         )
+
+    def shown(self, seq: int) -> LedgerRow:
+        """An entry with its place under the head of now."""
+        return LedgerRow.of(self.rows[seq], self.rows[seq - 1] if seq else None, self.chain)
 
 
 @dataclass

@@ -6,6 +6,7 @@ Not covered: entries of the site's ledger that are not shown (fl-audit ledger re
 """
 
 import datetime as dt
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -152,14 +153,15 @@ def _require_growth(last: HeadOf | None, head: HeadOf, where: str) -> None:
 def _require_plan(entry: Reserved, receipt: RoundReceipt, evidence: Evidence) -> None:
     """The ledger's own words against job and receipt."""
     job, charge = evidence.job.job, entry.charge
-    privacy = job.privacy
+    privacy, noise = job.privacy, evidence.result.privacy.noise_multiplier
     said = {
         "job": entry.job_sha256 == job.sha256,
         "round": entry.round == receipt.round,
         "input": entry.input_sha256 == receipt.input_sha256,
         "steps": charge.steps == job.training.local_steps,
         "sampling rate": charge.sampling_rate == privacy.sampling_rate,
-        "noise multiplier": charge.noise_multiplier == evidence.result.privacy.noise_multiplier,
+        # Each side calibrates the noise itself: equal but for how a machine rounds.
+        "noise multiplier": math.isclose(charge.noise_multiplier, noise, rel_tol=1e-6),
         "unit": (entry.terms.unit, entry.terms.unit_cap) == (privacy.unit, privacy.unit_cap),
         "delta": entry.terms.delta == privacy.delta,
     }

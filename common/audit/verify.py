@@ -140,8 +140,8 @@ def _issuer(bundle: Bundle, roots: bytes) -> str:
     host = next(iter(pki.hosts_of(chain)), "localhost")
     pki.check_server_chain(chain, roots, host, now=moment)
     return (
-        f"server {host}, certified under root {pki.fingerprint(roots)[:16]} "
-        f"when this was made, {bundle.manifest.made_at}"
+        f"server {host} of federation {pki.organisation(roots)}, certified under root "
+        f"{pki.fingerprint(roots)[:16]} when this was made, {bundle.manifest.made_at}"
     )
 
 

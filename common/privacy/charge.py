@@ -30,7 +30,8 @@ from common.privacy.entries import (
 from common.privacy.ledger import Chain, Head, Row, is_handed_over, is_row_signed, row_hash
 
 MAX_BODY_CHARACTERS = 8 * 1024
-MAX_HAND_OVERS = 16
+MAX_HAND_OVERS = 64
+MAX_LINKS = 16
 _BEFORE_ALL = "0" * 64
 
 Proof = Annotated[tuple[Sha256, ...], Field(max_length=64)]  # a tree of 2^63 leaves at most
@@ -79,17 +80,23 @@ class LedgerRow(Section):
     inclusion: Proof
 
     @classmethod
-    def of(cls, rows: Sequence[Row], chain: Chain, seq: int) -> "LedgerRow":
-        """Entry ``seq`` of the whole ledger ``rows``, which ``chain`` has taken in."""
-        row = rows[seq]
+    def of(cls, row: Row, before: Row | None, chain: Chain) -> "LedgerRow":
+        """A row of the ledger that ``chain`` has taken in, after the row ``before``."""
         return cls(
-            seq=seq,
-            before=rows[seq - 1].hash.hex() if seq else _BEFORE_ALL,
+            seq=row.seq,
+            before=before.hash.hex() if before else _BEFORE_ALL,
             body=row.body.decode(),
             hash=row.hash.hex(),
             signature=row.signature.hex(),
-            inclusion=tuple(part.hex() for part in chain.inclusion_proof(seq)),
+            inclusion=tuple(part.hex() for part in chain.inclusion_proof(row.seq)),
         )
+
+
+class Link(Section):
+    """That a head goes on from an earlier one: RFC 9162 consistency proof, in hex."""
+
+    since: HeadOf
+    consistency: Proof
 
 
 class SignedCharge(Section):
@@ -102,6 +109,7 @@ class SignedCharge(Section):
         consistency: RFC 9162 proof from ``since`` to ``head``; empty without ``since``.
         hand_overs: every entry from ``since`` to ``head`` that named a key, oldest first; without
             ``since`` the first of them is the ledger's first entry.
+        also: proofs from other heads, by which somebody who missed some may know this ledger.
     """
 
     row: LedgerRow
@@ -109,6 +117,14 @@ class SignedCharge(Section):
     since: HeadOf | None = None
     consistency: Proof = ()
     hand_overs: Annotated[tuple[LedgerRow, ...], Field(max_length=MAX_HAND_OVERS)] = ()
+    also: Annotated[tuple[Link, ...], Field(max_length=MAX_LINKS)] = ()
+
+    @property
+    def links(self) -> tuple[Link, ...]:
+        """Every proof, with the head that it starts from."""
+        if self.since is None:
+            return self.also
+        return (Link(since=self.since, consistency=self.consistency), *self.also)
 
     @property
     def reserved(self) -> Reserved:
@@ -147,18 +163,16 @@ def check_charge(charge: SignedCharge, is_key: Callable[[str], bool]) -> Reserve
 
 
 def _require_consistent(charge: SignedCharge) -> None:
-    since, head = charge.since, charge.head
-    if since is None:
-        if charge.consistency:
-            raise UpdateRejected("charge must name the head that its proof is from, got none")
-        return
-    if not since.head.is_signed():
-        raise UpdateRejected("charge's earlier head must be signed by its key, got another")
-    if not is_continued(since, head, charge.consistency):
-        raise UpdateRejected(
-            f"charge's head of {head.size} entries must continue the one of {since.size}, "
-            f"got no proof that it does"
-        )
+    if charge.since is None and charge.consistency:
+        raise UpdateRejected("charge must name the head that its proof is from, got none")
+    for link in charge.links:
+        if not link.since.head.is_signed():
+            raise UpdateRejected("charge's earlier head must be signed by its key, got another")
+        if not is_continued(link.since, charge.head, link.consistency):
+            raise UpdateRejected(
+                f"charge's head of {charge.head.size} entries must continue the one of "
+                f"{link.since.size}, got no proof that it does"
+            )
 
 
 def is_continued(since: HeadOf, head: HeadOf, consistency: Sequence[str]) -> bool:

@@ -52,6 +52,7 @@ ACTS = {
     "fl-server start",
     "fl-server submit",
     "fl-server stop",
+    "fl-server export",
     "fl-server backup",
     "fl-server restore",
     "fl-server systemd",

@@ -6,6 +6,7 @@ the claim that the table names.
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -16,6 +17,7 @@ from tests.planted_evidence import PLANTED, Planted
 from tests.reference_verifier import fault_of
 from tests.story import Story, begin, told
 
+NO_PRIVACY: dict[str, Any] = {"mode": "none", "epsilon": None, "delta": None, "clip_norm": None}
 DOCS = Path(__file__).resolve().parents[4] / "docs" / "evidence.md"
 
 
@@ -47,6 +49,13 @@ def test_a_planted_fault_is_caught_by_its_claim(planted: Planted) -> None:
     assert fault_of(data, root)
 
 
+def test_a_forgery_under_another_root_is_whole_but_for_the_root() -> None:
+    forged = told(epsilon=3.0)
+    assert not failed(forged.bundle(), forged.by.root.certificate)
+    assert not failed(forged.bundle(), None)
+    assert "issuer" in failed(forged.bundle(), told().by.root.certificate)
+
+
 def test_every_planted_fault_is_in_the_docs() -> None:
     page = DOCS.read_text("utf-8")
     rows = [f"| {p.part} | {p.fault} | `{p.caught}` |" for p in PLANTED]
@@ -71,8 +80,7 @@ def test_what_sites_may_honestly_do_passes() -> None:
 
 
 def test_a_job_without_privacy_and_a_simulation_promise_nothing_and_pass() -> None:
-    none: dict[str, object] = {"mode": "none", "epsilon": None, "delta": None, "clip_norm": None}
-    story = told(**none)
+    story = told(**NO_PRIVACY)
     assert not failed(story.bundle(), story.by.root.certificate)
     assert fault_of(story.bundle(), story.by.root.certificate) == ""
     story = told()
@@ -82,8 +90,16 @@ def test_a_job_without_privacy_and_a_simulation_promise_nothing_and_pass() -> No
     assert (report.failed, report.manifest.kind) == ((), "SIMULATION")
 
 
-def test_every_single_byte_of_a_small_bundle_counts(whole: Story) -> None:
-    data, root, source = whole.bundle(), whole.by.root.certificate, random.Random(7)
+@pytest.fixture(scope="module")
+def smallest() -> tuple[bytes, bytes]:
+    """One site, one round; the root."""
+    story = told(("A",), 1, **NO_PRIVACY)
+    return story.bundle(), story.by.root.certificate
+
+
+def test_every_single_byte_of_a_small_bundle_counts(smallest: tuple[bytes, bytes]) -> None:
+    (data, root), source = smallest, random.Random(7)
+    assert not failed(data, root)
     for place in range(len(data)):
         changed = bytearray(data)
         changed[place] ^= source.randrange(1, 256)
@@ -91,8 +107,10 @@ def test_every_single_byte_of_a_small_bundle_counts(whole: Story) -> None:
 
 
 @pytest.mark.slow
-def test_every_bit_of_a_small_bundle_counts_for_both_verifiers(whole: Story) -> None:
-    data, root = whole.bundle(), whole.by.root.certificate
+def test_every_bit_of_a_small_bundle_counts_for_both_verifiers(
+    smallest: tuple[bytes, bytes],
+) -> None:
+    data, root = smallest
     for place in range(len(data)):
         for bit in range(8):
             changed = bytearray(data)
@@ -103,8 +121,10 @@ def test_every_bit_of_a_small_bundle_counts_for_both_verifiers(whole: Story) -> 
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_bytes_put_in_taken_out_or_moved_are_noticed(whole: Story, chosen: st.DataObject) -> None:
-    data, root = whole.bundle(), whole.by.root.certificate
+def test_bytes_put_in_taken_out_or_moved_are_noticed(
+    smallest: tuple[bytes, bytes], chosen: st.DataObject
+) -> None:
+    data, root = smallest
     begin_, end = sorted(chosen.draw(st.tuples(*[st.integers(0, len(data))] * 2)))
     how = chosen.draw(st.sampled_from(["cut", "twice", "zeros", "end"]))
     changed = {
@@ -117,7 +137,7 @@ def test_bytes_put_in_taken_out_or_moved_are_noticed(whole: Story, chosen: st.Da
 
 
 def test_bytes_of_a_large_bundle_count_too() -> None:
-    story = told(("A", "B", "C", "D"), 12)
+    story = told(("A", "B", "C", "D"), 12, **NO_PRIVACY)
     data, root, source = story.bundle(), story.by.root.certificate, random.Random(11)
     assert not failed(data, root)
     for _ in range(200):
