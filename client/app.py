@@ -17,6 +17,7 @@ from client.site import Site
 from common import messages
 from common.adapter import Vector
 from common.errors import InvalidInput, JobWaits, LedgerBroken, Refusal, VeiltuneError
+from common.phases import read_confirm
 from common.privacy.ledger import WITNESSED
 
 HOMES = "VEILTUNE_HOMES"
@@ -56,6 +57,14 @@ def make_client_app(site_of: Callable[[Context], Site]) -> ClientApp:
     def metrics(message: Message, context: Context) -> Message:
         return ordered(message, context, Site.measure)
 
+    @app.train("release")
+    def release(message: Message, context: Context) -> Message:
+        def hand_out() -> RecordDict:
+            site = continued_site(message, context)
+            return site.release(read_confirm(message.content))
+
+        return Message(_answered(hand_out), reply_to=message)
+
     @app.query("close")
     def close(message: Message, context: Context) -> Message:
         def end() -> RecordDict:
@@ -65,11 +74,14 @@ def make_client_app(site_of: Callable[[Context], Site]) -> ClientApp:
 
         return Message(_answered(end), reply_to=message)
 
+    _name(app, site_of)
+    return app
+
+
+def _name(app: ClientApp, site_of: Callable[[Context], Site]) -> None:
     @app.query("site")
     def name(message: Message, context: Context) -> Message:
         return Message(messages.site_name(site_of(context).home.site), reply_to=message)
-
-    return app
 
 
 def _ordered(site: Site, content: RecordDict, act: Act) -> RecordDict:

@@ -43,7 +43,8 @@ SCHEMA = (
 )
 TABLES = {"entry", "manifest", "content"}
 OPERATIONS = (
-    "create", "open-job", "reserve", "store", "acknowledge", "close-job", "decide", "rekey",
+    "create", "open-job", "reserve", "store", "confirm", "acknowledge", "heads", "close-job",
+    "decide", "rekey",
 )  # fmt: skip
 _POINTS = ("begin", "before-commit", "after-commit")
 register(*(f"ledger.{operation}.{point}" for operation in OPERATIONS for point in _POINTS))
@@ -178,8 +179,21 @@ class Journal:
             InvalidInput: this site's key is not the one that signed last.
         """
         with self.reading():
-            require_key(self._key, self._chain.tail.public_key)
-            return self._chain.head(self._key.key.private)
+            return self.signed_head()
+
+    @property
+    def chain(self) -> Chain:
+        """The entries as of the latest transaction."""
+        return self._chain
+
+    def signed_head(self) -> Head:
+        """The signed head as of the transaction under way.
+
+        Raises:
+            InvalidInput: as ``head``.
+        """
+        require_key(self._key, self._chain.tail.public_key)
+        return self._chain.head(self._key.key.private)
 
     def require_key(self) -> None:
         """Check that the last entry's key is this site's.

@@ -30,6 +30,7 @@ from client.signing import AccountKey
 from common.code import code_sha256
 from common.errors import InvalidInput, JobRefused, LedgerBroken, RoundRefused
 from common.job import find_job
+from common.phases import MAX_RECEIPTS_BYTES
 from common.privacy.account import (
     ENDED,
     Account,
@@ -269,7 +270,9 @@ class Outbox:
         """
         with self.journal.reading():
             job = self._account.jobs.get(job_sha256)
-        return (job.message_cap_bytes or None) if job else None
+        if job is None or not job.message_cap_bytes:
+            return None
+        return job.message_cap_bytes + MAX_RECEIPTS_BYTES
 
     def close_job(self, sha256: str, state: str, final_sha256: str) -> None:
         """Record a job's end, once and for ever: a later one changes nothing.
@@ -380,6 +383,18 @@ class Outbox:
                 return None
             _require_same_input(found, key)
             return self._kept(db, key, found) if found.charge.is_released else None
+
+    def released(self, job_sha256: str, round_: int) -> bytes:
+        """The bytes of a round that may leave.
+
+        Raises:
+            RoundRefused: it has none, or its job was closed.
+        """
+        with self.journal.reading() as db:
+            found = self._account.rounds.get((job_sha256, round_))
+            if found is None or not found.charge.is_released:
+                raise RoundRefused(f"round {round_} must be ready to leave, got none")
+            return self._kept(db, RoundKey(job_sha256, round_, found.input_sha256), found)
 
     def _kept(self, db: sqlite3.Connection, key: RoundKey, found: Reservation) -> bytes:
         if not self._account.jobs[key.job_sha256].is_open:

@@ -1,7 +1,8 @@
 """A site's side of a job: consider it, make it ready, answer its rounds, note its end.
 
 The order within a round is the privacy argument: verify what came, reserve all steps durably, train
-and noise, store the finished bytes durably, and only then hand them out.
+and noise, store the finished bytes durably, show the charge, and hand the bytes out once the server
+has confirmed the ledger's head with it.
 """
 
 from collections.abc import Sequence
@@ -17,9 +18,11 @@ from client.account import life_of, open_account, recorded_cap
 from client.approval import require_approval
 from client.config import SiteHome
 from client.estimate import require_limits
+from client.heads import Heads
 from client.lifetime import Life, plan, require_lifetime, require_room
 from client.measure import divided, released_counts
 from client.outbox import Charge, RoundKey, Submission, Terms, spent
+from client.peers import Peers
 from client.policy import admit
 from client.rehearsal import Rehearsal
 from client.train import Trainer
@@ -31,6 +34,7 @@ from common.errors import (
     AccountingInDoubt,
     InvalidInput,
     JobRefused,
+    Refusal,
     RoundRefused,
     SelfCheckFailed,
     StorageFailed,
@@ -52,11 +56,13 @@ from common.messages import (
 )
 from common.metric_messages import NO_COUNTS, Counts, counts_reply
 from common.model import require_base
+from common.phases import charged
 from common.privacy.accounting import GaussianSteps
 from common.privacy.mechanism import mechanism_of
 from common.privacy.persample import rows_within_memory
 from common.privacy.selfcheck import run_checks
 from common.privacy.stream import KeySource, fresh_key
+from common.receipt import Confirmation, SignedConfirmation
 from common.tasks import task_of
 from common.tasks.batches import Example
 from common.vocabulary import require_known
@@ -77,6 +83,8 @@ class Site:
     def __init__(self, home: SiteHome, *, seeded: KeySource | None = None) -> None:
         self.home = home
         self.outbox = open_account(home)
+        self._heads = Heads(self.outbox.journal, home)
+        self._peers = Peers(self.outbox.journal, home)
         self._cap, self._unit = recorded_cap(self.outbox), self.outbox.fixed_unit()
         self._keys, self._seeded = seeded or fresh_key, seeded
         self._trainers: dict[str, Trainer] = {}
@@ -87,11 +95,12 @@ class Site:
         """Accept a job and make it ready, or refuse it.
 
         Raises:
-            JobRefused: by policy, base model or data; where the reason depends on records it reads
-                ``not participating`` and this site's own log has it.
+            JobRefused: by policy, what a peer's ledger showed, base model or data; where the reason
+                depends on records it reads ``not participating`` and this site's own log has it.
             SelfCheckFailed: the mechanism does not do what its accounting assumes.
         """
         job = admit(signed, self.home, life_of(self.outbox))
+        self._peers.require_quiet(job)
         require_approval(signed, self.home, self.outbox.decisions())
         if job.sha256 not in self._trainers:
             trainer, records = self._prepare(job)
@@ -176,7 +185,7 @@ class Site:
         return self.outbox.cap(job_sha256)
 
     def answer(self, order: Order, vector: Vector) -> RecordDict:
-        """Train a round, or give again the bytes that a first answer was made of.
+        """Train a round unless that was done, and show its charge; its bytes stay here.
 
         Raises:
             JobRefused, SelfCheckFailed: see ``consider``.
@@ -185,15 +194,28 @@ class Site:
         """
         trainer = self.consider(order.signed)
         job = trainer.job
+        self._peers.take(order.rounds, job.sha256)
+        self._peers.require_quiet(job)
         if order.receipt is not None:
             self._note(job.sha256, order.receipt)
         key = RoundKey(job.sha256, order.round, vector_sha256(vector))
-        stored = self.outbox.stored(key)
-        if stored is None:
-            stored = self._train(trainer, key, vector)
-        return content_from_bytes(stored)
+        if self.outbox.stored(key) is None:
+            self._train(trainer, key, vector)
+        return charged(self._heads.charge(job.sha256, order.round, order.prove))
 
-    def _train(self, trainer: Trainer, key: RoundKey, vector: Vector) -> bytes:
+    def release(self, said: SignedConfirmation | Confirmation) -> RecordDict:
+        """A round's bytes, now that the server keeps the head that holds their charge.
+
+        Asked again, it gives the same bytes.
+
+        Raises:
+            RoundRefused: the confirmation is not our server's or not of a round that is ready.
+            StorageFailed: it could not be kept; nothing is handed out.
+        """
+        job_sha256, round_ = self._heads.confirm(said)
+        return content_from_bytes(self.outbox.released(job_sha256, round_))
+
+    def _train(self, trainer: Trainer, key: RoundKey, vector: Vector) -> None:
         job = trainer.job
         _require_step(trainer, key.round, vector, self.outbox.latest_input(job.sha256))
         event = GaussianSteps(
@@ -203,9 +225,8 @@ class Site:
             key, event, vector.astype("<f4").tobytes(), _terms(job), within=self._life_allows
         )
         log.info("round starts", job=job.job.name, round=key.round, steps=event.steps)
-        stored = self.outbox.store(key, self._content(trainer, key, vector))
+        self.outbox.store(key, self._content(trainer, key, vector))
         self._tell(job, key.round)
-        return stored
 
     def _life_allows(self, charges: Sequence[Charge]) -> None:
         require_room(charges, self._cap)
@@ -288,9 +309,13 @@ class Site:
         return content_to_bytes(said)
 
     def end(self, closing: Closing) -> None:
-        """Note the last receipt and a job's end."""
+        """Note the last receipts and a job's end."""
         if closing.receipt is not None:
             self._note(closing.job_sha256, closing.receipt)
+        try:
+            self._peers.take(closing.rounds, closing.job_sha256)
+        except Refusal as error:  # a job's end is no less its end
+            log.warning("last receipts not taken", reason=str(error))
         self.outbox.close_job(closing.job_sha256, closing.state, closing.final_sha256)
         self._trainers.pop(closing.job_sha256, None)
         log.info("job closed", job=closing.job_sha256[:12], state=closing.state)

@@ -4,7 +4,9 @@ Everything that leaves a site for the server is built here and nowhere else: a v
 words, the site's name, or one round's update with public constants beside it. No loss, no count, no
 timing, but for a job's one release of counts with noise (common/metric_messages.py). The site's
 ledger head goes with verdict and update, and the last one that the server kept comes back with each
-offer and order: how many entries the site has, and a salted hash over them.
+offer and order: how many entries the site has, and a salted hash over them. A round's charge comes
+before its update (common/phases.py): one entry of the ledger, which says what the job said anyway,
+under a salt.
 
 Arrays are raw buffers checked by common/link/payload.py. The global adapter travels in fp32, so
 that all sides start a round from the same bits; the job's codec holds for the updates.
@@ -23,8 +25,11 @@ from common.histograms import bins
 from common.job import MAX_INTEGER, Job, SignedJob, parse_signed_job
 from common.link.codecs import CODECS
 from common.link.payload import message_cap, pack, unpack
+from common.phases import read_prove, read_receipts
 from common.privacy.account import ENDED_BY_SERVER
+from common.privacy.charge import HeadOf
 from common.privacy.ledger import WITNESSED, Head
+from common.receipt import MAX_CHARGE_BYTES, SignedReceipt
 
 OFFER, TRAIN, CLOSE, SITE = "query.offer", "train", "query.close", "query.site"
 
@@ -65,11 +70,17 @@ class Receipt:
 
 @dataclass(frozen=True)
 class Order:
-    """A round that the server asks for."""
+    """A round that the server asks for.
+
+    ``rounds``: the signed receipts of rounds that this site has not seen; ``prove``: its own
+    earlier heads, which its charge is to go on from.
+    """
 
     signed: SignedJob
     round: int
     receipt: Receipt | None
+    rounds: tuple[SignedReceipt, ...] = ()
+    prove: tuple[HeadOf, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,8 +98,8 @@ class Update:
 def job_cap(job: Job, table: AdapterTable) -> int:
     """The most bytes that any message of this job may have, in either direction."""
     counts = 8 * bins(job.histograms)  # common/metric_messages.py
-    most = max(message_cap(table, codec) for codec in CODECS.values())
-    return most + counts + 2 * len(job.canonical)
+    of_adapter = max(message_cap(table, codec) for codec in CODECS.values())
+    return max(of_adapter + counts + 2 * len(job.canonical), 2 * MAX_CHARGE_BYTES)
 
 
 def offer(signed: SignedJob, witnessed: Head | None = None) -> RecordDict:
@@ -166,11 +177,13 @@ def order(
     witnessed: Head | None = None,
     *,
     packed: Packed | None = None,
+    shown: Mapping[str, ConfigRecord] | None = None,
 ) -> RecordDict:
     """Ask a site to train a round from the global ``vector``.
 
-    ``packed`` is what ``pack_global`` made of it, for a round's orders to share: one buffer,
-    however many sites there are.
+    ``shown`` is what ``common.phases.shown`` made, of receipts and heads. ``packed`` is what
+    ``pack_global`` made of the vector, for a round's orders to share: one buffer, however many
+    sites there are.
     """
     body = ConfigRecord({"round": round_})
     if receipt is not None:
@@ -181,6 +194,7 @@ def order(
             "round": body,
             **(pack_global(vector, table) if packed is None else packed),
             **_of_head(WITNESSED, witnessed),
+            **(shown or {}),
         }
     )
 
@@ -190,13 +204,15 @@ def read_order(content: RecordDict) -> Order:
 
     Raises:
         JobRefused: no manifest.
-        UpdateRejected: no round number.
+        UpdateRejected: no round number, or receipts or heads that are none.
     """
     body = content.config_records.get("round", ConfigRecord())
     round_ = body.get("round")
     if not isinstance(round_, int) or round_ < 1:
         raise UpdateRejected(f"round must be at least 1, got {round_!r}")
-    return Order(read_offer(content), round_, _read_receipt(body.get("receipt")))
+    receipt = _read_receipt(body.get("receipt"))
+    rounds, prove = read_receipts(content), read_prove(content)
+    return Order(read_offer(content), round_, receipt, rounds, prove)
 
 
 def read_global(content: RecordDict, table: AdapterTable) -> Vector:
@@ -293,8 +309,15 @@ def _require_possible_charge(charged: int, round_: int, job: Job) -> None:
         )
 
 
-def close(job_sha256: str, state: str, final: Vector | None, receipt: Receipt | None) -> RecordDict:
-    """Tell a site that a job has ended, and with which adapter."""
+def close(
+    job_sha256: str,
+    state: str,
+    final: Vector | None,
+    receipt: Receipt | None,
+    *,
+    shown: Mapping[str, ConfigRecord] | None = None,
+) -> RecordDict:
+    """Tell a site that a job has ended, and with which adapter; ``shown`` as for an order."""
     body = ConfigRecord(
         {
             "job_sha256": job_sha256,
@@ -304,7 +327,7 @@ def close(job_sha256: str, state: str, final: Vector | None, receipt: Receipt | 
     )
     if receipt is not None:
         body["receipt"] = json.dumps([receipt.round, receipt.payload_sha256, receipt.is_accepted])
-    return RecordDict({"close": body})
+    return RecordDict({"close": body, **(shown or {})})
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,13 +338,15 @@ class Closing:
     state: str
     final_sha256: str
     receipt: Receipt | None
+    rounds: tuple[SignedReceipt, ...] = ()
 
 
 def read_close(content: RecordDict) -> Closing:
     """The end of a job.
 
     Raises:
-        UpdateRejected: the message says nothing of the kind, or that the job goes on.
+        UpdateRejected: the message says nothing of the kind, that the job goes on, or has
+            receipts that are none.
     """
     body = content.config_records.get("close", ConfigRecord())
     job_sha256, state, final = (
@@ -333,7 +358,8 @@ def read_close(content: RecordDict) -> Closing:
         or not re.fullmatch("([0-9a-f]{64})?", final)
     ):
         raise UpdateRejected("close must name a job, its end and its adapter, got something else")
-    return Closing(job_sha256, state, final, _read_receipt(body.get("receipt")))
+    receipt = _read_receipt(body.get("receipt"))
+    return Closing(job_sha256, state, final, receipt, read_receipts(content))
 
 
 def _read_receipt(value: object) -> Receipt | None:

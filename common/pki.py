@@ -72,6 +72,7 @@ __all__ = [
     "new_operator_key",
     "new_site_key_and_csr",
     "operator_public_hex",
+    "organisation",
     "read_csr",
     "read_identity",
     "read_key",
@@ -80,6 +81,7 @@ __all__ = [
     "to_pem",
 ]
 
+_ORGANISATION = NameOID.ORGANIZATION_NAME
 ROOT_DAYS = 3650
 INTERMEDIATE_DAYS = 730
 SERVER_DAYS = 30
@@ -104,10 +106,13 @@ def create_root(name: str, *, now: dt.datetime | None = None) -> Credential:
 
 def create_intermediate(root: Credential, *, now: dt.datetime | None = None) -> Credential:
     """The online authority below ``root``; it signs leaves alone."""
-    issuer = load_certificates(root.certificate)[0]
-    name = str(issuer.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)[0].value)
     return _create_authority(
-        name, "Veiltune intermediate", root, INTERMEDIATE_DAYS, pathlen=0, now=now
+        organisation(root.certificate),
+        "Veiltune intermediate",
+        root,
+        INTERMEDIATE_DAYS,
+        pathlen=0,
+        now=now,
     )
 
 
@@ -194,6 +199,12 @@ def read_csr(csr_pem: bytes) -> tuple[str, ec.EllipticCurvePublicKey]:
     return check_name("site", str(names[0])), key
 
 
+def organisation(certificate: bytes) -> str:
+    """The federation that the (first) certificate names; empty for none."""
+    subject = load_certificates(certificate)[0].subject
+    return str(next((a.value for a in subject.get_attributes_for_oid(_ORGANISATION)), ""))
+
+
 def _now(now: dt.datetime | None) -> dt.datetime:
     return now or dt.datetime.now(dt.UTC)
 
@@ -263,8 +274,7 @@ def _issue_leaf(
         (x509.SubjectAlternativeName(names), False),
     ]
     above = load_certificates(issuer.certificate)[0]
-    organisation = str(above.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)[0].value)
-    subject = _subject(organisation, common_name)
+    subject = _subject(organisation(issuer.certificate), common_name)
     leaf = _sign(issuer, subject, public_key, extensions, days, now)
     return leaf.public_bytes(Encoding.PEM) + above.public_bytes(Encoding.PEM)
 

@@ -189,6 +189,8 @@ class Result(_Record):
     """A whole ``result.json``.
 
     ``kept_round`` is the round whose adapter was kept, where that need not be the last.
+    ``adapter_sha256`` is of the file, ``vector_sha256`` of its numbers as rounds' receipts name
+    them (common/receipt.py).
     """
 
     job_sha256: Sha256
@@ -205,6 +207,7 @@ class Result(_Record):
     metrics: MetricsResult | None = None
     seconds: Annotated[float, Field(ge=0)]
     adapter_sha256: Sha256
+    vector_sha256: Sha256 | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

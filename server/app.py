@@ -16,13 +16,14 @@ import structlog
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
-from common import messages
+from common import messages, phases
 from common.adapter import LoadedAdapter, Vector, load_adapter, vector_sha256
 from common.errors import InvalidInput, JobStopped, StorageFailed
 from common.flower import become_server
 from common.job import Job, SignedJob, parse_signed_job, verify_job
 from common.model import require_base
 from common.result import Result
+from common.stopping import best_round, is_over, kept_round
 from common.trace import about, exchange_id, round_id
 from server.checkpoint import Checkpoints, Receipt, RoundRecord
 from server.evaluate import HoldOut, load_hold_out
@@ -31,10 +32,9 @@ from server.nodes import NamedGrid
 from server.outcome import write_outcome
 from server.participants import Participants
 from server.round import collect, open_book, site_of
-from server.stopping import best_round, is_over, kept_round
 from server.strategies import STRATEGIES
 from server.strategies.fedavg import global_record, read_global
-from server.witness import witness
+from server.witness import confirm, witness
 
 _CLOSE_TIMEOUT_S = 30.0
 _CLOSE = "close"
@@ -197,7 +197,13 @@ class _Run:
             return orders((sites.accepted & sites.connected()) - asked)
 
         first = orders(sites.present())
-        arrays, _ = strategy.aggregate_train(round_, collect(self.grid, first, book, latecomers))
+
+        def confirmed(site: str, input_sha256: str, reply: Message) -> RecordDict:
+            said = confirm(self.checkpoints, self.job, round_, input_sha256, site, reply)
+            return phases.confirm(said)
+
+        replies = collect(self.grid, first, book, confirmed, latecomers)
+        arrays, _ = strategy.aggregate_train(round_, replies)
         answered = {receipt.site for receipt in book.receipts} | set(book.refused)
         sites.missed = (sites.missed | asked) - answered
         after = vector if arrays is None else read_global(arrays)
@@ -216,6 +222,7 @@ class _Run:
             self._receipt_for(site),
             self.checkpoints.head(site),
             packed=self._packed[1],
+            shown=phases.shown(*self.checkpoints.to_show(self.job.sha256, site, round_)),
         )
 
     def _receipt_for(self, site: str) -> messages.Receipt | None:
@@ -297,7 +304,15 @@ class _Run:
     def _tell(self, state: str, vector: Vector | None) -> None:
 
         def content(site: str) -> RecordDict:
-            return messages.close(self.job.sha256, state, vector, self._receipt_for(site))
+            last = self.closed[-1].round + 1
+            receipts, _ = self.checkpoints.to_show(self.job.sha256, site, last)
+            return messages.close(
+                self.job.sha256,
+                state,
+                vector,
+                self._receipt_for(site),
+                shown=phases.shown(receipts),
+            )
 
         sites = (self.sites.accepted | set(self.receipts)) & self.sites.connected()
         for reply in self.sites.send(sites, messages.CLOSE, content, _CLOSE, _CLOSE_TIMEOUT_S):

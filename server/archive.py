@@ -10,12 +10,9 @@ well kept as the home that it is of.
 
 import contextlib
 import hashlib
-import re
-import stat
-import struct
 import zipfile
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, BinaryIO, Literal
 
 from pydantic import Field
@@ -23,14 +20,13 @@ from pydantic import Field
 from common.config import Section, Sha256, parse
 from common.errors import InvalidInput
 from common.files import make_folder, new_file
+from common.stored_zip import check_members, in_words, is_plain, member
 from common.strict_json import parse_json
 
 MANIFEST = "manifest.json"
 _MAX_MANIFEST_BYTES = 16 * 1024 * 1024
 _MAX_FILES = 100_000
 _BLOCK_BYTES = 1 << 20
-_PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}"
-_NAME = re.compile(rf"{_PART}(?:/{_PART}){{0,7}}")
 
 
 class Kept(Section):
@@ -53,7 +49,7 @@ class Manifest(Section):
 
 def may_be_kept(name: str) -> bool:
     """Whether a file of this name, relative to its home, can be in a backup."""
-    return _NAME.fullmatch(name) is not None and name != MANIFEST
+    return is_plain(name) and name != MANIFEST
 
 
 def add(archive: zipfile.ZipFile, name: str, path: Path) -> Kept:
@@ -66,7 +62,7 @@ def add(archive: zipfile.ZipFile, name: str, path: Path) -> Kept:
         source = path.open("rb")
     except OSError as error:
         raise InvalidInput(f"{name} must be readable, got: {error.strerror}") from error
-    with source, archive.open(_member(name), "w", force_zip64=True) as target:
+    with source, archive.open(member(name), "w", force_zip64=True) as target:
         digest, size = hashlib.sha256(), 0
         while block := source.read(_BLOCK_BYTES):
             digest.update(block)
@@ -77,7 +73,7 @@ def add(archive: zipfile.ZipFile, name: str, path: Path) -> Kept:
 
 def finish(archive: zipfile.ZipFile, manifest: Manifest) -> None:
     """Write the manifest, the last member."""
-    archive.writestr(_member(MANIFEST), manifest.model_dump_json(indent=1))
+    archive.writestr(member(MANIFEST), manifest.model_dump_json(indent=1))
 
 
 @contextlib.contextmanager
@@ -89,7 +85,7 @@ def opened(path: Path) -> Iterator[tuple[zipfile.ZipFile, Manifest]]:
     """
     if not path.is_file():
         raise InvalidInput(f"backup must be a plain file, got {str(path)!r}")
-    with _in_words(path), zipfile.ZipFile(path) as archive:
+    with in_words(path.name, "backup"), zipfile.ZipFile(path) as archive:
         yield archive, _checked(archive, path.stat().st_size)
 
 
@@ -121,51 +117,18 @@ def _copied(source: IO[bytes], file: BinaryIO, size: int) -> str:
     return digest.hexdigest() if left == 0 else ""
 
 
-def _member(name: str) -> zipfile.ZipInfo:
-    member = zipfile.ZipInfo(name)  # dated 1980: the manifest tells when
-    member.external_attr = (stat.S_IFREG | 0o600) << 16
-    return member
-
-
 def _checked(archive: zipfile.ZipFile, size: int) -> Manifest:
     members = archive.infolist()
     if len(members) > _MAX_FILES + 1:
         raise InvalidInput(f"backup must hold at most {_MAX_FILES} files, got {len(members) - 1}")
-    for member in members:
-        _check_member(member)
-    if sum(member.file_size for member in members) > size:
-        raise InvalidInput(f"backup's files must be no larger than its {size} bytes, got more")
-    names = [member.filename for member in members]
-    _check_names(names)
+    check_members(members, size, "backup")
+    names = [one.filename for one in members]
     if MANIFEST not in names or archive.getinfo(MANIFEST).file_size > _MAX_MANIFEST_BYTES:
         raise InvalidInput(f"backup must have a {MANIFEST}, got none or too large a one")
     manifest = _manifest(archive.read(MANIFEST))
     if set(names) != {*manifest.files, MANIFEST}:
         raise InvalidInput("backup must hold the files of its manifest, got others or fewer")
     return manifest
-
-
-def _check_member(member: zipfile.ZipInfo) -> None:
-    name = member.filename
-    if not _NAME.fullmatch(name):
-        raise InvalidInput(f"name in a backup must be a plain relative path, got {name[:80]!r}")
-    is_plain = stat.S_IFMT(member.external_attr >> 16) in (0, stat.S_IFREG)
-    is_stored = member.compress_type == zipfile.ZIP_STORED
-    if not is_plain or not is_stored or member.flag_bits & 1:
-        raise InvalidInput(
-            f"{name} must be a plain file, neither packed nor encrypted, got another"
-        )
-    if member.file_size != member.compress_size:
-        raise InvalidInput(f"{name} must have one size, got two")
-
-
-def _check_names(names: list[str]) -> None:
-    folded = [name.casefold() for name in names]
-    if len(set(folded)) != len(folded):
-        raise InvalidInput("names in a backup must differ, got one twice")
-    folders = {str(folder) for name in folded for folder in PurePosixPath(name).parents}
-    if twice := folders & set(folded):
-        raise InvalidInput(f"{min(twice)} must be a file or a folder, got both")
 
 
 def _manifest(data: bytes) -> Manifest:
@@ -176,13 +139,3 @@ def _manifest(data: bytes) -> Manifest:
     if not isinstance(content, dict):
         raise InvalidInput(f"{MANIFEST} must be a JSON object, got another value")
     return parse(Manifest, content, MANIFEST)
-
-
-@contextlib.contextmanager
-def _in_words(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, struct.error) as error:
-        raise InvalidInput(f"{path.name} must be a whole backup, got: {error}") from error
-    except OSError as error:
-        raise InvalidInput(f"{path.name} must be readable, got: {error.strerror}") from error

@@ -4,6 +4,9 @@ A site's own account is the authority and its replies state it. What the server 
 since: a round whose messages went out may have been trained and noised at a site whose reply never
 came, so it counts until the site says otherwise. The figure may be too high, never too low.
 
+Over the link it counts for good: what a site says later is no proof that others can check, and an
+auditor counts every round that a site was asked for (common/audit/spent.py).
+
 Not covered: steps of other jobs on the same data (the site's own account has them).
 """
 
@@ -13,7 +16,11 @@ from server.checkpoint import Receipt
 
 
 def charged_steps(
-    receipts: Sequence[Receipt], dispatched: Iterable[tuple[int, str]], local_steps: int
+    receipts: Sequence[Receipt],
+    dispatched: Iterable[tuple[int, str]],
+    local_steps: int,
+    *,
+    for_good: bool = False,
 ) -> dict[str, int]:
     """Steps that each site named in ``dispatched`` or ``receipts`` is charged.
 
@@ -21,6 +28,7 @@ def charged_steps(
         receipts: the replies recorded, in any order.
         dispatched: (round, site) of every message that went out, in any order.
         local_steps: the job's steps a round.
+        for_good: whether a round that was asked for stays counted, whatever the site says later.
 
     >>> reply = Receipt("A", 1, "", steps=4, charged_steps=4, bytes_up=9, accepted=True)
     >>> charged_steps([reply], [(1, "A"), (2, "A"), (1, "B")], local_steps=4)
@@ -29,10 +37,12 @@ def charged_steps(
     replies = {(receipt.round, receipt.site): receipt for receipt in receipts}
     asked = sorted({*dispatched, *replies})
     sites = sorted({site for _, site in asked})
-    return {
-        site: _charge([replies.get(key) for key in asked if key[1] == site], local_steps)
-        for site in sites
-    }
+    charges = {}
+    for site in sites:
+        came = [replies.get(key) for key in asked if key[1] == site]
+        charge = _charge(came, local_steps)
+        charges[site] = max(charge, local_steps * len(came)) if for_good else charge
+    return charges
 
 
 def _charge(replies: Sequence[Receipt | None], local_steps: int) -> int:

@@ -9,9 +9,8 @@ sites own theirs; what they state is kept in the receipts).
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from datetime import UTC, datetime
 from typing import Any, Literal, get_args
 
 import sqlalchemy as sa
@@ -19,9 +18,19 @@ from sqlalchemy.engine import Connection, RowMapping
 
 from common.errors import InvalidInput, StorageFailed
 from common.job import SignedJob, find_job, parse_signed_job
+from common.privacy.charge import HeadOf, SignedCharge
 from common.privacy.ledger import Head
+from common.receipt import (
+    Confirmation,
+    Reply,
+    ServerKey,
+    SignedConfirmation,
+    SignedReceipt,
+    read_receipt,
+)
 from server import tables
 from server.database import Database
+from server.receipts import keep_charge, make_receipt, now, receipts_of, to_show
 
 State = Literal["queued", "running", "finished", "failed", "stopped"]
 STATES: tuple[State, ...] = get_args(State)
@@ -89,19 +98,27 @@ class JobRow:
 class Checkpoints:
     """The server's durable state; safe to use from several threads of one process."""
 
-    def __init__(self, url: str, holds_key: HoldsKey = lambda site, key_sha256: True) -> None:
+    def __init__(
+        self,
+        url: str,
+        holds_key: HoldsKey = lambda site, key_sha256: True,
+        server_key: Callable[[], ServerKey | None] = lambda: None,
+    ) -> None:
         """Open the database at ``url``, making its tables if there are none.
 
         Args:
             url: as SQLAlchemy has it.
             holds_key: whether a site has a certificate for the key with this sha256; by default,
                 where sites have none, any key will do.
+            server_key: signs confirmations and receipts; by default, where the server has no
+                certificate, confirmations are not signed and there are no receipts.
 
         Raises:
             InvalidInput: the URL is none that SQLAlchemy can open here.
             StorageFailed: the database cannot be read or written.
         """
-        self._database, self._holds_key = Database(url), holds_key
+        self._database, self.holds_key = Database(url), holds_key
+        self._server_key = server_key
         with self._database.writing() as connection:
             tables.metadata.create_all(connection)
             for column in tables.ADDED:
@@ -130,13 +147,17 @@ class Checkpoints:
     def add_job(self, signed: SignedJob) -> bool:
         """Queue a job; False when it is here already, in whatever state."""
         row = {"sha256": signed.job.sha256, "name": signed.job.job.name, "state": "queued"}
-        now = _now()
+        moment = now()
         with self._database.writing() as connection:
             if _exists(connection, signed.job.sha256):
                 return False
             connection.execute(
                 tables.jobs.insert().values(
-                    **row, reason="", signed=signed.to_bytes(), submitted_at=now, changed_at=now
+                    **row,
+                    reason="",
+                    signed=signed.to_bytes(),
+                    submitted_at=moment,
+                    changed_at=moment,
                 )
             )
         return True
@@ -208,6 +229,7 @@ class Checkpoints:
             "vector_sha256": hashlib.sha256(vector).hexdigest(),
         }
         rows = [dataclasses.asdict(receipt) for receipt in receipts]
+        key = self._server_key()
         with self._database.writing() as connection:
             if self._is_saved(connection, job_sha256, content, rows):
                 return
@@ -220,6 +242,9 @@ class Checkpoints:
                 connection.execute(table.delete().where(table.c.job_sha256 == job_sha256))
                 row = {"job_sha256": job_sha256, "round": record.round, "vector": vector}
                 connection.execute(table.insert().values(**row))
+            if key is not None and record.round:
+                ends = record.input_sha256, record.output_sha256
+                make_receipt(connection, job_sha256, record.round, ends, _replies(rows), key)
 
     def latest(self, job_sha256: str) -> tuple[int, bytes] | None:
         """The last closed round and the (P,) float32 buffer that it ended with.
@@ -283,7 +308,7 @@ class Checkpoints:
             key is not the site's.
         """
         key_sha256 = hashlib.sha256(bytes.fromhex(head.public_key)).hexdigest()
-        if not self._holds_key(site, key_sha256):
+        if not self.holds_key(site, key_sha256):
             return "foreign"
         table = tables.heads
         with self._database.writing() as connection:
@@ -294,7 +319,7 @@ class Checkpoints:
                 return "same" if head.root == known.root else "forked"
             connection.execute(table.delete().where(table.c.site == site))
             connection.execute(
-                table.insert().values(site=site, seen_at=_now(), **dataclasses.asdict(head))
+                table.insert().values(site=site, seen_at=now(), **dataclasses.asdict(head))
             )
         return "longer"
 
@@ -302,6 +327,33 @@ class Checkpoints:
         """The longest ledger head that a site has shown."""
         with self._database.reading() as connection:
             return _head(connection, site)
+
+    def confirm(
+        self, job_sha256: str, round_: int, site: str, charge: SignedCharge
+    ) -> SignedConfirmation | Confirmation:
+        """Keep a charge that was checked, and its head; the word for it, once it is durable.
+
+        Asked again for a round, it confirms the head that was kept first.
+
+        Raises:
+            UpdateRejected: it is another charge for the round, or does not go on from the last.
+            StorageFailed: the write is in doubt; nothing is confirmed.
+        """
+        with self._database.writing() as connection:
+            head = keep_charge(connection, job_sha256, round_, site, charge)
+        said = Confirmation(job_sha256=job_sha256, round=round_, site=site, head=head, at=now())
+        key = self._server_key()
+        return said if key is None else key.confirm(said)
+
+    def round_receipts(self, job_sha256: str) -> list[SignedReceipt]:
+        """The signed receipt of every closed round that has one, first to last."""
+        with self._database.reading() as connection:
+            return [read_receipt(content) for content in receipts_of(connection, job_sha256)]
+
+    def to_show(self, job_sha256: str, site: str, before: int) -> tuple[list[bytes], list[HeadOf]]:
+        """Receipts from before a round that a site has not seen, and heads to prove from."""
+        with self._database.reading() as connection:
+            return to_show(connection, job_sha256, site, before)
 
     def _of_job(self, table: sa.Table, job_sha256: str) -> list[RowMapping]:
         order = [column for column in table.primary_key if column.name != "job_sha256"]
@@ -312,7 +364,7 @@ class Checkpoints:
     def _update(self, job_sha256: str, **values: str) -> None:
         change = tables.jobs.update().where(tables.jobs.c.sha256 == job_sha256)
         with self._database.writing() as connection:
-            if connection.execute(change.values(changed_at=_now(), **values)).rowcount != 1:
+            if connection.execute(change.values(changed_at=now(), **values)).rowcount != 1:
                 raise InvalidInput(f"job must be one that was added, got {job_sha256[:12]}")
 
     def _is_saved(
@@ -370,6 +422,10 @@ def _job_row(row: RowMapping) -> JobRow:
     return JobRow(**values, signed_bytes=bytes(row["signed"]))
 
 
+def _replies(rows: Iterable[Mapping[str, Any]]) -> list[Reply]:
+    return [Reply(**{name: row[name] for name in Reply.model_fields}) for row in rows]
+
+
 def _names(model: type) -> list[str]:
     return [field.name for field in dataclasses.fields(model)]
 
@@ -380,7 +436,3 @@ def _same(row: RowMapping, content: dict[str, Any]) -> bool:
 
 def _by_site(rows: Iterable[Any]) -> dict[str, tuple[Any, ...]]:
     return {row["site"]: tuple(row[name] for name in _names(Receipt)) for row in rows}
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

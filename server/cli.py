@@ -269,6 +269,39 @@ def stop(context: typer.Context, job: JobName) -> None:
 
 
 @app.command()
+def export(
+    context: typer.Context,
+    job: JobName,
+    bundle: Annotated[
+        Path, typer.Option(metavar="FILE", help="Where to; one that exists is kept.")
+    ],
+    audit: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="JSON", help="An audit's report to go with it; may be repeated."),
+    ] = None,
+) -> None:
+    """Write a finished job's evidence, for: fl-audit verify FILE --root root.pem.
+
+    Refused, with 1, when a claim fails or an audit contradicts it.
+    """
+    from common.errors import Refusal
+    from server.export import export as write_evidence
+
+    try:
+        made = write_evidence(context.obj, job, bundle, audit or [])
+    except Refusal as error:
+        cli.complain(str(error))
+        raise typer.Exit(FAILED) from error
+    print(
+        f"evidence written to {made.file}\n"
+        f"  holds        {counted(len(made.claims), 'claim')}, all of which pass, "
+        f"{made.size} bytes\n"
+        f"  sha256       {made.sha256}\n"
+        f"  root         sha256 {made.root_sha256}"
+    )
+
+
+@app.command()
 def backup(
     context: typer.Context,
     file: Annotated[Path, typer.Argument(help="Where to; one that exists is kept.")],

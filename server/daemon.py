@@ -21,6 +21,7 @@ from common.files import read_file
 from common.job import Job, parse_signed_job, verify_job
 from common.metrics import serving
 from common.process import leave, watch_threads
+from common.receipt import ServerKey
 from server import control, rotation, views
 from server.certificate import ServerCertificate
 from server.checkpoint import Checkpoints, JobRow
@@ -80,10 +81,15 @@ class Daemon:
             pki = self._home / "pki"
             self._signer = _read(pki / "operator.pub").decode("ascii", "replace").strip()
             self._roster = roster = Roster(self._home / ROSTER_FILE)
-            self.checkpoints = Checkpoints(config.database, roster.holds_key)
-            self._open.callback(self.checkpoints.close)
             rotation.tidy(self._home)
             certificate = ServerCertificate(self._home)
+
+            def server_key() -> ServerKey:
+                now = certificate.credentials
+                return ServerKey(now.chain_pem, now.key_pem)
+
+            self.checkpoints = Checkpoints(config.database, roster.holds_key, server_key)
+            self._open.callback(self.checkpoints.close)
             held = certificate.credentials
             check_server_chain(held.chain_pem, held.root_pem, split_address(config.address)[0])
             self._upkeep = Upkeep(self._home, config, certificate)

@@ -18,8 +18,8 @@ from common.failpoints import reach, register
 from common.link import federation_pb2 as wire
 from common.link.channel import DOCUMENTS, RENEW
 from server.authority import read_authorities
-from server.documents import read_documents
 from server.enrolment import MAX_CSR_BYTES
+from server.notices import read_documents
 from server.roster import Roster
 
 _MOST_ROOTS = 8

@@ -26,8 +26,8 @@ from common.invitation import Token
 from common.keys import public_key_sha256
 from server.authority import read_authorities
 from server.config import CONFIG_FILE, ServerConfig, load_server_config
-from server.documents import read_documents
 from server.invitations import Invitations
+from server.notices import read_documents
 from server.roster import Issued, Roster
 
 MAX_CSR_BYTES = 16 * 1024

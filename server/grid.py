@@ -19,9 +19,12 @@ from flwr.serverapp import Grid
 from common.errors import InvalidInput, JobStopped
 from common.flower import Run, content_to_bytes, new_run, set_message_id
 from common.link.identity import node_id
+from common.phases import PROVE
 from common.privacy.ledger import WITNESSED
 from server.link import LinkServer
 from server.mailbox import Letter
+
+_MAY_GROW = (WITNESSED, PROVE)
 
 log = structlog.get_logger(__name__)
 
@@ -206,12 +209,12 @@ class LinkGrid(Grid):
 def _message_id(message: Message, digests: dict[int, bytes]) -> str:
     """sha256 over group, type, receiver and content.
 
-    The witnessed head is left out: it may have grown when a restarted server asks again.
+    Heads that were witnessed are left out: they may have grown when a restarted server asks again.
     ``digests`` holds content digests by identity, as one round's messages share their content.
     """
     content = message.content
     if id(content) not in digests:
-        asked = RecordDict({name: r for name, r in content.items() if name != WITNESSED})
+        asked = RecordDict({name: r for name, r in content.items() if name not in _MAY_GROW})
         digests[id(content)] = hashlib.sha256(content_to_bytes(asked)).digest()
     metadata = message.metadata
     fields = (metadata.group_id, metadata.message_type, str(metadata.dst_node_id))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from common.adapter import LoadedAdapter, Vector, save_adapter, write_vector
+from common.adapter import LoadedAdapter, Vector, save_adapter, vector_sha256, write_vector
 from common.errors import StorageFailed
 from common.files import write_file
 from common.job import Job
@@ -26,13 +26,13 @@ from common.result import (
     site_result,
     write_result,
 )
+from common.stopping import kept_round
 from common.tasks.metrics import Metrics
 from server.charges import charged_steps
 from server.checkpoint import Checkpoints, RoundRecord
 from server.measuring import answers
 from server.model_card import model_card
 from server.report import write_report
-from server.stopping import kept_round
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -59,7 +59,11 @@ def write_outcome(
         save_adapter(adapter.model, adapter.tokenizer, folder, job.model.base)
     except OSError as error:
         raise StorageFailed(f"outcome must be written to {out}, got: {error.strerror}") from error
-    result = _result(job, metrics, checkpoints, file_sha256(folder / WEIGHTS), grid_name, seeded)
+    hashes = {
+        "adapter_sha256": file_sha256(folder / WEIGHTS),
+        "vector_sha256": vector_sha256(vector),
+    }
+    result = _result(job, metrics, checkpoints, hashes, grid_name, seeded)
     write_file(folder / "README.md", model_card(result, job).encode(), mode=0o644)
     write_report(result, job, out / "report.html")
     write_result(result, out / "result.json")
@@ -70,13 +74,13 @@ def _result(
     job: Job,
     metrics: Metrics,
     checkpoints: Checkpoints,
-    adapter_sha256: str,
+    hashes: dict[str, str],
     grid_name: str,
     seeded: bool,
 ) -> Result:
     privacy = privacy_statement(job, seeded=seeded)
     rounds = checkpoints.rounds(job.sha256)
-    charges = _charges_by_round(job, checkpoints, [r.round for r in rounds])
+    charges = _charges_by_round(job, checkpoints, [r.round for r in rounds], grid_name == "link")
     final, asked = charges[-1], answers(checkpoints, job.sha256)
     counts = {site: one.counts for site, one in asked.items() if one.counts is not None}
     return Result.model_validate(
@@ -101,13 +105,13 @@ def _result(
             "privacy": privacy,
             "metrics": measured(job, counts, sorted(set(asked) - set(counts))),
             "seconds": sum(record.seconds for record in rounds),
-            "adapter_sha256": adapter_sha256,
+            **hashes,
         }
     )
 
 
 def _charges_by_round(
-    job: Job, checkpoints: Checkpoints, rounds: Sequence[int]
+    job: Job, checkpoints: Checkpoints, rounds: Sequence[int], for_good: bool
 ) -> list[dict[str, int]]:
     """Steps charged to each site by the end of each round; after the last, all that was asked."""
     receipts, dispatched = checkpoints.receipts(job.sha256), checkpoints.dispatched(job.sha256)
@@ -117,6 +121,7 @@ def _charges_by_round(
             [r for r in receipts if r.round <= round_],
             [d for d in dispatched if d[0] <= round_ or round_ == last],
             job.training.local_steps,
+            for_good=for_good,
         )
         for round_ in rounds
     ]

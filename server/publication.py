@@ -22,8 +22,8 @@ from common.signed import MAX_DOCUMENT_BYTES, Pem, Serial, SignedRoster, read, s
 from common.strict_json import read_json
 from server.authority import read_authorities
 from server.config import load_server_config
-from server.documents import ROSTER_FILE as SIGNED_FILE
 from server.enrolment import ROSTER_FILE
+from server.notices import ROSTER_FILE as SIGNED_FILE
 from server.roster import Roster
 
 

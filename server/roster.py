@@ -3,7 +3,8 @@
 The root vouches for whom the operator once enrolled; the roster says who is welcome now. It is one
 JSON file, replaced atomically under a lock, so that ``fl-server revoke`` and a running server share
 it without talking: the server looks at the file's stamp at each check and reads it again when that
-has changed. A roster that cannot be read admits nobody.
+has changed. A roster that cannot be read admits nobody. Beside it lies the latest certificate of
+every key that was ever admitted, for auditors (server/export.py).
 
 Not covered: telling a connected site that it was revoked (server/link.py asks here every second).
 """
@@ -20,11 +21,12 @@ from pydantic import AwareDatetime, Field, StringConstraints
 from common import pki
 from common.config import Name, Section, Sha256, parse
 from common.errors import InvalidInput, Refusal, StorageFailed
-from common.files import locked, read_file, write_file
-from common.keys import public_key_sha256
+from common.files import exists, locked, make_folder, read_file, write_file
+from common.keys import MAX_PEM_BYTES, public_key_sha256
 from common.strict_json import parse_json
 
 MAX_ROSTER_BYTES = 16 * 1024 * 1024
+ISSUED = "issued"
 _MOST_STANDING = 16  # certificates of one key, beside the one that asks for another
 MOST_A_DAY = 6  # certificates of one key, unless the newest is due to be renewed
 _DAY = dt.timedelta(days=1)
@@ -102,6 +104,7 @@ class Roster:
                     f"until {others[-1].not_after:%Y-%m-%d} (replace it to revoke that one)"
                 )
             kept = tuple(_revoked(e, moment) if e in others else e for e in earlier)
+            self._keep(certificate, entry)
             self._write({**content.sites, site: (*kept, entry)})
         return entry
 
@@ -132,6 +135,7 @@ class Roster:
                 raise Refusal(f"renewal of {site} must be for the key it has, got another")
             _check_pace(site, entries, asking, moment)
             kept = _without_stale(entries, asking, moment)
+            self._keep(certificate, entry)
             self._write({**self._read().sites, site: (*kept, entry)})
         return entry
 
@@ -163,6 +167,15 @@ class Roster:
             if behind:
                 self._write(sites | {s: _retired(entries, moment) for s, entries in behind.items()})
         return tuple(behind)
+
+    def certificate(self, key_sha256: str) -> bytes | None:
+        """The latest certificate chain (PEM) that was issued for a key; None by earlier versions.
+
+        Raises:
+            InvalidInput: the file cannot be read.
+        """
+        path = self._issued(key_sha256)
+        return read_file(path, max_bytes=MAX_PEM_BYTES) if exists(path) else None
 
     def revoke(self, site: str, *, now: dt.datetime | None = None) -> int:
         """Turn away every certificate that ``site`` has; durable when this returns.
@@ -226,6 +239,15 @@ class Roster:
             return False
         moment = now or dt.datetime.now(dt.UTC)
         return any(e.key_sha256 == key_sha256 and e.stands(moment) for e in entries)
+
+    def _keep(self, certificate: bytes, entry: Issued) -> None:
+        """Before it is admitted: whoever takes part can be shown to have been let in."""
+        path = self._issued(entry.key_sha256)
+        make_folder(path.parent)
+        write_file(path, certificate, mode=0o644)
+
+    def _issued(self, key_sha256: str) -> Path:
+        return self._path.parent / ISSUED / f"{key_sha256}.pem"
 
     def _locked(self) -> AbstractContextManager[None]:
         return locked(self._path.with_suffix(".lock"))

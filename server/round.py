@@ -1,16 +1,17 @@
 """One round at the server: what was asked, what came back, what is used.
 
-A reply that fails a check is dropped and logged once with the site and the reason, never with its
-values, and never raised on.
+A round has two phases: a site that has trained shows its charge, and once its head is confirmed the
+update comes. A reply that fails a check is dropped and logged once with the site and the reason,
+never with its values, and never raised on.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import structlog
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from common import messages
@@ -20,6 +21,7 @@ from common.flower import content_to_bytes, message_to_bytes
 from common.job import Job
 from common.link.identity import node_id
 from common.model import bytes_sha256
+from common.phases import RELEASE, is_charge
 from common.trace import exchange_id
 from server.checkpoint import Receipt
 
@@ -27,6 +29,9 @@ from server.checkpoint import Receipt
 ASK_AGAIN_S = 3.0
 # A person takes longer, and then the job need not wait much longer still.
 ASK_A_PERSON_AGAIN_S = 10.0
+
+# (site, hash of the input adapter, its reply) -> the content that confirms the charge in it.
+Confirm = Callable[[str, str, Message], RecordDict]
 
 log = structlog.get_logger(__name__)
 
@@ -43,6 +48,7 @@ class RoundBook:
         receipts: one for every update that arrived, used or not.
         refused: site -> why it did not train, in its own words.
         bytes_up: of all replies, as serialised.
+        confirmed: sites whose charge was taken, and whose update may be.
     """
 
     job: Job
@@ -52,6 +58,7 @@ class RoundBook:
     receipts: list[Receipt] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
     bytes_up: int = 0
+    confirmed: set[str] = field(default_factory=set)
 
     @property
     def accepted(self) -> int:
@@ -68,6 +75,26 @@ class RoundBook:
             log.warning("no update", id=self._id(reply), site=site, reason=verdict.reason)
             return None
         return self._judge(site, reply, size)
+
+    def take_charge(self, reply: Message, confirm: Confirm) -> Message | None:
+        """The message that confirms the charge in a reply, or ``None`` where it is rejected."""
+        site = site_of(self.job, reply)
+        size = self._count(reply)
+        try:
+            said = confirm(site, self.input_sha256, reply)
+        except UpdateRejected as error:
+            self.refused[site] = str(error)
+            reason = str(error)
+            log.warning("charge rejected", id=self._id(reply), site=site, reason=reason, bytes=size)
+            return None
+        self.confirmed.add(site)
+        log.info("charge taken", id=self._id(reply), site=site)
+        return Message(
+            said,
+            dst_node_id=node_id(site),
+            message_type=RELEASE,
+            group_id=str(self.round),
+        )
 
     def pass_over(self, reply: Message) -> None:
         """A reply that says no more than that the site cannot answer yet: it may do so later."""
@@ -87,6 +114,8 @@ class RoundBook:
     def _judge(self, site: str, reply: Message, size: int) -> tuple[Vector, float] | None:
         steps, charged, vector = 0, 0, None
         try:
+            if site not in self.confirmed:
+                raise UpdateRejected("update must follow its confirmed charge, got none")
             update = messages.read_update(reply.content, self.job, self.adapter.table)
             steps, charged = update.steps, update.charged_steps
             self._require_fit(update)
@@ -132,6 +161,7 @@ def collect(
     grid: Grid,
     orders: Iterable[Message],
     book: RoundBook,
+    confirm: Confirm,
     latecomers: Callable[[], Iterable[Message]] = tuple,
 ) -> Iterator[Message]:
     """Replies until all have come, or the quorum has and the deadline is over.
@@ -145,6 +175,7 @@ def collect(
         grid: how sites are reached.
         orders: to the sites that are asked first.
         book: what has come.
+        confirm: checks and keeps the charge in a site's reply; the content that confirms it.
         latecomers: orders to accepting sites that are there now and were not asked before.
 
     Raises:
@@ -154,17 +185,10 @@ def collect(
     quorum = book.job.training.quorum
     while waiting:
         asked_s = time.monotonic()
-        for reply in grid.send_and_receive(
-            list(waiting.values()), timeout=book.job.training.deadline_s
-        ):
-            # A second reply would count twice.
-            if reply.metadata.src_node_id not in waiting:
-                log.warning("reply dropped", round=book.round, reason="nobody waits for it")
-            elif messages.not_yet(reply):
-                book.pass_over(reply)
-            else:
-                del waiting[reply.metadata.src_node_id]
-                yield reply
+        confirmed: dict[int, Message] = {}
+        yield from _receive(grid, waiting, waiting, confirmed, book, confirm)
+        if confirmed:  # small to ask, and the bytes are ready
+            yield from _receive(grid, confirmed, waiting, {}, book, confirm)
         if book.accepted >= quorum:
             break
         if waiting:
@@ -177,6 +201,37 @@ def collect(
             f"round {book.round} must have {quorum} usable updates, got {book.accepted}"
             f"{in_words(book.refused)}"
         )
+
+
+def _receive(
+    grid: Grid,
+    asked: Mapping[int, Message],
+    waiting: dict[int, Message],
+    confirmed: dict[int, Message],
+    book: RoundBook,
+    confirm: Confirm,
+) -> Iterator[Message]:
+    """Answers to ``asked`` within the deadline.
+
+    A charge that is taken is answered by the message put into ``confirmed``. Who has answered for
+    good is no longer in ``waiting``.
+    """
+    messages_out, deadline_s = list(asked.values()), book.job.training.deadline_s
+    for reply in grid.send_and_receive(messages_out, timeout=deadline_s):
+        node = reply.metadata.src_node_id
+        if node not in waiting or node in confirmed:  # a second reply would count twice
+            log.warning("reply dropped", round=book.round, reason="nobody waits for it")
+        elif messages.not_yet(reply):
+            book.pass_over(reply)
+        elif is_charge(reply.content):
+            answer = book.take_charge(reply, confirm)
+            if answer is None:
+                del waiting[node]
+            else:
+                confirmed[node] = answer
+        else:
+            del waiting[node]
+            yield reply
 
 
 def in_words(refused: dict[str, str]) -> str:

@@ -77,6 +77,35 @@ heads = sa.Table(
     sa.Column("public_key", sa.String(400), nullable=False),
     sa.Column("seen_at", sa.String(20), nullable=False),
 )
+# The head of each site that was confirmed last: what its next charge is to go on from.
+confirmed_heads = sa.Table(
+    "confirmed_heads",
+    metadata,
+    sa.Column("site", sa.String(63), primary_key=True),
+    sa.Column("size", sa.BigInteger, nullable=False),
+    sa.Column("root", sa.String(64), nullable=False),
+    sa.Column("signature", sa.String(400), nullable=False),
+    sa.Column("public_key", sa.String(400), nullable=False),
+    sa.Column("seen_at", sa.String(20), nullable=False),
+)
+# One charge a site and round, as common/privacy/charge.py writes it; the first one stays.
+charges = sa.Table(
+    "charges",
+    metadata,
+    _of_a_job(),
+    sa.Column("round", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("site", sa.String(63), primary_key=True),
+    sa.Column("content", sa.LargeBinary, nullable=False),
+)
+# The signed receipt of each round that was closed with a certificate at hand.
+round_receipts = sa.Table(
+    "round_receipts",
+    metadata,
+    _of_a_job(),
+    sa.Column("round", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("sha256", sa.String(64), nullable=False),
+    sa.Column("content", sa.LargeBinary, nullable=False),
+)
 
 
 def _adapters(name: str) -> sa.Table:

@@ -11,10 +11,10 @@ from common.config import SCORES
 from common.job import Job
 from common.measured import measured
 from common.result import privacy_statement, site_result
+from common.stopping import kept_round
 from server.charges import charged_steps
 from server.checkpoint import Checkpoints, JobRow
 from server.measuring import answers
-from server.stopping import kept_round
 
 View = dict[str, Any]
 
@@ -92,7 +92,8 @@ def _constants(job: Job) -> View:
 def _spent(row: JobRow, checkpoints: Checkpoints) -> list[View]:
     job = row.signed.job
     receipts = checkpoints.receipts(row.sha256)
-    steps = charged_steps(receipts, checkpoints.dispatched(row.sha256), job.training.local_steps)
+    dispatched = checkpoints.dispatched(row.sha256)
+    steps = charged_steps(receipts, dispatched, job.training.local_steps, for_good=True)
     privacy, asked = privacy_statement(job, seeded=False), answers(checkpoints, row.sha256)
     return [
         {

@@ -1,13 +1,23 @@
 """The server as a witness: it keeps the longest ledger head of every site and sends it back.
 
-A site whose ledger is an older copy, or went on from one, finds that out by it.
+A site whose ledger is an older copy, or went on from one, finds that out by it. A round's charge is
+checked against the job and the site's admitted keys before its head is confirmed, and no update is
+taken before that.
 """
+
+import hashlib
+import math
 
 import structlog
 from flwr.app import Message
 
 from common import messages
 from common.errors import UpdateRejected
+from common.job import Job
+from common.phases import read_charged
+from common.privacy.charge import check_charge
+from common.privacy.entries import Reserved
+from common.receipt import Confirmation, SignedConfirmation
 from server.checkpoint import Checkpoints
 
 log = structlog.get_logger(__name__)
@@ -32,3 +42,44 @@ def witness(checkpoints: Checkpoints, site: str, reply: Message) -> None:
         log.error("head not taken", site=site, reason="its key is not the site's certificate's")
     elif found == "shorter":
         log.warning("older ledger head", site=site, size=head.size)
+
+
+def confirm(
+    checkpoints: Checkpoints, job: Job, round_: int, input_sha256: str, site: str, reply: Message
+) -> SignedConfirmation | Confirmation:
+    """Check and keep the charge in a reply; the word for its head.
+
+    Raises:
+        UpdateRejected: it is missing, not the round's, not the site's, or not proved.
+        StorageFailed: it could not be kept.
+    """
+
+    def is_key(public_key: str) -> bool:
+        key_sha256 = hashlib.sha256(bytes.fromhex(public_key)).hexdigest()
+        return checkpoints.holds_key(site, key_sha256)
+
+    charge = read_charged(reply.content)
+    _require_planned(check_charge(charge, is_key), job, round_, input_sha256)
+    return checkpoints.confirm(job.sha256, round_, site, charge)
+
+
+def _require_planned(entry: Reserved, job: Job, round_: int, input_sha256: str) -> None:
+    if (entry.job_sha256, entry.round, entry.input_sha256) != (job.sha256, round_, input_sha256):
+        raise UpdateRejected(
+            f"charge must be for round {round_} of job {job.sha256[:12]} from "
+            f"{input_sha256[:12]}, got round {entry.round} of {entry.job_sha256[:12]} from "
+            f"{entry.input_sha256[:12]}"
+        )
+    plan, charge, terms = job.privacy, entry.charge, entry.terms
+    # Each side calibrates the noise itself: equal but for how a machine rounds.
+    is_planned = charge.sampling_rate == plan.sampling_rate and math.isclose(
+        charge.noise_multiplier, job.noise_multiplier, rel_tol=1e-6
+    )
+    if charge.steps != job.training.local_steps or not is_planned:
+        raise UpdateRejected(
+            f"charge must be {job.training.local_steps} steps at rate {plan.sampling_rate:g} and "
+            f"noise {job.noise_multiplier:g}, got {charge.steps} at {charge.sampling_rate:g} and "
+            f"{charge.noise_multiplier:g}"
+        )
+    if (terms.unit, terms.unit_cap, terms.delta) != (plan.unit, plan.unit_cap, plan.delta):
+        raise UpdateRejected("charge must be under the job's terms, got other terms")

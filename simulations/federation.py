@@ -87,7 +87,8 @@ class Federation:
         make_folder(self.work)
         self.port = _free_port()
         address = f"127.0.0.1:{self.port}"
-        self.command("fl-server", "init", "--host", "127.0.0.1", "--address", address)
+        called = ("--host", "127.0.0.1", "--address", address, "--name", "simulation")
+        self.command("fl-server", "init", *called)
 
     def _enrol(self, site: str) -> None:
         home, bundle = self.site_home(site), self.work / f"{site}.bundle"
@@ -182,6 +183,16 @@ class Federation:
             answer = line
         if answer.get("state") != "finished":
             raise JobStopped(f"job {answer.get('state')}: {answer.get('reason')}")
+
+    def export(self, folder: Path) -> None:
+        """Write the job's evidence, and the root that it is checked by, into ``folder``.
+
+        Raises:
+            LinkDown: a claim fails.
+        """
+        bundle = str(folder / "evidence.zip")
+        self.command("fl-server", "export", self.job.sha256, "--bundle", bundle)
+        shutil.copyfile(self.server_home / "pki" / "root.pem", folder / "root.pem")
 
     def close(self) -> None:
         """SIGTERM every process, sites first, then SIGKILL what stays."""

@@ -1,5 +1,6 @@
 """A scenario's run in one process, or in a process for everybody."""
 
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -57,11 +58,14 @@ def _node(
 
 
 def over_link(scenario: Scenario, work: Path, observe: Observe) -> Path:
-    """Real processes over TLS; the outcome folder below ``work``."""
+    """Real processes over TLS; the outcome folder, with evidence and root, below ``work``."""
     with Federation(work, scenario.job, scenario.records) as federation:
         federation.submit()
         federation.watch(lambda closed: observe(closed["round"], _score(closed)))
-        return federation.outcome
+        outcome = work / "outcome"
+        shutil.copytree(federation.outcome, outcome)
+        federation.export(outcome)
+        return outcome
 
 
 def _score(closed: Mapping[str, Any]) -> float | None:

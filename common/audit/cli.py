@@ -1,6 +1,7 @@
 """``fl-audit``: check a privacy claim without trusting whoever made it.
 
-Exit status: 0 when every claim passed, 1 when one failed, 2 on misuse.
+Exit status: 0 when every claim passed, 1 when one failed, 2 on misuse; ``verify`` without a root
+ends with 3 where none failed.
 """
 
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from common.audit.epsilon_cli import (
 )
 from common.audit.ledger_cli import ledger_command
 from common.audit.recompute import Claim, check_outcome
+from common.audit.verify_cli import verify_command
 from common.cli import AsJson, print_json, run
 from common.result import Result
 
@@ -44,6 +46,7 @@ app.command("epsilon")(epsilon_command)
 app.command("calibrate")(calibrate_command)
 app.command("compose")(compose_command)
 app.command("ledger")(ledger_command)
+app.command("verify")(verify_command)
 
 
 @app.command("result")

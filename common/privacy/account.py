@@ -92,11 +92,12 @@ class Submission:
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """A charged round: what it starts from, and the charge."""
+    """A charged round: what it starts from, the charge, and the number of its entry."""
 
     input_sha256: str
     start_sha256: str
     charge: Charge
+    seq: int
 
 
 class Account:
@@ -177,7 +178,7 @@ class Account:
             entry.job_sha256, entry.round, event, "", False, entry.terms, entry.at, entry.purpose
         )
         key = (entry.job_sha256, entry.round)
-        self.rounds[key] = Reservation(entry.input_sha256, entry.start_sha256, charge)
+        self.rounds[key] = Reservation(entry.input_sha256, entry.start_sha256, charge, entry.seq)
         self._latest[job.sha256] = entry.round
         if entry.purpose == "metrics":
             self._counted.add(job.sha256)

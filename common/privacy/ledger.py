@@ -223,6 +223,33 @@ class Chain:
             )
 
 
+def row_hash(before: bytes, body: bytes) -> bytes:
+    """The hash of an entry after the one of hash ``before``; zeros before the first."""
+    return _entry_hash(before, body)
+
+
+def is_row_signed(public_key: str, digest: bytes, signature: bytes) -> bool:
+    """Whether that key (DER, hex) signed the entry of this hash."""
+    try:
+        return _is_signed(load_public(public_key), signature, SIGNATURE_DOMAIN + digest)
+    except InvalidInput:
+        return False
+
+
+def is_handed_over(old: str, before: bytes, entry: Rekeyed) -> bool:
+    """Whether the key before signed the new one over, or a person accepted it.
+
+    ``old`` is the key before (DER, hex), ``before`` the hash of the entry before.
+    """
+    if not entry.endorsement:
+        return bool(entry.accepted_by)
+    try:
+        said = _hand_over_bytes(before, entry.public_key)
+        return _is_signed(load_public(old), bytes.fromhex(entry.endorsement), said)
+    except (InvalidInput, ValueError):
+        return False
+
+
 def public_hex(key: ec.EllipticCurvePrivateKey) -> str:
     """The public half as entries and heads name it: SubjectPublicKeyInfo (DER), hex."""
     der = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)

@@ -38,12 +38,21 @@ def site_promises(result: Result, job: Job) -> tuple[SitePromise, ...]:
     Raises:
         InvalidInput: the result is another job's.
     """
+    require_same_job(result, job)
+    return tuple(_site_promise(result, job, at) for at in range(len(result.sites)))
+
+
+def require_same_job(result: Result, job: Job) -> None:
+    """Check that the result is the job's.
+
+    Raises:
+        InvalidInput: it is another's.
+    """
     if result.job_sha256 != job.sha256:
         raise InvalidInput(
             f"result.job_sha256 must be that of the job, {job.sha256[:16]}..., "
             f"got {result.job_sha256[:16]}..."
         )
-    return tuple(_site_promise(result, job, at) for at in range(len(result.sites)))
 
 
 def _site_promise(result: Result, job: Job, at: int) -> SitePromise:

@@ -20,6 +20,7 @@ from common.audit.recompute import check_outcome
 from common.errors import JobRefused, Refusal
 from common.flower import message_to_bytes
 from common.job import Job
+from common.phases import RELEASE
 from common.privacy import accounting, clipping, noise, sampling
 from common.privacy.accounting import GaussianSteps
 from simulations.seeded import seeded_keys
@@ -87,7 +88,7 @@ def test_the_aggregate_is_the_weighted_mean_of_what_the_sites_sent(
     sent = {
         site: messages.read_update(reply.content, made, adapter.table).vector
         for site, reply in fed.replies
-        if reply.metadata.message_type == messages.TRAIN
+        if reply.metadata.message_type == RELEASE
     }
     assert set(sent) == {"A", "B"}
     expected = adapter.initial.astype(np.float64) + (36 * sent["A"].astype(np.float64) + 52 * sent[
@@ -150,7 +151,7 @@ def test_a_resumed_job_ends_as_one_that_was_never_cut(
     fed = federation(made, **WITHOUT)
 
     def cut(name: str, reply: Message) -> Message:
-        if reply.metadata.message_type == messages.TRAIN and len(fed.rounds) == 2 and name == "B":
+        if reply.metadata.message_type == RELEASE and len(fed.rounds) == 2 and name == "B":
             raise KeyboardInterrupt  # in round 2, after A has answered
         return reply
 
@@ -207,7 +208,7 @@ def test_replies_hold_public_constants_and_noise_and_nothing_else(
     sizes = set()
     for _, reply in fed.replies:
         content = reply.content
-        if reply.metadata.message_type != messages.TRAIN:
+        if reply.metadata.message_type != RELEASE:
             assert set(content) <= {"verdict", "head"}
             assert dict(content.config_records["verdict"]) == {"accepted": True, "reason": ""}
             continue
@@ -224,7 +225,7 @@ def tampered(change: Callable[[RecordDict], None]) -> Callable[[str, Message], M
     """Site B's updates are changed on their way."""
 
     def tap(name: str, reply: Message) -> Message:
-        if name == "B" and reply.metadata.message_type == messages.TRAIN:
+        if name == "B" and reply.metadata.message_type == RELEASE:
             change(reply.content)
         return reply
 
@@ -310,7 +311,7 @@ def test_a_hostile_update_is_dropped_named_and_never_aggregated(
     (kept,) = [
         messages.read_update(reply.content, made, adapter.table).vector
         for name, reply in fed.replies
-        if name == "A" and reply.metadata.message_type == messages.TRAIN
+        if name == "A" and reply.metadata.message_type == RELEASE
     ]
     held = np.frombuffer(fed.checkpoints.latest(made.sha256)[1], dtype="<f4")
     assert np.abs(held - (adapter.initial + kept)).max() < 1e-6
@@ -336,7 +337,7 @@ def test_a_site_that_answers_with_an_error_is_left_out(
     fed = federation(job(training={"rounds": 1, "quorum": 1}))
 
     def fail(name: str, reply: Message) -> Message:
-        if name == "B" and reply.metadata.message_type == messages.TRAIN:
+        if name == "B" and reply.metadata.message_type == RELEASE:
             request = next(m for n, m in reversed(fed.requests) if n == "B")
             return Message(Error(0, "not participating"), reply_to=request)
         return reply

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from flwr.app import Message
 
-from common import messages
 from common.errors import JobStopped, Refusal
 from common.flower import content_to_bytes
 from common.job import Job
+from common.phases import RELEASE
 from server.backup import backup
 from server.checkpoint import Checkpoints, RoundRecord
 from server.enrolment import init_server
@@ -40,7 +40,7 @@ def updates(replies: list[tuple[str, Message]]) -> dict[tuple[str, int], bytes]:
     sent: dict[tuple[str, int], bytes] = {}
     counts: dict[str, int] = {}
     for site, reply in replies:
-        if reply.metadata.message_type == messages.TRAIN:
+        if reply.metadata.message_type == RELEASE:
             counts[site] = counts.get(site, 0) + 1
             sent[site, counts[site]] = content_to_bytes(reply.content)
     return sent

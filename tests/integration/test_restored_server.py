@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from common import messages
 from common.job import Job
+from common.phases import RELEASE
 
 if TYPE_CHECKING:
     from flwr.app import Message
@@ -35,7 +35,7 @@ def test_rounds_that_a_backup_forgot_come_again_as_the_same_bytes_at_no_charge(
     state, backup = fed.folder / "state.db", fed.folder / "backup.db"
 
     def lose(name: str, reply: "Message") -> "Message":
-        if reply.metadata.message_type == messages.TRAIN and name == "B":
+        if reply.metadata.message_type == RELEASE and name == "B":
             if len(fed.rounds) == 2:  # round 1 is closed
                 shutil.copy(state, backup)
             if len(fed.rounds) == 4:  # round 3 is closed, and A has answered the last

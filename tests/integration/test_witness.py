@@ -13,6 +13,7 @@ from common import messages
 from common.flower import become_server, set_message_id
 from common.job import Job
 from common.link.identity import node_id
+from common.phases import RELEASE
 from common.privacy.entries import Created, Decided, write_entry
 from common.privacy.ledger import WITNESSED, Chain, Head, public_hex
 from server.witness import witness
@@ -42,7 +43,7 @@ def test_an_older_copy_put_back_trains_no_more(
         if name == "B" and reply.metadata.message_type == messages.OFFER:
             shutil.copy(account, older)
             shutil.copy(anchor, older.with_suffix(".anchor"))
-        if name == "B" and reply.metadata.message_type == messages.TRAIN:
+        if name == "B" and reply.metadata.message_type == RELEASE:
             rounds.append(reply)
             if len(rounds) == 2:
                 older.replace(account)

@@ -46,6 +46,7 @@ SHOWS = {
     "fl-audit canary",
     "fl-audit membership",
     "fl-audit inversion",
+    "fl-audit verify",
 }
 # These change something, and say what; or print one thing that is for another program as it is.
 ACTS = {
@@ -55,6 +56,7 @@ ACTS = {
     "fl-server start",
     "fl-server submit",
     "fl-server stop",
+    "fl-server export",
     "fl-server backup",
     "fl-server restore",
     "fl-server systemd",

@@ -62,6 +62,7 @@ def example() -> dict[str, Any]:
         },
         "seconds": 12.5,
         "adapter_sha256": "cd" * 32,
+        "vector_sha256": "ef" * 32,
     }
 
 

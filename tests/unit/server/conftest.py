@@ -137,7 +137,7 @@ def outcome_of_words() -> MakeOutcome:
     return make_outcome_of_words
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def outcome() -> MakeOutcome:
     return make_outcome
 

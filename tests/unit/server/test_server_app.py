@@ -19,6 +19,7 @@ from common.flower import new_context
 from common.job import Job
 from common.link.identity import node_id
 from common.messages import CLOSE, OFFER, TRAIN, job_cap
+from common.phases import RELEASE
 from server.app import app, final_vector, message_cap, run_job
 from server.checkpoint import RoundRecord
 from server.participants import Participants
@@ -127,7 +128,7 @@ def test_a_job_begins_without_a_site_where_nobody_decides_and_takes_it_in_once_t
     decided: list[bool] = []
 
     def tap(name: str, reply: Message) -> Message:
-        if reply.metadata.message_type == TRAIN and not decided:
+        if reply.metadata.message_type == RELEASE and not decided:
             assert name == "A"
             decided.append(True)
             decide(fed.sites["B"].home, "wards", "approve", "Dr Ada")
@@ -354,7 +355,7 @@ def test_who_is_asked_is_durable_before_they_are(
     fed = federation(make_job(training={"rounds": 1}))
 
     def crash(name: str, reply: Message) -> Message:
-        if reply.metadata.message_type == TRAIN:
+        if reply.metadata.message_type == RELEASE:
             raise KeyboardInterrupt
         return reply
 

@@ -13,11 +13,12 @@ from common import messages
 from common.adapter import vector_sha256
 from common.audit.recompute import check_outcome
 from common.job import Job
+from common.phases import RELEASE
 from common.privacy.accounting import GaussianSteps, epsilon
+from common.stopping import best_round, is_over, kept_round
 from server.app import final_vector
 from server.checkpoint import Checkpoints, RoundRecord
 from server.evaluate import HoldOut
-from server.stopping import best_round, is_over, kept_round
 
 MakeJob = Callable[..., Job]
 MakeFederation = Callable[..., Any]
@@ -114,7 +115,7 @@ def test_a_server_that_dies_decides_afterwards_as_it_would_have_done(
     fed = federation(made, policy={"allow_no_privacy": True})
 
     def cut(name: str, reply: Message) -> Message:
-        if reply.metadata.message_type == messages.TRAIN and len(fed.rounds) == at and name == "B":
+        if reply.metadata.message_type == RELEASE and len(fed.rounds) == at and name == "B":
             raise KeyboardInterrupt
         return reply
 

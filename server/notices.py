@@ -1,4 +1,4 @@
-"""The documents that a root signed and this server hands to its sites.
+"""The notices that a root signed and this server hands to its sites.
 
 The sites check them; here they are read for what is on disk and sent as they are.
 

@@ -1,0 +1,160 @@
+"""This site's own ledger heads: what it shows of them, and those that the server confirmed.
+
+A round's bytes leave once the server has confirmed a head of this ledger that holds their charge. A
+site with a root in its home wants that signed; one without, as in a simulation, takes it as it is.
+
+Not covered: what the heads of others say (client/peers.py); what is charged (client/outbox.py).
+"""
+
+import sqlite3
+from collections.abc import Sequence
+
+from client import trust
+from client.config import SiteHome
+from client.journal import Journal
+from common import heads, pki
+from common.certificates import read_certificate
+from common.errors import RoundRefused
+from common.files import exists
+from common.heads import UNSIGNED, HeadRow, State
+from common.privacy.charge import HeadOf, LedgerRow, Link, SignedCharge
+from common.privacy.ledger import Chain, Row
+from common.receipt import Confirmation, SignedConfirmation, to_bytes, verify_signed
+
+
+class Heads:
+    """This site's heads in the account of its home.
+
+    Args:
+        journal: the account.
+        home: whose it is; its roots decide whether the server has to sign.
+    """
+
+    def __init__(self, journal: Journal, home: SiteHome) -> None:
+        self._journal, self._home = journal, home
+
+    def charge(self, job_sha256: str, round_: int, prove: Sequence[HeadOf]) -> SignedCharge:
+        """A round's charge under the head of now, with proofs from earlier heads.
+
+        Args:
+            job_sha256: the job's.
+            round_: a round that is reserved.
+            prove: heads that the server wants proofs from, the one it confirmed last first; proofs
+                from the one that this site knows to be confirmed come too.
+
+        Raises:
+            RoundRefused: the round is not reserved, or a head is not this ledger's.
+            InvalidInput: this site's key is not the one that signed last.
+        """
+        with self._journal.reading() as db:
+            found = self._journal.account.rounds.get((job_sha256, round_))
+            if found is None:
+                raise RoundRefused(f"round {round_} must be reserved to be shown, got none")
+            chain, head = self._journal.chain, HeadOf.of(self._journal.signed_head())
+            known = _own_head(db, self._home.site)
+            links = _links(chain, [*prove, *([known] if known else [])])
+            first = prove[0].size if prove else 0
+            named = [0] if not prove else []
+            named += [e.seq for e in self._journal.account.hand_overs if e.seq >= first]
+            return SignedCharge(
+                row=row_of(db, chain, found.seq),
+                head=head,
+                since=prove[0] if prove else None,
+                consistency=links[0].consistency if prove else (),
+                hand_overs=tuple(row_of(db, chain, seq) for seq in named),
+                also=tuple(links[1:] if prove else links),
+            )
+
+    def confirm(self, said: SignedConfirmation | Confirmation) -> tuple[str, int]:
+        """Keep the server's word for a head that holds a round's charge; the job and the round.
+
+        Raises:
+            RoundRefused: it is not signed where this site has a root, is for another site, or its
+                head does not hold a released round's charge.
+        """
+        confirmation, by = self._believed(said)
+        head, job, round_ = confirmation.head, confirmation.job_sha256, confirmation.round
+        with self._journal.writing("confirm") as writer:
+            found, chain = self._journal.account.rounds.get((job, round_)), self._journal.chain
+            if found is None or not found.charge.is_released:
+                raise RoundRefused(f"round {round_} must be ready when it is confirmed, got none")
+            if not found.seq < head.size <= chain.size or not is_ours(chain, head):
+                raise RoundRefused(
+                    f"confirmed head must be this ledger's with round {round_} in it, got another"
+                )
+            heads.prepare(writer.db)
+            writer.db.execute(
+                "INSERT OR REPLACE INTO confirmation VALUES (?, ?, ?)",
+                (job, round_, to_bytes(said)),
+            )
+            known = heads.latest(writer.db, self._home.site)
+            if known is None or known.size < head.size:
+                state: State = "consistent" if known else "first"
+                row = head_row(confirmation.site, head, confirmation.at, job, round_, by, state)
+                heads.keep(writer.db, row)
+        return job, round_
+
+    def _believed(self, said: SignedConfirmation | Confirmation) -> tuple[Confirmation, str]:
+        """What a confirmation says and who signed it, if this site has reason to believe it."""
+        roots = roots_of(self._home)
+        if isinstance(said, SignedConfirmation):
+            confirmation, by = said.confirmation, pki.fingerprint(said.chain.encode())
+            if roots is not None:
+                verify_signed(said, roots)
+        else:
+            confirmation, by = said, UNSIGNED
+            if roots is not None:
+                raise RoundRefused("confirmation must be signed by our server, got no signature")
+        if confirmation.site != self._home.site:
+            raise RoundRefused(
+                f"confirmation must be for site {self._home.site}, got one for {confirmation.site}"
+            )
+        return confirmation, by
+
+
+def roots_of(home: SiteHome) -> bytes | None:
+    """The roots that a site trusts; ``None`` where it has none, as in a simulation."""
+    path = trust.root_path(home)
+    return read_certificate(path) if exists(path) else None
+
+
+def _own_head(db: sqlite3.Connection, site: str) -> HeadOf | None:
+    row = heads.latest(db, site) if heads.has_tables(db) else None
+    if row is None:
+        return None
+    return HeadOf(size=row.size, root=row.root, signature=row.signature, public_key=row.public_key)
+
+
+def _links(chain: Chain, since: Sequence[HeadOf]) -> list[Link]:
+    """A proof from each of these heads, once each."""
+    found: dict[tuple[int, str], Link] = {}
+    for head in since:
+        if head.size > chain.size or not is_ours(chain, head):
+            raise RoundRefused(
+                f"ledger must go on from the {head.size} entries that the server confirmed, got "
+                f"others or fewer"
+            )
+        proof = tuple(part.hex() for part in chain.consistency_proof(head.size))
+        found.setdefault((head.size, head.root), Link(since=head, consistency=proof))
+    return list(found.values())
+
+
+def is_ours(chain: Chain, head: HeadOf) -> bool:
+    """Whether a head that is no longer than this ledger is of its beginning."""
+    return chain.root(head.size).hex() == head.root
+
+
+def row_of(db: sqlite3.Connection, chain: Chain, seq: int) -> LedgerRow:
+    """Entry ``seq``, with its proof under the head of now."""
+    query = "SELECT seq, body, hash, signature FROM entry WHERE seq IN (?, ?) ORDER BY seq"
+    rows = [Row(*row) for row in db.execute(query, (seq - 1, seq))]
+    return LedgerRow.of(rows[-1], rows[0] if seq else None, chain)
+
+
+def head_row(
+    site: str, head: HeadOf, at: str, job: str, round_: int, by: str, state: State
+) -> HeadRow:
+    """A head as the history keeps it."""
+    return HeadRow(
+        site, head.size, head.root, at, job, round_, by, state, head.signature, head.public_key
+    )

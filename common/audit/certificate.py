@@ -1,0 +1,329 @@
+"""The privacy certificate of a job, as JSON: what NIST SP 800-226 (2025) asks of a claim.
+
+Its schema is ``common/audit/schemas/certificate.schema.json``. Every number in it can be computed
+again from the signed rows beside it; null stands where there is no number, as for no bound at all.
+
+Not covered: whether its claims hold (the rest of the bundle is for that); signatures over it, which
+the bundle's manifest carries.
+"""
+
+import hashlib
+import json
+import math
+from typing import Annotated, Literal
+
+import rfc8785
+from pydantic import ConfigDict, Field, StringConstraints
+
+from common.config import Name, Section, Sha256, TaskName, parse
+from common.errors import InvalidInput
+from common.privacy.entries import Stamp
+from common.result import Result
+from common.strict_json import parse_json
+
+MAX_CERTIFICATE_BYTES = 16 * 1024 * 1024
+
+ID_PATTERN = r"VT(-[0-9a-f]{4}){3}"
+CertificateId = Annotated[str, StringConstraints(pattern=rf"^{ID_PATTERN}\z")]
+Text = Annotated[str, StringConstraints(max_length=4000)]
+Epsilon = Annotated[float, Field(ge=0)]
+Delta = Annotated[float, Field(gt=0, lt=1)]
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+Sentences = Annotated[tuple[Text, ...], Field(strict=False, max_length=10_100)]
+
+
+class _Part(Section):
+    """A number is a number here, not a string that looks like one."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class JobNamed(_Part):
+    """Which job: the manifest's sha256 names it; ``operator`` is the Ed25519 key that signed it."""
+
+    name: Name
+    sha256: Sha256
+    operator: Sha256
+    task: TaskName
+    description: Text
+    base: Text
+    base_sha256: Sha256
+    adapter_sha256: Sha256
+    rounds_closed: Count
+
+
+class SharedNoise(_Part):
+    """A second epsilon, where sites share the noise: what holds if one link of it fails.
+
+    ``epsilon`` is from the site's own noise alone; ``rests_on`` says what must hold for the first.
+    """
+
+    epsilon: Epsilon | None
+    delta: Delta
+    rests_on: Text
+
+
+class Promise(_Part):
+    """The claim itself, for the site that spent most; ``epsilon`` null: no bound."""
+
+    definition: Literal["(epsilon, delta)-differential privacy"]
+    neighbours: Literal["add-or-remove-one"]
+    unit: Name
+    unit_means: Text
+    unit_cap: Annotated[int, Field(ge=1)] | None
+    epsilon: Epsilon | None
+    delta: Delta
+    shared_noise: SharedNoise | None
+    meaning: Text
+    as_a_bet: Text
+
+
+class Mechanism(_Part):
+    """Enough to compute every epsilon again.
+
+    ``noise_deviation``: of the noise on a step's sum, in units of the gradient, before rounding.
+    """
+
+    name: Literal["DP-SGD: Poisson-subsampled Gaussian"]
+    clip_norm: Annotated[float, Field(gt=0)]
+    noise_multiplier: Annotated[float, Field(gt=0)]
+    noise_deviation: Annotated[float, Field(gt=0)]
+    sampling_scheme: Literal["poisson"]
+    sampling_rate: Annotated[float, Field(gt=0, le=1)]
+    steps_per_round: Annotated[int, Field(ge=1)]
+    most_steps: Count
+
+
+class Accountant(_Part):
+    """One of three that computed every epsilon."""
+
+    name: Literal["pld", "prv", "rdp"]
+    software: Text
+    role: Text
+
+
+class Figures(_Part):
+    """One epsilon by three accountants; null: no bound, or the accountant failed."""
+
+    pld: Epsilon | None
+    prv: Epsilon | None
+    rdp: Epsilon | None
+    doubt: Text
+
+
+class Lifetime(_Part):
+    """The life of a site's data, as far as this evidence shows it.
+
+    Attributes:
+        epsilon_shown: of all charges in the evidence; those of other jobs are not in it.
+        cap_epsilon: the cap in the ledger's first entry; null where the evidence has no such entry.
+        cap_figure: what the charges shown cost by the cap's own accounting.
+        ledger_entries: how many the site's last signed head counts; null without one.
+        entries_shown: how many of them this evidence opens.
+    """
+
+    epsilon_shown: Epsilon | None
+    delta_shown: Delta
+    cap_epsilon: Annotated[float, Field(gt=0)] | None
+    cap_delta: Delta | None
+    cap_accountant: Text | None
+    cap_figure: Epsilon | None
+    ledger_entries: Count | None
+    entries_shown: Count
+
+
+class SiteSpent(_Part):
+    """What one site spent.
+
+    Attributes:
+        population: declared in the job, never counted.
+        steps: charged to it; ``steps_signed`` of them by rows that it signed, the rest for rounds
+            that it was asked for and never answered, or that were not closed.
+        person_epsilon: of somebody with ``person_records`` records at this site.
+    """
+
+    name: Name
+    population: Annotated[int, Field(ge=1)]
+    steps: Count
+    steps_signed: Count
+    rounds_asked: Count
+    epsilon: Epsilon | None
+    delta: Delta
+    figures: Figures
+    person_records: Annotated[int, Field(ge=1)]
+    person_epsilon: Epsilon | None
+    lifetime: Lifetime
+
+
+class Together(_Part):
+    """One person known to several sites: the ``sites`` that spent most, at the same delta."""
+
+    sites: Annotated[int, Field(ge=1)]
+    epsilon: Epsilon | None
+    delta: Delta
+
+
+class Party(_Part):
+    """Who sees what."""
+
+    party: Text
+    sees: Text
+    never_sees: Text
+
+
+class Implementation(_Part):
+    """How the mechanism is made on real computers."""
+
+    randomness: Text
+    floating_point: Text
+    lattice: Text
+    side_channels: Text
+    self_checks: Annotated[tuple[Text, ...], Field(strict=False, max_length=100)]
+
+
+class BudgetPolicy(_Part):
+    """Who may spend how much."""
+
+    job_epsilon: Annotated[float, Field(gt=0)]
+    job_delta: Delta
+    words: Sentences
+
+
+class Utility(_Part):
+    """What the privacy bought, on a public hold-out."""
+
+    measure: Text
+    score: Annotated[float, Field(ge=0, le=1)] | None
+    macro_f1: Annotated[float, Field(ge=0, le=1)] | None
+    worst_class: Text | None
+    worst_class_f1: Annotated[float, Field(ge=0, le=1)] | None
+    data: Text
+    words: Text
+
+
+class Audit(_Part):
+    """A report that was handed in: an attack's lower bound beside the claim, never a measurement.
+
+    ``epsilon`` is the one that the report compared itself with.
+    """
+
+    name: Text
+    lower_bound: Epsilon
+    significance: Annotated[float, Field(gt=0, lt=1)]
+    epsilon: Epsilon
+    verdict: Text
+
+
+class Signature(_Part):
+    """Something that a key signed, and where it is in the bundle; ``key`` is a sha256 or a key."""
+
+    what: Text
+    by: Text
+    algorithm: Text
+    where: Text
+    key: Text
+
+
+class Certificate(_Part):
+    """A whole certificate: of the job with all its sites, or of one site (``scope``)."""
+
+    veiltune_certificate: Literal[1]
+    id: CertificateId
+    scope: Literal["job", "site"]
+    made_at: Stamp
+    software: Text
+    job: JobNamed
+    promise: Promise
+    mechanism: Mechanism
+    accountants: Annotated[tuple[Accountant, ...], Field(strict=False, min_length=1)]
+    sites: Annotated[tuple[SiteSpent, ...], Field(strict=False, min_length=1)]
+    known_to_several_sites: Annotated[tuple[Together, ...], Field(strict=False)]
+    trust_model: Annotated[tuple[Party, ...], Field(strict=False, min_length=1)]
+    implementation: Implementation
+    exclusions: Sentences
+    budget_policy: BudgetPolicy
+    utility: Utility
+    security_controls: Sentences
+    audits: Annotated[tuple[Audit, ...], Field(strict=False, max_length=1000)]
+    residual_risks: Sentences
+    signatures: Annotated[tuple[Signature, ...], Field(strict=False)]
+
+
+def identified(**parts: object) -> Certificate:
+    """A certificate of ``parts`` under the id that follows from them.
+
+    Raises:
+        InvalidInput: a part is missing, unknown or not what the schema says.
+    """
+    draft = parse(Certificate, {**parts, "id": "VT-0000-0000-0000"}, "certificate")
+    return draft.model_copy(update={"id": id_of(draft)})
+
+
+def id_of(certificate: Certificate) -> str:
+    """A short hash of everything but the id: the first 48 bits of a sha256."""
+    content = certificate.model_dump(mode="json", exclude={"id"})
+    digest = hashlib.sha256(rfc8785.dumps(content)).hexdigest()
+    return "-".join(("VT", digest[:4], digest[4:8], digest[8:12]))
+
+
+def to_json(certificate: Certificate) -> bytes:
+    """The file's bytes."""
+    content = certificate.model_dump(mode="json")
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def read_certificate(data: bytes) -> Certificate:
+    """Parse what ``to_json`` wrote.
+
+    Raises:
+        InvalidInput: too large, no certificate, or an id that is not its own.
+    """
+    if len(data) > MAX_CERTIFICATE_BYTES:
+        raise InvalidInput(
+            f"certificate must be at most {MAX_CERTIFICATE_BYTES} bytes, got {len(data)}"
+        )
+    try:
+        found = parse(Certificate, parse_json(data), "certificate")
+    except (ValueError, TypeError) as error:
+        raise InvalidInput(f"certificate must keep to its schema, got: {error}") from error
+    if found.id != id_of(found):
+        raise InvalidInput(f"certificate.id must be {id_of(found)} by its content, got {found.id}")
+    return found
+
+
+def require_agreement(certificate: Certificate, result: Result) -> None:
+    """Check that a certificate's figures are those of the result.
+
+    Raises:
+        InvalidInput: it is of another job, or states another figure.
+    """
+    if certificate.job.sha256 != result.job_sha256:
+        raise InvalidInput(f"certificate must be of the job, got {certificate.job.sha256[:16]}...")
+    stated, wanted = certificate.mechanism, result.privacy
+    pairs: list[tuple[str, object, object]] = [
+        ("noise_multiplier", stated.noise_multiplier, wanted.noise_multiplier),
+        ("sampling_rate", stated.sampling_rate, wanted.sampling_rate),
+        ("clip_norm", stated.clip_norm, wanted.clip_norm),
+        ("unit", certificate.promise.unit, wanted.unit),
+        ("delta", certificate.promise.delta, wanted.delta),
+    ]
+    claims = {site.name: (site.epsilon, site.delta, site.steps) for site in result.sites}
+    pairs += [
+        (f"sites.{s.name}", (s.epsilon, s.delta, s.steps), claims.get(s.name))
+        for s in certificate.sites
+    ]
+    most = max((site.epsilon or math.inf for site in certificate.sites), default=math.inf)
+    pairs.append(("epsilon", certificate.promise.epsilon, most if most < math.inf else None))
+    for name, found, claim in pairs:
+        if found != claim:
+            raise InvalidInput(f"certificate.{name} must be {claim} by the result, got {found}")
+
+
+def schema() -> str:
+    """The JSON schema, as ``schemas/certificate.schema.json`` holds it."""
+    document = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **Certificate.model_json_schema(),
+    }
+    # ECMA-262, the dialect of JSON schema, has no \z; its $ is the very end already.
+    return json.dumps(document, indent=2).replace("\\\\z", "$") + "\n"

@@ -1,0 +1,193 @@
+"""One site's charges and ledger heads, as they stand in the rounds' receipts.
+
+Every function says what it found and raises Refusal at the first thing that does not hold.
+
+Not covered: entries of the site's ledger that are not shown (fl-audit ledger reads all of them).
+"""
+
+import datetime as dt
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from common import pki
+from common.audit.evidence import Evidence
+from common.errors import InvalidInput, Refusal
+from common.privacy.charge import HeadOf, SignedCharge, check_charge
+from common.privacy.entries import Reserved
+from common.receipt import RoundReceipt
+from common.words import counted
+
+_MOST_CERTIFICATES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Certified:
+    """A site's key (DER, hex) and the certificate chain (PEM) that names it."""
+
+    public_key: str
+    chain: bytes
+
+    def was_valid(self, site: str, roots: bytes, moment: dt.datetime) -> bool:
+        """Whether a root vouched for it as this site's key at that time.
+
+        A certificate that was renewed later for the same key will do, one that had ended will not.
+        """
+        leaf = pki.load_certificates(self.chain)[0]
+        at = max(moment, leaf.not_valid_before_utc)
+        try:
+            return pki.check_site_chain(self.chain, roots, now=at) == site
+        except InvalidInput:
+            return False
+
+
+def certified_keys(site: str, evidence: Evidence) -> tuple[Certified, ...]:
+    """The keys that the site's certificates name; who vouches for them is not asked.
+
+    Raises:
+        Refusal: no certificate, or too many.
+        InvalidInput: something else in their place.
+    """
+    pem = evidence.certificates.get(site)
+    if pem is None:
+        raise Refusal(f"site {site} must have a certificate here, got none")
+    found = pki.load_certificates(pem)
+    if len(found) > _MOST_CERTIFICATES:
+        raise Refusal(f"certificates of {site} must be at most {_MOST_CERTIFICATES}, got more")
+    chains: list[list[bytes]] = []
+    for certificate in found:
+        is_authority = certificate.subject != found[0].subject
+        if not is_authority:
+            chains.append([])
+        chains[-1].append(pki.to_pem(certificate))
+    if b"".join(b"".join(chain) for chain in chains) != pem:
+        raise Refusal(f"certificates of {site} must be plain PEM, got other bytes beside them")
+    return tuple(Certified(_key_of(chain[0]), b"".join(chain)) for chain in chains)
+
+
+def check_certificates(site: str, evidence: Evidence, roots: bytes) -> str:
+    """Each of the site's certificates names it and leads to a root."""
+    keys = certified_keys(site, evidence)
+    for one in keys:
+        leaf = pki.load_certificates(one.chain)[0]
+        named = pki.check_site_chain(one.chain, roots, now=leaf.not_valid_before_utc)
+        if named != site:
+            raise Refusal(f"certificate of {site} must name it, got {named}")
+    return f"{counted(len({one.public_key for one in keys}), 'key')} certified as {site}'s"
+
+
+def check_charges(site: str, evidence: Evidence, roots: bytes) -> str:
+    """Each charge is signed, under its head, and what the job's plan says of that round."""
+    keys, count = certified_keys(site, evidence), 0
+    for receipt, charge in _charges(site, evidence):
+        moment = moment_of(receipt.closed_at)
+        valid = {key.public_key for key in keys if key.was_valid(site, roots, moment)}
+        try:
+            _require_plan(check_charge(charge, valid.__contains__), receipt, evidence)
+        except Refusal as error:
+            raise Refusal(f"round {receipt.round}: {error}") from error
+        count += 1
+    words = f"{counted(count, 'charge')} signed and as planned"
+    asked = sum(site in signed.receipt.asked for signed in evidence.receipts)
+    return words + (f"; {asked - count} of {asked} orders without one" if asked > count else "")
+
+
+def check_heads(site: str, evidence: Evidence, roots: bytes) -> str:
+    """The site's heads never shrink, none has two roots, and each charge's continues the last."""
+    keys, last = certified_keys(site, evidence), None
+    for signed in evidence.receipts:
+        receipt = signed.receipt
+        valid = {
+            key.public_key
+            for key in keys
+            if key.was_valid(site, roots, moment_of(receipt.closed_at))
+        }
+        for head in _heads(receipt, site, last):
+            if not head.head.is_signed() or head.public_key not in valid:
+                raise Refusal(f"round {receipt.round}: head must be signed by {site}'s key")
+            _require_growth(last, head, f"round {receipt.round}")
+            last = head
+    if last is None:
+        raise Refusal(f"site {site} must have a ledger head in the receipts, got none")
+    return f"grew to {last.size} entries, root {last.root[:16]}"
+
+
+def _heads(receipt: RoundReceipt, site: str, last: HeadOf | None) -> Iterator[HeadOf]:
+    """The heads that a receipt shows of a site, oldest first."""
+    charge = receipt.charges.get(site)
+    if charge is not None:
+        if charge.since is None and last is not None:
+            raise Refusal(f"round {receipt.round}: charge must continue the head before, got none")
+        if charge.since is not None and last is not None and not charge.since.is_same(last):
+            raise Refusal(
+                f"round {receipt.round}: charge must continue the head of {last.size} entries "
+                f"that was seen before, got one of {charge.since.size}"
+            )
+        yield charge.head
+        last = charge.head
+    if site not in receipt.heads:
+        if last is not None:
+            raise Refusal(f"round {receipt.round}: head of {site} must be there again, got none")
+        return
+    if last is not None and not receipt.heads[site].is_same(last):
+        found = receipt.heads[site]
+        _require_growth(last, found, f"round {receipt.round}")
+        raise Refusal(
+            f"round {receipt.round}: ledger must grow by a charge's proof, got {found.size} "
+            f"after {last.size} entries without one"
+        )
+    yield receipt.heads[site]
+
+
+def _require_growth(last: HeadOf | None, head: HeadOf, where: str) -> None:
+    if last is None:
+        return
+    if head.size < last.size:
+        raise Refusal(f"{where}: ledger must not shrink, got {head.size} after {last.size} entries")
+    if head.size == last.size and head.root != last.root:
+        raise Refusal(f"{where}: ledger must have one root at {head.size} entries, got two")
+
+
+def _require_plan(entry: Reserved, receipt: RoundReceipt, evidence: Evidence) -> None:
+    """The ledger's own words against job and receipt."""
+    job, charge = evidence.job.job, entry.charge
+    privacy, noise = job.privacy, evidence.result.privacy.noise_multiplier
+    said = {
+        "job": entry.job_sha256 == job.sha256,
+        "round": entry.round == receipt.round,
+        "input": entry.input_sha256 == receipt.input_sha256,
+        "steps": charge.steps == job.training.local_steps,
+        "sampling rate": charge.sampling_rate == privacy.sampling_rate,
+        # Each side calibrates the noise itself: equal but for how a machine rounds.
+        "noise multiplier": math.isclose(charge.noise_multiplier, noise, rel_tol=1e-6),
+        "unit": (entry.terms.unit, entry.terms.unit_cap) == (privacy.unit, privacy.unit_cap),
+        "delta": entry.terms.delta == privacy.delta,
+    }
+    if wrong := [name for name, is_same in said.items() if not is_same]:
+        raise Refusal(f"charge must be as planned, got another {' and '.join(wrong)}")
+
+
+def _charges(site: str, evidence: Evidence) -> Iterator[tuple[RoundReceipt, SignedCharge]]:
+    for signed in evidence.receipts:
+        charge = signed.receipt.charges.get(site)
+        if charge is not None:
+            yield signed.receipt, charge
+
+
+def _key_of(pem: bytes) -> str:
+    key = pki.leaf_key(pem)
+    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo).hex()
+
+
+def moment_of(stamp: str) -> dt.datetime:
+    """When a stamp says that it was.
+
+    Raises:
+        Refusal: never, by any calendar.
+    """
+    try:
+        return dt.datetime.strptime(stamp, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=dt.UTC)
+    except ValueError as error:
+        raise Refusal(f"time must be one of the calendar, got {stamp}") from error

@@ -1,0 +1,101 @@
+"""A job's rounds as the server signed them: none missing, none added, each from the one before.
+
+Every function says what it found and raises Refusal at the first thing that does not hold.
+
+Not covered: the sites' charges in them (common/audit/charges.py); that the mean of the updates is
+what came out, since no update is in a bundle.
+"""
+
+from itertools import pairwise
+
+from common.audit.evidence import Evidence
+from common.errors import Refusal
+from common.receipt import RoundReceipt, verify_signed
+from common.stopping import is_over, kept_round
+from common.words import counted
+
+
+def check_chain(evidence: Evidence) -> str:
+    """No round is missing, added, or of another job; each receipt names the one before by hash."""
+    job, receipts = evidence.job.job, evidence.receipts
+    numbers = [signed.receipt.round for signed in receipts]
+    if not numbers or numbers != list(range(1, len(numbers) + 1)):
+        raise Refusal(f"rounds must be 1 to the last, each once, got {numbers[:20]}")
+    before = ""
+    for signed in receipts:
+        if signed.receipt.job_sha256 != job.sha256:
+            raise Refusal(f"round {signed.receipt.round} must be of this job, got another's")
+        if signed.receipt.before != before:
+            raise Refusal(f"round {signed.receipt.round} must follow the one before, got another")
+        before = signed.sha256
+    stated = [row.round for row in evidence.result.rounds]
+    if stated != numbers:
+        raise Refusal(f"result's rounds must be the {len(numbers)} signed ones, got {len(stated)}")
+    rows = evidence.result.rounds
+    if not is_over(job, rows) or (len(rows) > 1 and is_over(job, rows[:-1])):
+        raise Refusal(
+            f"job must end after {job.training.rounds} rounds or by its patience, "
+            f"got {len(numbers)} rounds"
+        )
+    return f"rounds 1 to {numbers[-1]} of {job.training.rounds}, each bound to the one before"
+
+
+def check_signatures(evidence: Evidence, roots: bytes) -> str:
+    """Each receipt is signed by a server's key, certified when it was closed."""
+    for signed in evidence.receipts:
+        try:
+            verify_signed(signed, roots)
+        except Refusal as error:
+            raise Refusal(f"round {signed.receipt.round}: {error}") from error
+    first, last = evidence.receipts[0].receipt, evidence.receipts[-1].receipt
+    receipts = counted(len(evidence.receipts), "receipt")
+    return f"{receipts} signed by the server, {first.closed_at} to {last.closed_at}"
+
+
+def check_links(evidence: Evidence) -> str:
+    """What came out of a round went into the next, and the kept round's is the result's adapter."""
+    for one, other in pairwise(signed.receipt for signed in evidence.receipts):
+        if other.input_sha256 != one.output_sha256:
+            raise Refusal(
+                f"round {other.round} must start from what round {one.round} made, got another"
+            )
+    result = evidence.result
+    kept = kept_round(evidence.job.job, result.rounds)
+    if result.kept_round not in (None, kept):
+        raise Refusal(f"kept round must be {kept}, got {result.kept_round}")
+    if kept > len(evidence.receipts):
+        raise Refusal(f"kept round must be one with a receipt, got {kept}")
+    output = evidence.receipts[kept - 1].receipt.output_sha256
+    if result.vector_sha256 != output:
+        found = (result.vector_sha256 or "none")[:16]
+        raise Refusal(f"result's adapter must be what round {kept} made, got {found}")
+    return f"adapter {output[:16]} is what round {kept} made"
+
+
+def check_replies(evidence: Evidence) -> str:
+    """Only sites of the job were asked and answered; whose update counts had charged for it."""
+    for signed in evidence.receipts:
+        _check_replies(signed.receipt, evidence)
+    replies = sum(len(signed.receipt.replies) for signed in evidence.receipts)
+    asked = sum(len(signed.receipt.asked) for signed in evidence.receipts)
+    silent = asked - sum(len(signed.receipt.charges) for signed in evidence.receipts)
+    words = f"{counted(asked, 'order')}, {replies} answered with an update"
+    return f"{words}; {silent} without a charge count as charged" if silent else words
+
+
+def _check_replies(receipt: RoundReceipt, evidence: Evidence) -> None:
+    job, where = evidence.job.job, f"round {receipt.round}"
+    asked, named = set(receipt.asked), [reply.site for reply in receipt.replies]
+    if list(receipt.asked) != sorted(asked) or len(set(named)) != len(named):
+        raise Refusal(f"{where} must name each site once, in order, got one twice")
+    strangers = (asked | set(receipt.heads)) - set(job.sites)
+    strangers |= (set(named) | set(receipt.charges)) - asked
+    if strangers:
+        raise Refusal(f"{where} must be of sites that were asked, got {min(strangers)} too")
+    accepted = {reply.site for reply in receipt.replies if reply.accepted}
+    if uncharged := accepted - set(receipt.charges):
+        raise Refusal(f"{where} must hold {min(uncharged)}'s charge beside its update, got none")
+    if len(accepted) < job.training.quorum:
+        raise Refusal(
+            f"{where} must have a quorum of {job.training.quorum}, got {len(accepted)} updates"
+        )

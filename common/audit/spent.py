@@ -1,0 +1,115 @@
+"""What the signed rounds cost, against what ``result.json`` claims.
+
+A site is counted for every round that it was asked for, whether or not it answered: silence is no
+proof that nothing was trained. Every function says what it found and raises Refusal at the first
+thing that does not hold.
+
+Not covered: what a person known to several sites spends; other jobs on the same records.
+"""
+
+import math
+from functools import lru_cache
+
+from common.audit.evidence import Evidence
+from common.audit.recompute import TOLERANCE
+from common.errors import AccountingInDoubt, Refusal
+from common.privacy import accounting, crosscheck
+from common.privacy.event import GaussianSteps
+from common.result import PrivacyStatement, privacy_statement
+from common.words import counted
+
+
+def asked_rounds(site: str, evidence: Evidence, last: int | None = None) -> int:
+    """In how many rounds, up to ``last``, the site was asked."""
+    receipts = evidence.receipts[: len(evidence.receipts) if last is None else last]
+    return sum(site in signed.receipt.asked for signed in receipts)
+
+
+def check_statement(evidence: Evidence) -> str:
+    """The result is of this job and states its mechanism; the whole plan costs what was agreed."""
+    job, result = evidence.job.job, evidence.result
+    if (result.job_sha256, result.name, result.task) != (job.sha256, job.job.name, job.job.task):
+        raise Refusal(f"result must be of job {job.job.name}, got one of {result.name}")
+    if sorted(site.name for site in result.sites) != list(job.sites):
+        raise Refusal("result must state every site of the job, got others")
+    if result.privacy.seeded != evidence.is_simulation:
+        raise Refusal("a run whose noise can be repeated must be marked SIMULATION, got another")
+    _require_same_mechanism(result.privacy, privacy_statement(job, seeded=evidence.is_simulation))
+    if not job.is_private or job.privacy.epsilon is None or job.privacy.delta is None:
+        return "no privacy is claimed"
+    plan = accounting.epsilon([result.privacy.spent(job.steps)], job.privacy.delta)
+    if plan > job.privacy.epsilon + TOLERANCE:
+        raise Refusal(
+            f"all {job.steps} steps must cost at most epsilon {job.privacy.epsilon:g}, "
+            f"got {plan:.4f}"
+        )
+    return (
+        f"noise multiplier {result.privacy.noise_multiplier:.4g}: all {job.steps} steps would "
+        f"cost epsilon {plan:.4f} of {job.privacy.epsilon:g} at delta {job.privacy.delta:g}"
+    )
+
+
+def check_epsilon(site: str, evidence: Evidence) -> str:
+    """A site's epsilon is at least that of its rounds, by PLD; PRV and RDP agree with it."""
+    result = evidence.result
+    stated = next((row for row in result.sites if row.name == site), None)
+    if stated is None:
+        raise Refusal(f"result must state what {site} spent, got nothing")
+    rounds = asked_rounds(site, evidence)
+    steps = rounds * evidence.job.job.training.local_steps
+    if stated.steps < steps:
+        raise Refusal(
+            f"{site} must state the {steps} steps of the {counted(rounds, 'round')} that it was "
+            f"asked for, got {stated.steps}"
+        )
+    if result.privacy.mode == "none" or result.privacy.delta is None:
+        return f"{counted(stated.steps, 'step')} without privacy, none claimed"
+    if stated.epsilon is None or stated.delta != result.privacy.delta:
+        raise Refusal(f"{site} must state an epsilon at delta {result.privacy.delta}, got another")
+    found = _compared(result.privacy.spent(stated.steps), result.privacy.delta)
+    _require_same(stated.epsilon, found.pld, f"{site}'s epsilon for {stated.steps} steps")
+    return (
+        f"{found.pld:.4f} for {counted(stated.steps, 'step')} at delta {stated.delta:g} "
+        f"(PRV {found.prv:.4f}, RDP at most {found.rdp:.4f})"
+    )
+
+
+def check_rounds(evidence: Evidence) -> str:
+    """Each round's epsilon is at least that of the site which had been asked most by then."""
+    privacy, steps = evidence.result.privacy, evidence.job.job.training.local_steps
+    if privacy.mode == "none":
+        return "no epsilon is claimed"
+    most, rows = 0.0, evidence.result.rounds
+    for row in rows:
+        asked = max(asked_rounds(s, evidence, row.round) for s in evidence.job.job.sites)
+        found = privacy.epsilon(asked * steps)
+        if row.epsilon is None or found is None or row.epsilon < found - TOLERANCE:
+            raise Refusal(
+                f"round {row.round} must state at least epsilon {found}, got {row.epsilon}"
+            )
+        most = max(most, row.epsilon)
+    ends = max((s.epsilon for s in evidence.result.sites if s.epsilon is not None), default=0.0)
+    if most > ends + TOLERANCE:
+        raise Refusal(f"no round must state more than the end's {ends:.6g}, got {most:.6g}")
+    return f"{rows[0].epsilon:.4f} after round 1, {rows[-1].epsilon:.4f} after {rows[-1].round}"
+
+
+@lru_cache(maxsize=256)
+def _compared(event: GaussianSteps, delta: float) -> crosscheck.Epsilons:
+    found = crosscheck.compare(event, delta)
+    if found.doubt:
+        raise AccountingInDoubt(found.doubt)
+    return found
+
+
+def _require_same(stated: float, found: float, what: str) -> None:
+    if not math.isclose(stated, found, rel_tol=TOLERANCE, abs_tol=TOLERANCE):
+        raise Refusal(f"{what} must be {found:.6g}, got {stated:.6g}")
+
+
+def _require_same_mechanism(stated: PrivacyStatement, planned: PrivacyStatement) -> None:
+    """Libraries of another version may calibrate otherwise; the plan's cost is checked instead."""
+    free = {"accountant_version", "noise_multiplier"}
+    said, due = stated.model_dump(exclude=free), planned.model_dump(exclude=free)
+    if wrong := [name for name in due if said[name] != due[name]]:
+        raise Refusal(f"result must state the job's mechanism, got another {' and '.join(wrong)}")

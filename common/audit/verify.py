@@ -1,0 +1,172 @@
+"""Every claim of a bundle of evidence, from the bundle and a root certificate alone.
+
+Nothing is read that a signature does not stand for: a bundle whose bytes are not those that were
+sealed fails, and what it says is not looked at. Without a root everything is checked against the
+authorities that the bundle itself names, and whose they are is not checkable.
+
+Not covered: that the sites ran what they recorded, with this noise (their self-checks, and audits
+by attack); that the result's accuracy is right; entries of a ledger that no charge shows.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from common import pki
+from common.audit import charges, rounds, spent
+from common.audit.claims import Claim, checked, unchecked
+from common.audit.evidence import (
+    Bundle,
+    Evidence,
+    Manifest,
+    open_bundle,
+    read_evidence,
+    require_files,
+    require_sealed,
+)
+from common.errors import InvalidInput, Refusal
+from common.job import verify_job
+from common.words import counted
+
+CERTIFICATE = "certificate."  # what the promise's documents are called, in whatever form
+NOT_CHECKED = (
+    "that the sites ran what they recorded, with this noise and sampler: their self-checks, and "
+    "audits by attack",
+    "that this is the job which was agreed: compare its sha256, and the operator's key",
+    "that every site's ledger continues elsewhere: compare a head with the site's own",
+    "accuracy and F1: the hold-out is not in the bundle",
+)
+_AFTER_BYTES = (
+    "content", "issuer", "job", "receipts", "rounds", "links", "replies",
+    "result", "epsilon by round", "documents",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was claimed and found; no manifest where it is no bundle."""
+
+    claims: tuple[Claim, ...]
+    is_rooted: bool
+    manifest: Manifest | None = None
+    evidence: Evidence | None = field(default=None, repr=False)
+
+    @property
+    def failed(self) -> tuple[Claim, ...]:
+        """The claims that do not hold."""
+        return tuple(claim for claim in self.claims if claim.status == "fail")
+
+
+def verify(data: bytes, roots: bytes | None) -> Report:
+    """Check a bundle's every claim.
+
+    Args:
+        data: the whole file.
+        roots: the root that is trusted (PEM), or both while one follows the other; None where the
+            auditor has none, and then the issuer is not checkable.
+
+    Raises:
+        InvalidInput: ``roots`` is no certificate. Whatever is wrong with ``data`` is a claim.
+    """
+    if roots is not None:
+        pki.load_certificates(roots)
+    claims, bundle = _bytes(data)
+    if bundle is None or any(claim.status == "fail" for claim in claims):
+        why = "the bundle's bytes are not those that its server signed"
+        claims += [unchecked(name, why) for name in _AFTER_BYTES]
+        return Report(tuple(claims), roots is not None, bundle.manifest if bundle else None)
+    try:
+        evidence = read_evidence(bundle)
+    except InvalidInput as error:
+        claims.append(Claim("content", "", "fail", str(error)))
+        claims += [unchecked(name, "the content cannot be read") for name in _AFTER_BYTES[1:]]
+        return Report(tuple(claims), roots is not None, bundle.manifest)
+    claims.append(Claim("content", "", "pass", f"job {evidence.job.job.job.name}, parsed whole"))
+    claims += _content(bundle, evidence, roots)
+    return Report(tuple(claims), roots is not None, bundle.manifest, evidence)
+
+
+def _bytes(data: bytes) -> tuple[list[Claim], Bundle | None]:
+    try:
+        bundle = open_bundle(data)
+    except InvalidInput as error:
+        claims = [Claim("container", "", "fail", str(error))]
+        return claims + [unchecked(name, "no bundle") for name in ("manifest", "files")], None
+    count = counted(len(bundle.files), "file")
+
+    def sealed() -> str:
+        require_sealed(bundle)
+        return f"signed by the key of certificate {pki.fingerprint(_chain(bundle))[:16]}"
+
+    def whole() -> str:
+        require_files(bundle)
+        return f"{count} as the manifest names them, and no other"
+
+    container = Claim("container", "", "pass", f"{count} in {len(data)} bytes, in their one form")
+    return [container, checked("manifest", sealed), checked("files", whole)], bundle
+
+
+def _content(bundle: Bundle, evidence: Evidence, roots: bytes | None) -> Iterator[Claim]:
+    """Whatever the content claims; the root first, on which the rest stands."""
+    trusted = _named_authorities(bundle, evidence) if roots is None else roots
+    if roots is None:
+        yield unchecked("issuer", "no root was given (--root): whose word this is, nobody checked")
+    else:
+        yield checked("issuer", lambda: _issuer(bundle, roots))
+    yield checked("job", lambda: _job(bundle, evidence))
+    yield checked("receipts", lambda: rounds.check_signatures(evidence, trusted))
+    yield checked("rounds", lambda: rounds.check_chain(evidence))
+    yield checked("links", lambda: rounds.check_links(evidence))
+    yield checked("replies", lambda: rounds.check_replies(evidence))
+    of_site: tuple[tuple[str, Callable[[str], str]], ...] = (
+        ("certificate", lambda site: charges.check_certificates(site, evidence, trusted)),
+        ("charges", lambda site: charges.check_charges(site, evidence, trusted)),
+        ("heads", lambda site: charges.check_heads(site, evidence, trusted)),
+        ("epsilon", lambda site: spent.check_epsilon(site, evidence)),
+    )
+    for site in evidence.job.job.sites:
+        for name, check in of_site:
+            yield _of_site(name, site, check)
+    yield checked("result", lambda: spent.check_statement(evidence))
+    yield checked("epsilon by round", lambda: spent.check_rounds(evidence))
+    yield checked("documents", lambda: _documents(bundle, evidence))
+
+
+def _of_site(name: str, site: str, check: Callable[[str], str]) -> Claim:
+    return checked(name, lambda: check(site), site)
+
+
+def _issuer(bundle: Bundle, roots: bytes) -> str:
+    chain, moment = _chain(bundle), charges.moment_of(bundle.manifest.made_at)
+    host = next(iter(pki.hosts_of(chain)), "localhost")
+    pki.check_server_chain(chain, roots, host, now=moment)
+    return (
+        f"server {host} of federation {pki.organisation(roots)}, certified under root "
+        f"{pki.fingerprint(roots)[:16]} when this was made, {bundle.manifest.made_at}"
+    )
+
+
+def _job(bundle: Bundle, evidence: Evidence) -> str:
+    signed, manifest = evidence.job, bundle.manifest
+    if signed.job.sha256 != manifest.job_sha256:
+        raise Refusal("job must be the one that the manifest names, got another")
+    verify_job(signed, (manifest.operator,))
+    return f"{signed.job.sha256[:16]}, signed by operator key {signed.signer[:16]}"
+
+
+def _documents(bundle: Bundle, evidence: Evidence) -> str:
+    promises = sorted(n for n in bundle.documents if n.rsplit("/")[-1].startswith(CERTIFICATE))
+    if evidence.is_simulation and promises:
+        raise Refusal(f"a SIMULATION must have no certificate of privacy, got {promises[0]}")
+    count = counted(len(bundle.documents), "document")
+    return f"{count} beside the evidence" + ("" if promises else ", none of them a certificate")
+
+
+def _chain(bundle: Bundle) -> bytes:
+    return bundle.seal.chain.encode("ascii")
+
+
+def _named_authorities(bundle: Bundle, evidence: Evidence) -> bytes:
+    """The last certificate of every chain in the bundle, to be consistent with."""
+    chains = {bundle.seal.chain, *(signed.chain for signed in evidence.receipts)}
+    pems = [chain.encode("ascii") for chain in chains] + list(evidence.certificates.values())
+    return b"".join(sorted({pki.to_pem(pki.load_certificates(pem)[-1]) for pem in pems}))

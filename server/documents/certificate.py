@@ -1,0 +1,247 @@
+"""The privacy certificate out of a job's evidence: of the whole job, or of one of its sites.
+
+Not covered: runs that promise nothing, which get none.
+"""
+
+import math
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from common.audit.certificate import Audit, Certificate, identified
+from common.audit.evidence import Evidence
+from common.certificates import fingerprint
+from common.errors import InvalidInput
+from common.privacy import crosscheck
+from common.privacy.selfcheck import CHECKS
+from common.result import PrivacyStatement, Result
+from common.words import counted
+from server.documents import assurances
+from server.documents.spending import Spending, figures, together
+from server.report import statement
+from server.report.statement import PERSON_RECORDS
+
+Parts = dict[str, object]
+
+
+def certificate_of(
+    evidence: Evidence, sites: Sequence[Spending], audits: Sequence[Audit], *, site: str = ""
+) -> Certificate:
+    """The certificate of the job or, with its name, of one ``site``.
+
+    Args:
+        evidence: of a run that promises something.
+        sites: what each site of the result spent.
+        audits: reports that were handed in.
+        site: whose; empty for all.
+
+    Raises:
+        InvalidInput: the run promises nothing, or it has no such site.
+    """
+    result = evidence.result
+    if evidence.is_simulation or not result.private:
+        raise InvalidInput(f"job must promise something for a certificate, got {result.name}")
+    chosen = [spent for spent in sites if site in ("", spent.promise.name)]
+    if not chosen:
+        raise InvalidInput(f"site must be one of the job's, got {site!r}")
+    return identified(
+        veiltune_certificate=1,
+        scope="site" if site else "job",
+        made_at=evidence.made_at,
+        software=evidence.software,
+        job=_job(evidence),
+        promise=_promise(result, chosen),
+        mechanism=_mechanism(result.privacy, chosen),
+        accountants=_accountants(result.privacy),
+        sites=[_site(spent) for spent in chosen],
+        known_to_several_sites=_together(result, sites),
+        trust_model=[
+            {"party": party, "sees": sees, "never_sees": never}
+            for party, sees, never in assurances.PARTIES
+        ],
+        implementation={**assurances.IMPLEMENTATION, "self_checks": tuple(CHECKS)},
+        exclusions=assurances.EXCLUSIONS,
+        budget_policy=_budget(evidence, chosen),
+        utility=_utility(evidence),
+        security_controls=assurances.SECURITY,
+        audits=[audit.model_dump() for audit in audits],
+        residual_risks=assurances.residual_risks(chosen, result.privacy.unit),
+        signatures=_signatures(evidence, chosen),
+    )
+
+
+def number(figure: float | None) -> float | None:
+    """A figure that JSON can hold; null is for no bound, and for an accountant that failed."""
+    return figure if figure is not None and math.isfinite(figure) else None
+
+
+def worst(sites: Sequence[Spending]) -> Spending:
+    """The site that spent most."""
+    return max(sites, key=lambda spent: spent.promise.steps)
+
+
+def _job(evidence: Evidence) -> Parts:
+    job, result = evidence.job.job, evidence.result
+    return {
+        "name": result.name,
+        "sha256": result.job_sha256,
+        "operator": evidence.job.signer,
+        "task": result.task,
+        "description": job.job.description,
+        "base": statement.public_name(job.model.base),
+        "base_sha256": job.model.sha256,
+        "adapter_sha256": result.adapter_sha256,
+        "rounds_closed": result.last_round,
+    }
+
+
+def _promise(result: Result, sites: Sequence[Spending]) -> Parts:
+    stated = result.privacy
+    most = worst(sites).promise
+    if most.epsilon is None or most.delta is None:
+        raise InvalidInput(f"sites.{most.name}.epsilon must be given, got none")
+    return {
+        "definition": "(epsilon, delta)-differential privacy",
+        "neighbours": stated.neighbours,
+        "unit": stated.unit,
+        "unit_means": dict(statement.mechanism(result))["Unit"],
+        "unit_cap": stated.unit_cap,
+        "epsilon": number(most.epsilon),
+        "delta": most.delta,
+        "shared_noise": None,
+        "meaning": statement.meaning(most.epsilon, most.delta, stated.unit),
+        "as_a_bet": statement.bet(most.epsilon, most.delta, stated.unit),
+    }
+
+
+def _mechanism(stated: PrivacyStatement, sites: Sequence[Spending]) -> Parts:
+    clip_norm = stated.clip_norm or 0.0
+    return {
+        "name": "DP-SGD: Poisson-subsampled Gaussian",
+        "clip_norm": clip_norm,
+        "noise_multiplier": stated.noise_multiplier,
+        "noise_deviation": stated.noise_multiplier * clip_norm,
+        "sampling_scheme": stated.sampler,
+        "sampling_rate": stated.sampling_rate,
+        "steps_per_round": stated.local_steps,
+        "most_steps": worst(sites).promise.steps,
+    }
+
+
+def _accountants(stated: PrivacyStatement) -> list[Parts]:
+    opacus = f"opacus {version('opacus')}"
+    here = f"dp-accounting {version('dp-accounting')}"
+    ran = stated.accountant_version
+    reported = here if here == ran else f"{here}; the run's own was {ran}"
+    return [
+        {
+            "name": "pld",
+            "software": reported,
+            "role": "reported: privacy loss distributions (Doroshenko et al. 2022), an upper bound",
+        },
+        {
+            "name": "prv",
+            "software": opacus,
+            "role": f"checks it: another method in other hands (Gopi et al. 2021), at most "
+            f"{crosscheck.PRV_ERROR} above",
+        },
+        {
+            "name": "rdp",
+            "software": opacus,
+            "role": "bounds both from above (Mironov et al. 2019); at few steps by far",
+        },
+    ]
+
+
+def _site(spent: Spending) -> Parts:
+    promise, three = spent.promise, figures(spent)
+    return {
+        "name": promise.name,
+        "population": promise.population,
+        "steps": promise.steps,
+        "steps_signed": min(spent.signed, promise.steps),
+        "rounds_asked": spent.asked,
+        "epsilon": number(promise.epsilon),
+        "delta": promise.delta,
+        "figures": {
+            "pld": number(three.pld),
+            "prv": number(three.prv),
+            "rdp": number(three.rdp),
+            "doubt": three.doubt,
+        },
+        "person_records": PERSON_RECORDS,
+        "person_epsilon": number(promise.person_epsilon),
+        "lifetime": _lifetime(spent),
+    }
+
+
+def _lifetime(spent: Spending) -> Parts:
+    cap = spent.cap
+    return {
+        "epsilon_shown": number(spent.promise.epsilon),
+        "delta_shown": spent.promise.delta,
+        "cap_epsilon": None if cap is None else cap.max_epsilon,
+        "cap_delta": None if cap is None else cap.delta,
+        "cap_accountant": None if cap is None else cap.name,
+        "cap_figure": number(spent.cap_figure),
+        "ledger_entries": spent.entries,
+        "entries_shown": spent.shown,
+    }
+
+
+def _together(result: Result, sites: Sequence[Spending]) -> list[Parts]:
+    return [
+        {"sites": count, "epsilon": number(epsilon), "delta": result.privacy.delta}
+        for count, epsilon in together(sites)
+    ]
+
+
+def _budget(evidence: Evidence, sites: Sequence[Spending]) -> Parts:
+    privacy = evidence.job.job.privacy
+    return {
+        "job_epsilon": privacy.epsilon,
+        "job_delta": privacy.delta,
+        "words": (*assurances.BUDGET, *assurances.caps(sites)),
+    }
+
+
+def _utility(evidence: Evidence) -> Parts:
+    job, result = evidence.job.job, evidence.result
+    classes = [row for row in result.final.classes if row.support]
+    low = min(classes, key=lambda row: (row.f1, row.label), default=None)
+    return {
+        "measure": result.measure,
+        "score": result.final.score,
+        "macro_f1": result.final.macro_f1,
+        "worst_class": None if low is None else low.label,
+        "worst_class_f1": None if low is None else low.f1,
+        "data": f"{statement.public_name(job.evaluation.data)} ({job.evaluation.split})",
+        "words": assurances.UTILITY,
+    }
+
+
+def _signatures(evidence: Evidence, sites: Sequence[Spending]) -> list[Parts]:
+    found = [
+        _signature("the job manifest", "the operator", "Ed25519", "job.json", evidence.job.signer)
+    ]
+    leaves = sorted({fingerprint(s.chain.encode()) for s in evidence.receipts})
+    rounds = counted(len(evidence.receipts), "round receipt")
+    found += [
+        _signature(rounds, "the server's certificate", "ECDSA P-256", "rounds/", leaf)
+        for leaf in leaves
+    ]
+    for spent in sites:
+        name = spent.promise.name
+        what = f"charges and ledger heads of {name}"
+        found += [
+            _signature(what, f"site {name}", "ECDSA P-256", "rounds/", key) for key in spent.keys
+        ]
+        if name in evidence.certificates:
+            leaf = fingerprint(evidence.certificates[name])
+            where = f"sites/{name}/"
+            by = "the federation's authority"
+            found.append(_signature(f"certificate of {name}", by, "ECDSA P-256", where, leaf))
+    return found
+
+
+def _signature(what: str, by: str, algorithm: str, where: str, key: str) -> Parts:
+    return {"what": what, "by": by, "algorithm": algorithm, "where": where, "key": key}

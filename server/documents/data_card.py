@@ -1,0 +1,86 @@
+"""What is declared about a site's data: nothing here was counted from a record.
+
+Not covered: whether the declarations are right; the site answers for them.
+"""
+
+import json
+
+from common.audit.evidence import Evidence
+from common.config import RECORD
+from server.documents.certificate import number
+from server.documents.sheet import Bullets, Sheet, Terms, section
+from server.documents.spending import Spending
+from server.documents.standing import page, promises
+from server.report.figures import bound, power
+
+MOST_LABELS = 200  # of a page; the JSON has all
+
+NOT_STATED = (
+    "The number of records, of units and of each label: a count is a function of the records, and "
+    "would have to be charged as a release.",
+    "Time span, ages, sexes and other groups, quality and duplicates: for the same reason.",
+    "Names of files and columns: the site maps its own columns, and the mapping stays there.",
+)
+
+
+def data_card(evidence: Evidence, spent: Spending) -> Sheet:
+    """The card of one site for people."""
+    declared = evidence.job.job.data
+    labels = declared.labels[:MOST_LABELS]
+    more = len(declared.labels) - len(labels)
+    rest = f", and {more:,} more in job.json" if more else ""
+    name = spent.promise.name
+    charged = "no row of a ledger and no value beyond the noised updates"
+    if promises(evidence):
+        charged = (
+            f"noised updates alone: epsilon {bound(spent.promise.epsilon)} at delta "
+            f"{power(spent.promise.delta)} for one {evidence.result.privacy.unit}"
+        )
+    about = Terms(
+        (
+            ("Site", name),
+            ("Data set, as the job names it", declared.name),
+            ("Task", evidence.result.task),
+            ("Unit of privacy", _unit(evidence)),
+            ("Declared population", f"{spent.promise.population:,} units (not counted)"),
+            ("Weight in the mean", f"{evidence.job.job.weight(name):.4f}"),
+            (f"Labels ({len(declared.labels):,}, public)", ", ".join(labels) + rest),
+            ("Left the site", charged),
+        )
+    )
+    return page(
+        evidence,
+        "data card",
+        (
+            section("Declared before any record was read", about),
+            section("Not stated, and why", Bullets(NOT_STATED)),
+        ),
+        title=f"{name}: {declared.name}",
+    )
+
+
+def data_card_json(evidence: Evidence, spent: Spending) -> bytes:
+    """The same for programs."""
+    declared, privacy = evidence.job.job.data, evidence.result.privacy
+    card = {
+        "veiltune_data_card": 1,
+        "job_sha256": evidence.result.job_sha256,
+        "is_simulation": evidence.is_simulation,
+        "site": spent.promise.name,
+        "data": declared.name,
+        "task": evidence.result.task,
+        "unit": privacy.unit,
+        "unit_cap": privacy.unit_cap,
+        "declared_population": spent.promise.population,
+        "labels": list(declared.labels),
+        "epsilon": number(spent.promise.epsilon) if promises(evidence) else None,
+        "delta": spent.promise.delta if promises(evidence) else None,
+    }
+    return (json.dumps(card, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _unit(evidence: Evidence) -> str:
+    privacy = evidence.result.privacy
+    if privacy.unit == RECORD:
+        return "one record"
+    return f"all records that share a {privacy.unit}, at most {privacy.unit_cap} of them in a step"

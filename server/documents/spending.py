@@ -1,0 +1,196 @@
+"""What each site spent, out of a job's evidence: the result's claims held against signed rows.
+
+Every document takes its figures from here. A claim that the rows do not bear out is refused, so
+that no document says what the evidence does not.
+
+Not covered: signatures and proofs (common/audit/verify.py).
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from common.audit.evidence import Evidence
+from common.errors import InvalidInput, UpdateRejected
+from common.privacy import accounting, crosscheck
+from common.privacy.charge import HeadOf, SignedCharge
+from common.privacy.crosscheck import Epsilons
+from common.privacy.entries import Created, Reserved, read_entry
+from common.privacy.event import GaussianSteps
+from common.privacy.lifetime import LifetimeCap, cap_from_dict
+from common.result import SiteResult
+from server.report.statement import SitePromise, require_same_job, site_promises
+
+# Fourier transforms of other library builds differ in the last digits; nobody's privacy does.
+TOLERANCE = 1e-6
+_ABREAST = 5  # numbers of sites that are composed one by one; beyond, all of them
+
+
+@dataclass(frozen=True, slots=True)
+class Spending:
+    """One site's.
+
+    Attributes:
+        promise: its public size, steps and epsilons.
+        asked: rounds that it was asked for.
+        signed: steps of the rows that it signed.
+        shown: entries of its ledger that the evidence opens.
+        entries: entries of its ledger by its last head; ``None`` without one.
+        cap: over the life of its data; ``None`` where the evidence does not open the entry.
+        keys: sha256 of each key (SubjectPublicKeyInfo, DER) that signed a head.
+        events: what it is charged, for accountants.
+    """
+
+    promise: SitePromise
+    asked: int
+    signed: int
+    shown: int
+    entries: int | None
+    cap: LifetimeCap | None
+    keys: tuple[str, ...]
+    events: GaussianSteps
+
+    @property
+    def cap_figure(self) -> float | None:
+        """What the steps cost by the cap's own accounting."""
+        return None if self.cap is None else self.cap.epsilon([self.events])
+
+
+def spendings(evidence: Evidence) -> tuple[Spending, ...]:
+    """One for each site of the result.
+
+    Raises:
+        InvalidInput: the result is another job's, or claims what the rows do not bear out.
+    """
+    result, job = evidence.result, evidence.job.job
+    require_same_job(result, job)
+    rows = [_rows(evidence, site) for site in result.sites]
+    for site, found in zip(result.sites, rows, strict=True):
+        _require_borne_out(evidence, site, found)
+        _require_epsilon(evidence, site)
+    promises = site_promises(result, job)  # which takes seconds
+    return tuple(
+        map(_spending, rows, promises, (result.privacy.spent(s.steps) for s in result.sites))
+    )
+
+
+def figures(spending: Spending) -> Epsilons:
+    """Its epsilon by three accountants."""
+    return _compared(spending.events, _delta(spending))
+
+
+@lru_cache(maxsize=64)
+def _compared(events: GaussianSteps, delta: float) -> Epsilons:
+    """PRV and RDP take a second, and sites mostly have spent the same."""
+    return crosscheck.compare(events, delta)
+
+
+def together(sites: Sequence[Spending]) -> tuple[tuple[int, float], ...]:
+    """(k, epsilon) of one unit at the k sites that spent most: 1 to 5, and all."""
+    ordered = sorted((s.events for s in sites), key=lambda event: -event.steps)
+    counts = sorted({*range(1, min(_ABREAST, len(sites)) + 1), len(sites)})
+    delta = _delta(sites[0])
+    return tuple((count, accounting.epsilon(ordered[:count], delta)) for count in counts)
+
+
+def _delta(spending: Spending) -> float:
+    if spending.promise.delta is None:
+        raise InvalidInput(f"sites.{spending.promise.name}.delta must be given, got none")
+    return spending.promise.delta
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """What the receipts say of one site."""
+
+    charges: tuple[SignedCharge, ...]
+    asked: int
+    answered: int
+    steps: int
+    heads: tuple[HeadOf, ...]
+
+
+def _rows(evidence: Evidence, site: SiteResult) -> _Rows:
+    receipts = [signed.receipt for signed in evidence.receipts]
+    charges = tuple(r.charges[site.name] for r in receipts if site.name in r.charges)
+    reserved = {row.round: row for row in (_reserved(evidence, c) for c in charges)}
+    return _Rows(
+        charges=charges,
+        asked=sum(site.name in receipt.asked for receipt in receipts),
+        answered=len(reserved),
+        steps=sum(row.charge.steps for row in reserved.values()),
+        heads=tuple(r.heads[site.name] for r in receipts if site.name in r.heads),
+    )
+
+
+def _spending(rows: _Rows, promise: SitePromise, events: GaussianSteps) -> Spending:
+    return Spending(
+        promise=promise,
+        asked=rows.asked,
+        signed=rows.steps,
+        shown=len({row.seq for c in rows.charges for row in (c.row, *c.hand_overs)}),
+        entries=rows.heads[-1].size if rows.heads else None,
+        cap=_cap(rows.charges),
+        keys=tuple(sorted({_sha256(head.public_key) for head in rows.heads})),
+        events=events,
+    )
+
+
+def _reserved(evidence: Evidence, charge: SignedCharge) -> Reserved:
+    """The row's content, if it is this job's mechanism."""
+    try:
+        row = charge.reserved
+    except UpdateRejected as error:
+        raise InvalidInput(f"evidence must hold charges, got: {error}") from error
+    stated = evidence.result.privacy
+    found = (row.job_sha256, row.charge.sampling_rate, row.charge.noise_multiplier, row.terms.unit)
+    wanted = (
+        evidence.result.job_sha256,
+        stated.sampling_rate,
+        stated.noise_multiplier,
+        stated.unit,
+    )
+    if found != wanted:
+        raise InvalidInput(
+            f"charge of round {row.round} must be of the job's mechanism {wanted}, got {found}"
+        )
+    return row
+
+
+def _require_borne_out(evidence: Evidence, site: SiteResult, rows: _Rows) -> None:
+    """All that the site signed is claimed, and with it every round that it did not answer.
+
+    More may be: a round that the site was asked for and that was never closed.
+    """
+    silent = max(0, rows.asked - rows.answered)
+    least = rows.steps + silent * evidence.result.privacy.local_steps
+    if site.steps < least:
+        raise InvalidInput(
+            f"result.sites.{site.name}.steps must be at least {least} by the receipts, "
+            f"got {site.steps}"
+        )
+
+
+def _require_epsilon(evidence: Evidence, site: SiteResult) -> None:
+    found = evidence.result.privacy.epsilon(site.steps)
+    if (found is None) != (site.epsilon is None) or not math.isclose(
+        found or 0.0, site.epsilon or 0.0, rel_tol=TOLERANCE, abs_tol=TOLERANCE
+    ):
+        raise InvalidInput(
+            f"result.sites.{site.name}.epsilon must be {found} by its steps, got {site.epsilon}"
+        )
+
+
+def _cap(charges: Sequence[SignedCharge]) -> LifetimeCap | None:
+    """The lifetime's cap, where a charge shows the ledger's first entry."""
+    for row in (row for charge in charges for row in charge.hand_overs):
+        entry = read_entry(row.body.encode(), row.seq)
+        if isinstance(entry, Created):
+            return cap_from_dict(entry.cap) if entry.cap else None
+    return None
+
+
+def _sha256(public_key: str) -> str:
+    return hashlib.sha256(bytes.fromhex(public_key)).hexdigest()

@@ -1,0 +1,605 @@
+"""Faults planted in a bundle of evidence, and the claim that must catch each.
+
+Whoever plants one has the keys that such a person would have: a server its own, a site its own,
+somebody else none. ``docs/evidence.md`` shows this table.
+"""
+
+import io
+import stat
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from common import pki
+from common.audit.evidence import MANIFEST, RESULT, Manifest, write_bundle
+from common.job import sign_job
+from common.privacy.charge import HeadOf, SignedCharge
+from common.privacy.entries import Closed
+from common.privacy.ledger import Chain
+from common.receipt import Reply, to_bytes
+from common.result import Result, privacy_statement, to_json
+from common.stored_zip import pack, unpack
+from tests.story import (
+    BEFORE,
+    Ledger,
+    Story,
+    authorities,
+    begin,
+    digest,
+    make_job,
+    told,
+)
+
+BYTES, SIGNED, LEDGER, CLAIM = "the file", "the server's word", "a site's ledger", "what is claimed"
+
+
+@dataclass(frozen=True)
+class Planted:
+    """``make`` gives the bundle and the root (PEM) that an auditor has."""
+
+    part: str
+    fault: str
+    caught: str
+    make: Callable[[], tuple[bytes, bytes]]
+
+    def __str__(self) -> str:
+        """A test's name."""
+        return self.fault
+
+
+PLANTED: list[Planted] = []
+Made = bytes | tuple[bytes, bytes]
+
+
+def plant(part: str, fault: str, caught: str) -> Callable[[Callable[[Story], Made]], None]:
+    """Enter a fault into the table; the function changes a whole story."""
+
+    def enter(change: Callable[[Story], Made]) -> None:
+        def make() -> tuple[bytes, bytes]:
+            story = told()
+            made = change(story)
+            return made if isinstance(made, tuple) else (made, story.by.root.certificate)
+
+        PLANTED.append(Planted(part, fault, caught, make))
+
+    return enter
+
+
+def rezipped(data: bytes, change: Callable[[zipfile.ZipFile, dict[str, bytes]], None]) -> bytes:
+    """The same files in another ZIP."""
+    buffer, files = io.BytesIO(), unpack(data, "bundle")
+    with zipfile.ZipFile(buffer, "w") as archive:
+        change(archive, files)
+    return buffer.getvalue()
+
+
+def member(name: str, mode: int = stat.S_IFREG | 0o600) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(name)
+    info.create_system, info.external_attr = 3, mode << 16
+    return info
+
+
+@plant(BYTES, "a byte after its end", "container")
+def _(story: Story) -> Made:
+    return story.bundle() + b"\0"
+
+
+@plant(BYTES, "bytes before its beginning", "container")
+def _(story: Story) -> Made:
+    return b"MZ" + story.bundle()
+
+
+@plant(BYTES, "a ZIP comment", "container")
+def _(story: Story) -> Made:
+    buffer = io.BytesIO(story.bundle())
+    with zipfile.ZipFile(buffer, "a") as archive:
+        archive.comment = b"epsilon 1"
+    return buffer.getvalue()
+
+
+@plant(BYTES, "a second result.json beside the first", "container")
+def _(story: Story) -> Made:
+    def twice(archive: zipfile.ZipFile, files: dict[str, bytes]) -> None:
+        for name in sorted([*files, RESULT]):
+            archive.writestr(member(name), files[name])
+
+    return rezipped(story.bundle(), twice)
+
+
+@plant(BYTES, "a compressed member", "container")
+def _(story: Story) -> Made:
+    def packed(archive: zipfile.ZipFile, files: dict[str, bytes]) -> None:
+        for name in sorted(files):
+            how = zipfile.ZIP_DEFLATED if name == RESULT else zipfile.ZIP_STORED
+            archive.writestr(member(name), files[name], compress_type=how)
+
+    return rezipped(story.bundle(), packed)
+
+
+@plant(BYTES, "a symbolic link in a file's place", "container")
+def _(story: Story) -> Made:
+    def linked(archive: zipfile.ZipFile, files: dict[str, bytes]) -> None:
+        for name in sorted(files):
+            mode = stat.S_IFLNK | 0o777 if name == RESULT else stat.S_IFREG | 0o600
+            archive.writestr(member(name, mode), files[name])
+
+    return rezipped(story.bundle(), linked)
+
+
+@plant(BYTES, "members in another order", "container")
+def _(story: Story) -> Made:
+    def turned(archive: zipfile.ZipFile, files: dict[str, bytes]) -> None:
+        for name in sorted(files, reverse=True):
+            archive.writestr(member(name), files[name])
+
+    return rezipped(story.bundle(), turned)
+
+
+@plant(BYTES, "a member that leads out of its folder", "container")
+def _(story: Story) -> Made:
+    def outside(archive: zipfile.ZipFile, files: dict[str, bytes]) -> None:
+        for name in sorted([*files, "../root.pem"]):
+            archive.writestr(member(name), files.get(name, b"x"))
+
+    return rezipped(story.bundle(), outside)
+
+
+@plant(BYTES, "a file that the manifest does not name", "files")
+def _(story: Story) -> Made:
+    return pack(unpack(story.bundle(), "bundle") | {"documents/certificate.html": b"epsilon 1"})
+
+
+@plant(BYTES, "a round's file taken out", "files")
+def _(story: Story) -> Made:
+    files = unpack(story.bundle(), "bundle")
+    del files["rounds/00002.json"]
+    return pack(files)
+
+
+@plant(BYTES, "half the epsilon in result.json", "files")
+def _(story: Story) -> Made:
+    return pack(unpack(story.bundle(), "bundle") | {RESULT: to_json(halved(story)).encode()})
+
+
+@plant(BYTES, "half the epsilon, and its hash in the manifest", "manifest")
+def _(story: Story) -> Made:
+    files = unpack(story.bundle(), "bundle")
+    files[RESULT] = to_json(halved(story)).encode()
+    manifest = Manifest.model_validate_json(files[MANIFEST])
+    named = manifest.files | {RESULT: digest(files[RESULT].decode())}
+    files[MANIFEST] = to_bytes(manifest.model_copy(update={"files": named}))
+    return pack(files)
+
+
+@plant(BYTES, "the seal of another bundle of the same server", "manifest")
+def _(story: Story) -> Made:
+    files, other = unpack(story.bundle(), "bundle"), story.bundle(made_at="2026-11-20T11:00:01Z")
+    return pack(files | {"manifest.sig": unpack(other, "bundle")["manifest.sig"]})
+
+
+@plant(SIGNED, "all of it signed anew under another root, with half the epsilon", "issuer")
+def _(story: Story) -> Made:
+    forged = told(epsilon=3.0)
+    return forged.bundle(), story.by.root.certificate
+
+
+@plant(SIGNED, "sealed by a site's key", "issuer")
+def _(story: Story) -> Made:
+    key, chain = story.by.enrol("A")
+    return write_bundle(story.evidence(), {}, pki.Credential(chain, key))
+
+
+@plant(SIGNED, "sealed after the server's certificate had ended", "issuer")
+def _(story: Story) -> Made:
+    return story.bundle(made_at="2027-03-01T11:00:00Z")
+
+
+@plant(SIGNED, "a job that the operator did not sign", "job")
+def _(story: Story) -> Made:
+    files = story.evidence()
+    other = sign_job(make_job(epsilon=7.0), Ed25519PrivateKey.generate())
+    return story.bundle(job=other.model_copy(update={"signer": files.job.signer}))
+
+
+@plant(SIGNED, "another job of the same operator in the job's place", "rounds")
+def _(story: Story) -> Made:
+    return story.bundle(job=sign_job(make_job(epsilon=7.0), story.by.operator))
+
+
+@plant(SIGNED, "a round left out, the rest chained anew", "rounds")
+def _(story: Story) -> Made:
+    del story.receipts[0]
+    return story.bundle(result=told().result())
+
+
+@plant(SIGNED, "the last round left out, of receipts and result", "rounds")
+def _(story: Story) -> Made:
+    del story.receipts[-1]
+    return story.bundle()
+
+
+@plant(SIGNED, "a round more than the job has", "rounds")
+def _(story: Story) -> Made:
+    story.round()
+    return story.bundle()
+
+
+@plant(SIGNED, "a round of another job", "rounds")
+def _(story: Story) -> Made:
+    change(story, 1, job_sha256=digest("another"))
+    return story.bundle()
+
+
+@plant(SIGNED, "a receipt that does not follow the one before", "rounds")
+def _(story: Story) -> Made:
+    one, _ = story.signed_receipts()
+    loose = told()
+    loose.by, loose.receipts = story.by, story.receipts[1:]
+    return story.bundle(receipts=(one, *loose.signed_receipts()))
+
+
+@plant(SIGNED, "a receipt that was edited", "receipts")
+def _(story: Story) -> Made:
+    one, two = story.signed_receipts()
+    edited = two.receipt.model_copy(update={"output_sha256": digest("another")})
+    return story.bundle(receipts=(one, two.model_copy(update={"receipt": edited})))
+
+
+@plant(SIGNED, "a receipt signed by another federation's server", "receipts")
+def _(story: Story) -> Made:
+    one, _ = story.signed_receipts()
+    stranger = replace(story, by=authorities())
+    return story.bundle(receipts=(one, stranger.signed_receipts()[1]))
+
+
+@plant(SIGNED, "a receipt closed before its certificate began", "receipts")
+def _(story: Story) -> Made:
+    change(story, 0, closed_at="2025-01-01T00:00:00Z")
+    return story.bundle()
+
+
+@plant(SIGNED, "a round that starts from another adapter than the last one made", "links")
+def _(story: Story) -> Made:
+    change(story, 0, output_sha256=digest("another"))
+    return story.bundle()
+
+
+@plant(SIGNED, "a result whose adapter no round made", "links")
+def _(story: Story) -> Made:
+    return altered(story, lambda result: result.update(vector_sha256=digest("another")))
+
+
+@plant(SIGNED, "an update that counts without its charge", "replies")
+def _(story: Story) -> Made:
+    last = story.receipts[-1]
+    charges = {"A": last.charges["A"]}
+    change(story, 1, charges=charges, heads=last.heads | {"B": story.receipts[0].heads["B"]})
+    return story.bundle()
+
+
+@plant(SIGNED, "a site asked that the job does not name", "replies")
+def _(story: Story) -> Made:
+    change(story, 1, asked=("A", "B", "C"))
+    return story.bundle()
+
+
+@plant(SIGNED, "a round without any update that counts", "replies")
+def _(story: Story) -> Made:
+    none = tuple(r.model_copy(update={"accepted": False}) for r in story.receipts[1].replies)
+    change(story, 1, replies=none)
+    return story.bundle()
+
+
+@plant(SIGNED, "a site that answered twice", "replies")
+def _(story: Story) -> Made:
+    again = Reply(site="A", payload_sha256=digest("again"), accepted=True)
+    change(story, 1, replies=(*story.receipts[1].replies, again))
+    return story.bundle()
+
+
+def charged(**charge: object) -> Story:
+    """A story in whose second round all sites wrote another charge into their ledgers."""
+    story = begin()
+    story.round()
+    job = story.job
+    plan = {
+        "sampling_rate": job.privacy.sampling_rate,
+        "noise_multiplier": job.noise_multiplier,
+        "steps": job.training.local_steps,
+    }
+    story.round(entry={"charge": plan | charge})
+    return story
+
+
+def shown(story: Story) -> Made:
+    return story.bundle(), story.by.root.certificate
+
+
+@plant(LEDGER, "a charge with half the noise", "charges")
+def _(_: Story) -> Made:
+    return shown(charged(noise_multiplier=0.25))
+
+
+@plant(LEDGER, "a charge of fewer steps than a round has", "charges")
+def _(_: Story) -> Made:
+    return shown(charged(steps=1))
+
+
+@plant(LEDGER, "a charge at another sampling rate", "charges")
+def _(_: Story) -> Made:
+    return shown(charged(sampling_rate=0.01))
+
+
+@plant(LEDGER, "a charge for records where the job speaks of patients", "charges")
+def _(_: Story) -> Made:
+    story = begin()
+    story.round()
+    story.round(entry={"terms": {"unit": "record", "delta": 1e-5}})
+    return shown(story)
+
+
+@plant(LEDGER, "a charge of another round", "charges")
+def _(_: Story) -> Made:
+    story = begin()
+    story.round()
+    story.round(entry={"round": 3})
+    return shown(story)
+
+
+@plant(LEDGER, "a charge of another job", "charges")
+def _(_: Story) -> Made:
+    story = begin()
+    story.round()
+    story.round(entry={"job_sha256": digest("another")})
+    return shown(story)
+
+
+@plant(LEDGER, "a charge for another adapter than was sent", "charges")
+def _(_: Story) -> Made:
+    story = begin()
+    story.round()
+    story.round(entry={"input_sha256": digest("another")})
+    return shown(story)
+
+
+@plant(LEDGER, "the first round's charge shown again", "charges")
+def _(story: Story) -> Made:
+    recharge(story, 1, "A", story.receipts[0].charges["A"])
+    return story.bundle()
+
+
+@plant(LEDGER, "a charge that was edited", "charges")
+def _(story: Story) -> Made:
+    charge = story.receipts[1].charges["A"]
+    body = charge.row.body.replace('"steps":2', '"steps":1')
+    row = charge.row.model_copy(update={"body": body})
+    recharge(story, 1, "A", charge.model_copy(update={"row": row}))
+    return story.bundle()
+
+
+@plant(LEDGER, "one site's charge shown as another's", "charges")
+def _(story: Story) -> Made:
+    recharge(story, 1, "B", story.receipts[1].charges["A"])
+    return story.bundle()
+
+
+@plant(LEDGER, "a charge that is not under its head", "charges")
+def _(story: Story) -> Made:
+    charge = story.receipts[1].charges["A"]
+    wrong = tuple(digest(part) for part in charge.row.inclusion)
+    row = charge.row.model_copy(update={"inclusion": wrong})
+    recharge(story, 1, "A", charge.model_copy(update={"row": row}))
+    return story.bundle()
+
+
+@plant(LEDGER, "a head that does not continue the one before", "charges")
+def _(story: Story) -> Made:
+    charge = story.receipts[1].charges["A"]
+    wrong = tuple(digest(part) for part in charge.consistency)
+    recharge(story, 1, "A", charge.model_copy(update={"consistency": wrong}))
+    return story.bundle()
+
+
+@plant(LEDGER, "a ledger kept under a key that no certificate names", "charges")
+def _(_: Story) -> Made:
+    story = begin()
+    story.ledgers["A"] = Ledger("A", story.by.enrol("A")[0])
+    story.round()
+    story.round()
+    return shown(story)
+
+
+@plant(LEDGER, "a new key that nobody handed the ledger over to", "charges")
+def _(_: Story) -> Made:
+    story = begin()
+    story.round()
+    key, chain = story.by.enrol("A")
+    story.certificates["A"] += chain
+    seq = story.ledgers["A"].rekey(key)
+    story.round(named={"A": seq})
+    charge = story.receipts[1].charges["A"]
+    lost = charge.model_copy(update={"hand_overs": ()})
+    recharge(story, 1, "A", lost)
+    return shown(story)
+
+
+@plant(LEDGER, "two ledgers of equal size with different roots", "heads")
+def _(_: Story) -> Made:
+    story = told()
+    other = Ledger("A", story.ledgers["A"].pem)
+    while len(other.rows) < story.receipts[1].heads["A"].size:
+        other.append(Closed, job_sha256=digest("another"), state="stopped", final_sha256="")
+    change(story, 1, heads=story.receipts[1].heads | {"A": other.head()})
+    return shown(story)
+
+
+@plant(LEDGER, "a charge that continues an older head than the last", "heads")
+def _(_: Story) -> Made:
+    story = told(rounds=3)
+    ledger, seq = story.ledgers["A"], story.receipts[2].charges["A"].row.seq
+    recharge(story, 2, "A", ledger.charge(seq, story.receipts[0].heads["A"]))
+    return shown(story)
+
+
+@plant(LEDGER, "a ledger that shrank", "heads")
+def _(story: Story) -> Made:
+    change(story, 1, heads=story.receipts[1].heads | {"A": smaller(story, 2)})
+    return story.bundle()
+
+
+@plant(LEDGER, "a ledger rolled back to before the first round, and gone on from there", "heads")
+def _(_: Story) -> Made:
+    story = begin()
+    story.round()
+    heads = story.receipts[0].heads
+    story.ledgers["A"] = Ledger("A", story.ledgers["A"].pem)
+    change(story, 0, heads={"B": heads["B"]})
+    story.round()
+    change(story, 0, heads=heads)
+    return shown(story)
+
+
+@plant(LEDGER, "a ledger that grew without a proof", "heads")
+def _(story: Story) -> Made:
+    change(story, 0, heads=story.receipts[0].heads | {"A": story.ledgers["A"].head()})
+    return story.bundle()
+
+
+@plant(LEDGER, "a head that another site's key signed", "heads")
+def _(story: Story) -> Made:
+    heads = story.receipts[1].heads
+    head = story.ledgers["B"].chain.head(story.ledgers["B"].key)
+    forged = heads["A"].model_copy(
+        update={"signature": head.signature, "public_key": head.public_key}
+    )
+    change(story, 1, heads=heads | {"A": forged})
+    return story.bundle()
+
+
+@plant(LEDGER, "a site whose certificate another root signed", "certificate")
+def _(story: Story) -> Made:
+    story.certificates["A"] = authorities().enrol("A")[1]
+    return story.bundle()
+
+
+@plant(LEDGER, "another site's certificate in its place", "certificate")
+def _(story: Story) -> Made:
+    story.certificates["A"] = story.certificates["B"]
+    return story.bundle()
+
+
+@plant(LEDGER, "a charge after the site's certificate had ended", "charges")
+def _(_: Story) -> Made:
+    story = begin()
+    key, csr = pki.new_site_key_and_csr("A")
+    story.certificates["A"] = pki.issue_site(csr, story.by.intermediate, now=BEFORE)
+    story.ledgers["A"] = Ledger("A", key)
+    story.round()
+    story.round()
+    return shown(story)
+
+
+@plant(CLAIM, "half the epsilon, signed by the server", "epsilon")
+def _(story: Story) -> Made:
+    return story.bundle(result=halved(story))
+
+
+@plant(CLAIM, "a round that a silent site was asked for, left out of its steps", "epsilon")
+def _(_: Story) -> Made:
+    story = begin()
+    story.round()
+    story.round(silent=["B"])
+    fewer = privacy_statement(story.job, seeded=False).epsilon(2)
+
+    def less(result: dict[str, Any]) -> None:
+        result["sites"][1] |= {"steps": 2, "epsilon": fewer}
+
+    return altered(story, less), story.by.root.certificate
+
+
+@plant(CLAIM, "another delta", "result")
+def _(story: Story) -> Made:
+    def other(result: dict[str, Any]) -> None:
+        result["privacy"]["delta"] = 1e-3
+        for site in result["sites"]:
+            site["delta"] = 1e-3
+
+    return altered(story, other)
+
+
+@plant(CLAIM, "less noise everywhere than the job's epsilon needs", "result")
+def _(_: Story) -> Made:
+    story = begin()
+    plan = {"sampling_rate": 0.05, "noise_multiplier": 0.5, "steps": 2}
+    story.round(entry={"charge": plan})
+    story.round(entry={"charge": plan})
+    return altered(story, lambda r: r["privacy"].update(noise_multiplier=0.5)), (
+        story.by.root.certificate
+    )
+
+
+@plant(CLAIM, "half the epsilon after the first round", "epsilon by round")
+def _(story: Story) -> Made:
+    return altered(story, lambda r: r["rounds"][0].update(epsilon=r["rounds"][0]["epsilon"] / 2))
+
+
+@plant(CLAIM, "a site left out of the result", "result")
+def _(story: Story) -> Made:
+    return altered(story, lambda result: result["sites"].pop())
+
+
+@plant(CLAIM, "the unit a record where patients were charged", "result")
+def _(story: Story) -> Made:
+    return altered(story, lambda r: r["privacy"].update(unit="record", unit_cap=None))
+
+
+@plant(CLAIM, "a run with repeatable noise shown as a federation's", "result")
+def _(story: Story) -> Made:
+    story.is_simulation = True
+    return story.bundle(is_simulation=False)
+
+
+@plant(CLAIM, "a simulation with a certificate of privacy", "documents")
+def _(story: Story) -> Made:
+    story.is_simulation = True
+    return write_bundle(story.evidence(), {"certificate.json": b"{}"}, story.by.server)
+
+
+def change(story: Story, index: int, **fields: object) -> None:
+    """Change a receipt, before it is signed."""
+    story.receipts[index] = story.receipts[index].model_copy(update=fields)
+
+
+def recharge(story: Story, index: int, site: str, charge: SignedCharge) -> None:
+    receipt = story.receipts[index]
+    change(
+        story,
+        index,
+        charges=receipt.charges | {site: charge},
+        heads=receipt.heads | {site: charge.head},
+    )
+
+
+def altered(story: Story, alter: Callable[[dict[str, Any]], object]) -> bytes:
+    """The bundle with another result, as the server would sign it."""
+    result = story.result().model_dump(mode="json")
+    alter(result)
+    return story.bundle(result=Result.model_validate(result))
+
+
+def halved(story: Story) -> Result:
+    result = story.result().model_dump(mode="json")
+    for row in (*result["sites"], *result["rounds"]):
+        row["epsilon"] /= 2
+    return Result.model_validate(result)
+
+
+def smaller(story: Story, size: int) -> HeadOf:
+    """A true head of A's ledger when it had fewer entries."""
+    ledger, chain = story.ledgers["A"], Chain()
+    for row in ledger.rows[:size]:
+        chain.extend(row)
+    return HeadOf.of(chain.head(ledger.key))

@@ -1,0 +1,406 @@
+"""A second reading of a bundle of evidence, which imports nothing of ours.
+
+Written from docs/evidence.md: bytes by struct and zlib, JSON by the standard library, certificates
+link by link, Merkle proofs by the recursive definitions of RFC 6962, epsilon by dp_accounting. It
+answers with the first fault that it finds, in its own words, or with nothing.
+"""
+
+import datetime as dt
+import hashlib
+import io
+import json
+import math
+import re
+import struct
+import zipfile
+import zlib
+from functools import lru_cache
+from typing import Any
+
+import dp_accounting as dpa
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.x509.oid import ExtendedKeyUsageOID
+from dp_accounting.pld import privacy_loss_distribution
+from dp_accounting.rdp import RdpAccountant
+
+SHA = ec.ECDSA(hashes.SHA256())
+
+
+class Fault(Exception):
+    """What does not hold."""
+
+
+def need(holds: bool, words: str) -> None:
+    if not holds:
+        raise Fault(words)
+
+
+def fault_of(data: bytes, root_pem: bytes) -> str:
+    """The first fault; empty for a bundle whose every claim holds under the root."""
+    try:
+        _verify(data, x509.load_pem_x509_certificate(root_pem))
+    except Fault as fault:
+        return str(fault)
+    except (
+        InvalidSignature, KeyError, IndexError, ValueError, TypeError, AttributeError,
+        zipfile.BadZipFile, NotImplementedError, struct.error, EOFError, OSError,
+    ) as error:  # fmt: skip
+        return f"unreadable: {error!r}"
+    return ""
+
+
+def _verify(data: bytes, root: x509.Certificate) -> None:
+    files = members(data)
+    manifest = json.loads(files["manifest.json"])
+    seal = json.loads(files["manifest.sig"])
+    need(canonical(seal) == files["manifest.sig"], "seal is not canonical")
+    need(canonical(manifest) == files["manifest.json"], "manifest is not canonical")
+    need((manifest["format"], manifest["version"]) == ("veiltune-evidence", 1), "format")
+    chain = seal["chain"].encode()
+    need(sha(chain) == manifest["chain_sha256"], "other chain")
+    server_key(chain, root, when(manifest["made_at"])).verify(
+        bytes.fromhex(seal["signature"]), b"veiltune evidence v1\n" + files["manifest.json"], SHA
+    )
+    named = {n: sha(d) for n, d in files.items() if n not in ("manifest.json", "manifest.sig")}
+    need(named == manifest["files"], "files are not those of the manifest")
+    job = signed_job(files["job.json"], manifest)
+    result = json.loads(files["result.json"])
+    receipts = rounds_of(files, job, result, manifest, root)
+    asked = {site: [site in r["asked"] for r in receipts] for site in job["data"]["population"]}
+    for site in asked:
+        site_story(site, receipts, files[f"sites/{site}/certificate.pem"], job, result, root)
+    claims(job, result, manifest, asked)
+    promises = [n for n in files if n.startswith("documents/") and "/certificate." in n]
+    need(not (manifest["kind"] == "SIMULATION" and promises), "a simulation with a certificate")
+
+
+def members(data: bytes) -> dict[str, bytes]:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        files = {info.filename: archive.read(info) for info in archive.infolist()}
+    body, directory = b"", b""
+    for name in sorted(files):
+        content, raw = files[name], name.encode("ascii")
+        need(bool(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_./-]*", name)), f"name {name}")
+        need(".." not in name and "//" not in name, f"name {name}")
+        common = struct.pack(
+            "<HHHHHIIIHH", 20, 0, 0, 0, 33, zlib.crc32(content), len(content), len(content),
+            len(raw), 0,
+        )  # fmt: skip
+        directory += b"PK\x01\x02" + struct.pack("<BB", 20, 3) + common
+        directory += struct.pack("<HHHII", 0, 0, 0, 0o100600 << 16, len(body)) + raw
+        body += b"PK\x03\x04" + common + raw + content
+    end = struct.pack(
+        "<4s4H2IH", b"PK\x05\x06", 0, 0, len(files), len(files), len(directory), len(body), 0
+    )
+    need(body + directory + end == data, "not the one ZIP of its files")
+    return files
+
+
+def signed_job(raw: bytes, manifest: dict[str, Any]) -> dict[str, Any]:
+    body = raw[len(b'{"job":') : raw.rindex(b',"signature":"')]
+    signed = json.loads(raw)
+    need(sha(body) == manifest["job_sha256"], "another job")
+    need(signed["signer"] == manifest["operator"], "another operator")
+    key = ed25519.Ed25519PublicKey.from_public_bytes(bytes.fromhex(signed["signer"]))
+    key.verify(bytes.fromhex(signed["signature"]), b"veiltune job v1\n" + body)
+    return dict(signed["job"])
+
+
+def rounds_of(
+    files: dict[str, bytes],
+    job: dict[str, Any],
+    result: dict[str, Any],
+    manifest: dict[str, Any],
+    root: x509.Certificate,
+) -> list[dict[str, Any]]:
+    names = sorted((n for n in files if n.startswith("rounds/")), key=lambda n: (len(n), n))
+    before, output, receipts = "", None, []
+    for number, name in enumerate(names, start=1):
+        signed = json.loads(files[name])
+        need(canonical(signed) == files[name], f"{name} is not canonical")
+        receipt = signed["receipt"]
+        need(name == f"rounds/{number:05}.json" and receipt["round"] == number, f"gap at {number}")
+        need(receipt["before"] == before, f"round {number} follows another")
+        need(receipt["job_sha256"] == manifest["job_sha256"], f"round {number} of another job")
+        need(output in (None, receipt["input_sha256"]), f"round {number} starts elsewhere")
+        key = server_key(signed["chain"].encode(), root, when(receipt["closed_at"]))
+        message = b"veiltune round receipt v1\n" + canonical(receipt)
+        key.verify(bytes.fromhex(signed["signature"]), message, SHA)
+        replies(receipt, job)
+        before, output = sha(files[name]), receipt["output_sha256"]
+        receipts.append(receipt)
+    ending(receipts, job, result)
+    return receipts
+
+
+def replies(receipt: dict[str, Any], job: dict[str, Any]) -> None:
+    asked, sites = receipt["asked"], job["data"]["population"]
+    need(asked == sorted(set(asked)) and set(asked) <= set(sites), "asked strangers")
+    named = [reply["site"] for reply in receipt["replies"]]
+    need(len(named) == len(set(named)) and set(named) <= set(asked), "replies of strangers")
+    need(set(receipt["charges"]) <= set(asked) and set(receipt["heads"]) <= set(sites), "charges")
+    accepted = [reply["site"] for reply in receipt["replies"] if reply["accepted"]]
+    need(set(accepted) <= set(receipt["charges"]), "an update without its charge")
+    need(len(accepted) >= job["training"]["quorum"], "no quorum")
+
+
+def ending(receipts: list[dict[str, Any]], job: dict[str, Any], result: dict[str, Any]) -> None:
+    rows, training = result["rounds"], job["training"]
+    need([row["round"] for row in rows] == [r["round"] for r in receipts], "other rounds")
+    score = [row["accuracy"] if row["entity_f1"] is None else row["entity_f1"] for row in rows]
+    best, stop, patience = 1, None, training.get("patience")
+    for number, value in enumerate(score, start=1):
+        best = number if value > score[best - 1] else best
+        if stop is None and (number == training["rounds"] or number - best >= (patience or 10**9)):
+            stop = number
+    need(stop == len(rows), "ended early or late")
+    kept = len(rows) if patience is None else best
+    need(result["kept_round"] in (None, kept), "kept another round")
+    need(result["vector_sha256"] == receipts[kept - 1]["output_sha256"], "another adapter")
+
+
+def site_story(
+    site: str,
+    receipts: list[dict[str, Any]],
+    pem: bytes,
+    job: dict[str, Any],
+    result: dict[str, Any],
+    root: x509.Certificate,
+) -> None:
+    last: dict[str, Any] | None = None
+    for receipt in receipts:
+        keys = site_keys(site, pem, root, when(receipt["closed_at"]))
+        charge = receipt["charges"].get(site)
+        if charge is not None:
+            since = charge["since"]
+            need(last is None or (since is not None and entries(since) == entries(last)), "since")
+            one_charge(charge, keys)
+            planned(json.loads(charge["row"]["body"]), receipt, job, result)
+            last = charge["head"]
+        head = receipt["heads"].get(site)
+        if head is not None:
+            need(last is None or entries(head) == entries(last), "head without a proof")
+            signed_head(head, keys)
+        need(last is None or head is not None, "head gone")
+        last = head
+    need(last is not None, "no head")
+
+
+def one_charge(charge: dict[str, Any], keys: set[str]) -> None:
+    head, since = charge["head"], charge["since"]
+    signed_head(head, keys)
+    key, first = None, 0
+    if since is not None:
+        key, first = since["public_key"], since["size"]
+        continued(since, head, charge["consistency"])
+    else:
+        need(not charge["consistency"], "proof from nowhere")
+    for link in charge["also"]:
+        continued(link["since"], head, link["consistency"])
+    rows = sorted([*charge["hand_overs"], charge["row"]], key=lambda row: int(row["seq"]))
+    need(charge["hand_overs"] == [r for r in rows if r is not charge["row"]], "order")
+    for row in rows:
+        body = json.loads(row["body"])
+        need(body["seq"] == row["seq"], "number")
+        before, digest = bytes.fromhex(row["before"]), bytes.fromhex(row["hash"])
+        said = b"veiltune ledger entry v1\n" + before + row["body"].encode()
+        need(hashlib.sha256(said).digest() == digest, "row's hash")
+        if row is not charge["row"]:
+            need(row["seq"] >= first, "named before")
+            need(body["kind"] == ("created" if key is None else "rekeyed"), "kind")
+            if key is not None and body["endorsement"]:
+                word = b"veiltune ledger hand-over v1\n" + before
+                word += bytes.fromhex(body["public_key"])
+                public(key).verify(bytes.fromhex(body["endorsement"]), word, SHA)
+            elif key is not None:
+                need(bool(body["accepted_by"]), "a key that nobody endorsed")
+            key = body["public_key"]
+        need(key is not None, "no key")
+        signature = bytes.fromhex(row["signature"])
+        public(str(key)).verify(signature, b"veiltune ledger signature v1\n" + digest, SHA)
+        leaf = hashlib.sha256(b"\x00" + digest).digest()
+        path = [bytes.fromhex(part) for part in row["inclusion"]]
+        need(row["seq"] < head["size"], "beyond its head")
+        need(climbed(row["seq"], head["size"], leaf, path).hex() == head["root"], "not included")
+    need(key == head["public_key"], "head by another key")
+
+
+def continued(since: dict[str, Any], head: dict[str, Any], consistency: list[str]) -> None:
+    signed_head(since, {since["public_key"]})
+    proof = [bytes.fromhex(part) for part in consistency]
+    old, new = bytes.fromhex(since["root"]), bytes.fromhex(head["root"])
+    need(since["size"] <= head["size"], "shrank")
+    need(grown(since["size"], head["size"], proof, True, old) == (old, new), "forked")
+
+
+def planned(
+    entry: dict[str, Any], receipt: dict[str, Any], job: dict[str, Any], result: dict[str, Any]
+) -> None:
+    privacy, said, terms = job["privacy"], entry["charge"], entry["terms"]
+    need(entry["kind"] == "reserved", "no charge")
+    for name in ("job_sha256", "round", "input_sha256"):
+        need(entry[name] == receipt[name], f"charge of another {name}")
+    need(said["steps"] == job["training"]["local_steps"], "steps")
+    need(said["sampling_rate"] == privacy["sampling_rate"], "rate")
+    noise = result["privacy"]["noise_multiplier"]
+    need(math.isclose(said["noise_multiplier"], noise, rel_tol=1e-6), "noise")
+    need(terms["unit"] == privacy["unit"] and terms["delta"] == privacy.get("delta"), "terms")
+    need(terms.get("unit_cap") == privacy.get("unit_cap"), "cap")
+
+
+def claims(
+    job: dict[str, Any], result: dict[str, Any], manifest: dict[str, Any], asked: dict[str, Any]
+) -> None:
+    privacy, steps, stated = job["privacy"], job["training"]["local_steps"], result["privacy"]
+    need(result["job_sha256"] == manifest["job_sha256"], "result of another job")
+    need(result["name"] == job["job"]["name"], "result of another name")
+    need(sorted(s["name"] for s in result["sites"]) == sorted(asked), "result of other sites")
+    need(stated["seeded"] == (manifest["kind"] == "SIMULATION"), "kind")
+    for name in ("mode", "unit", "unit_cap", "sampling_rate", "clip_norm", "delta"):
+        need(stated[name] == privacy.get(name), f"mechanism: {name}")
+    need(stated["local_steps"] == steps, "mechanism: steps")
+    if privacy["mode"] == "none":
+        return
+    rate, noise, delta = stated["sampling_rate"], stated["noise_multiplier"], stated["delta"]
+    whole = by_pld(rate, noise, job["training"]["rounds"] * steps, delta)
+    need(whole <= privacy["epsilon"] + 0.01, "plan costs too much")
+    for site in result["sites"]:
+        need(site["steps"] >= sum(asked[site["name"]]) * steps, "fewer steps than asked")
+        need(site["delta"] == delta, "delta")
+        found = by_pld(rate, noise, site["steps"], delta)
+        need(math.isclose(site["epsilon"], found, rel_tol=0.004, abs_tol=0.004), "epsilon")
+        need(site["epsilon"] <= by_rdp(rate, noise, site["steps"], delta), "above RDP")
+    for number, row in enumerate(result["rounds"], start=1):
+        most = max(sum(them[:number]) for them in asked.values())
+        need(row["epsilon"] >= by_pld(rate, noise, most * steps, delta) - 0.004, "round's epsilon")
+        need(row["epsilon"] <= max(s["epsilon"] for s in result["sites"]) + 1e-6, "above the end")
+
+
+@lru_cache(maxsize=64)
+def by_pld(rate: float, noise: float, steps: int, delta: float) -> float:
+    one = privacy_loss_distribution.from_gaussian_mechanism(
+        noise, sampling_prob=rate, value_discretization_interval=2e-4
+    )
+    return float(one.self_compose(steps).get_epsilon_for_delta(delta)) if steps else 0.0
+
+
+@lru_cache(maxsize=64)
+def by_rdp(rate: float, noise: float, steps: int, delta: float) -> float:
+    event = dpa.PoissonSampledDpEvent(rate, dpa.GaussianDpEvent(noise))
+    return float(RdpAccountant().compose(event, steps).get_epsilon(delta))
+
+
+def climbed(index: int, size: int, leaf: bytes, path: list[bytes]) -> bytes:
+    """The root that a path leads to (RFC 6962, section 2.1.1, read backwards)."""
+    if size == 1:
+        need(not path, "path too long")
+        return leaf
+    half, sibling = split(size), path[-1]
+    if index < half:
+        return node(climbed(index, half, leaf, path[:-1]), sibling)
+    return node(sibling, climbed(index - half, size - half, leaf, path[:-1]))
+
+
+def grown(
+    old: int, new: int, path: list[bytes], is_whole: bool, root: bytes
+) -> tuple[bytes, bytes]:
+    """Both roots that a proof leads to (RFC 6962, section 2.1.2, SUBPROOF read backwards)."""
+    if old == new:
+        if is_whole:
+            need(not path, "proof too long")
+            return root, root
+        need(len(path) == 1, "proof of another length")
+        return path[0], path[0]
+    half = split(new)
+    if old <= half:
+        before, after = grown(old, half, path[:-1], is_whole, root)
+        return before, node(after, path[-1])
+    before, after = grown(old - half, new - half, path[:-1], False, root)
+    return node(path[-1], before), node(path[-1], after)
+
+
+def split(size: int) -> int:
+    return 1 << (size - 1).bit_length() - 1
+
+
+def node(left: bytes, right: bytes) -> bytes:
+    return hashlib.sha256(b"\x01" + left + right).digest()
+
+
+def signed_head(head: dict[str, Any], keys: set[str]) -> None:
+    need(head["public_key"] in keys, "head by a stranger")
+    said = b"veiltune ledger head v1\n" + head["size"].to_bytes(8, "big")
+    said += bytes.fromhex(head["root"])
+    public(head["public_key"]).verify(bytes.fromhex(head["signature"]), said, SHA)
+
+
+def entries(head: dict[str, Any]) -> tuple[int, str]:
+    return head["size"], head["root"]
+
+
+def site_keys(site: str, pem: bytes, root: x509.Certificate, moment: dt.datetime) -> set[str]:
+    """The keys that certificates of the site, not ended by then, vouch for."""
+    found, keys = x509.load_pem_x509_certificates(pem), set[str]()
+    text = b"".join(c.public_bytes(serialization.Encoding.PEM) for c in found)
+    need(text == pem, "certificates beside others")
+    for leaf, above in zip(found[::2], found[1::2], strict=True):
+        names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+        need(uris == [f"veiltune://site/{site}"], "another's certificate")
+        at = max(moment, leaf.not_valid_before_utc)
+        need_issued(leaf, above, root, leaf.not_valid_before_utc, ExtendedKeyUsageOID.CLIENT_AUTH)
+        if leaf.not_valid_after_utc >= at <= above.not_valid_after_utc:
+            keys.add(
+                leaf.public_key()
+                .public_bytes(
+                    serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+                )
+                .hex()
+            )
+    return keys
+
+
+def server_key(pem: bytes, root: x509.Certificate, moment: dt.datetime) -> Any:  # noqa: ANN401
+    leaf, above = x509.load_pem_x509_certificates(pem)
+    need_issued(leaf, above, root, moment, ExtendedKeyUsageOID.SERVER_AUTH)
+    return leaf.public_key()
+
+
+def need_issued(
+    leaf: x509.Certificate,
+    above: x509.Certificate,
+    root: x509.Certificate,
+    moment: dt.datetime,
+    purpose: x509.ObjectIdentifier,
+) -> None:
+    leaf.verify_directly_issued_by(above)
+    above.verify_directly_issued_by(root)
+    for one in (leaf, above, root):
+        need(one.not_valid_before_utc <= moment <= one.not_valid_after_utc, "out of its time")
+        basic = one.extensions.get_extension_for_class(x509.BasicConstraints).value
+        need(basic.ca == (one is not leaf), "authority")
+    need(
+        purpose in leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value,
+        "for another purpose",
+    )
+
+
+@lru_cache(maxsize=64)
+def public(der: str) -> Any:  # noqa: ANN401
+    return serialization.load_der_public_key(bytes.fromhex(der))
+
+
+def canonical(value: Any) -> bytes:  # noqa: ANN401
+    """RFC 8785 for documents without fractions."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def sha(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def when(stamp: str) -> dt.datetime:
+    return dt.datetime.strptime(stamp, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=dt.UTC)

@@ -1,0 +1,303 @@
+"""A small federation's evidence, made by hand: authorities, ledgers, receipts, all signed for real.
+
+No model is trained and no server runs; hashes of adapters are those of a few words. What a test
+changes is signed again with the very keys, as a dishonest server or site would.
+"""
+
+import datetime as dt
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from common import pki
+from common.audit.evidence import Evidence, write_bundle
+from common.job import Job, SignedJob, sign_job
+from common.privacy.charge import HeadOf, LedgerRow, SignedCharge
+from common.privacy.entries import Created, Rekeyed, Released, Reserved, write_entry
+from common.privacy.ledger import Chain, Row, public_hex
+from common.receipt import Reply, RoundReceipt, ServerKey, SignedReceipt
+from common.result import Result, privacy_statement, site_result
+
+AT = dt.datetime(2026, 11, 20, 9, 30, tzinfo=dt.UTC)
+BEFORE = AT - dt.timedelta(days=90)  # when root and intermediate were made
+STAMP = "2026-11-20T10:00:00Z"
+PRIVACY = {
+    "mode": "site", "unit": "patient_id", "unit_cap": 4, "epsilon": 6.0, "delta": 1e-5,
+    "clip_norm": 0.75, "sampling_rate": 0.05,
+}  # fmt: skip
+
+
+def digest(words: str) -> str:
+    """The sha256 of a few words."""
+    return hashlib.sha256(words.encode()).hexdigest()
+
+
+def make_job(sites: Sequence[str] = ("A", "B"), rounds: int = 2, **privacy: object) -> Job:
+    """A job of two steps a round."""
+    return Job.model_validate(
+        {
+            "job": {"name": "small"},
+            "model": {"base": "builtin:none", "sha256": digest("base")},
+            "adapter": {"targets": ("query",)},
+            "training": {"rounds": rounds, "local_steps": 2, "learning_rate": 0.5},
+            "privacy": {k: v for k, v in (PRIVACY | privacy).items() if v is not None},
+            "data": {
+                "name": "notes",
+                "labels": ("x", "y"),
+                "population": {site: 400 + 10 * n for n, site in enumerate(sites)},
+            },
+            "evaluation": {"data": "builtin:wards"},
+        }
+    )
+
+
+class Ledger:
+    """A site's whole ledger with its key."""
+
+    def __init__(self, site: str, key: bytes) -> None:
+        self.site, self.pem, self.key = site, key, pki.load_key(key)
+        self.chain, self.rows = Chain(), list[Row]()
+        cap = {"name": "pld", "max_epsilon": 12.0, "delta": 1e-5}
+        self.append(
+            Created, public_key=public_hex(self.key), is_ephemeral=False, site=site,
+            unit="patient_id", cap=cap, binds_keys=True,
+        )  # fmt: skip
+
+    def append(self, model: type[Any], **fields: object) -> int:
+        """Write the next entry; its number."""
+        seq = len(self.rows)
+        salt = digest(f"{self.site}{seq}{fields.get('job_sha256', '')}")[:32]
+        body = write_entry(model, seq=seq, at=STAMP, salt=salt, **fields)
+        row = self.chain.tail.row(body, self.key)
+        self.chain.extend(row)
+        self.rows.append(row)
+        return seq
+
+    def rekey(self, key: bytes) -> int:
+        """Go on under another key, which the one before hands over."""
+        new = pki.load_key(key)
+        endorsement = self.chain.tail.endorse(public_hex(new), self.key)
+        self.key = new
+        return self.append(
+            Rekeyed, public_key=public_hex(new), is_ephemeral=False, endorsement=endorsement,
+            accepted_by="Dr. Keeper",
+        )  # fmt: skip
+
+    def head(self) -> HeadOf:
+        """The signed head of now."""
+        return HeadOf.of(self.chain.head(self.key))
+
+    def charge(self, seq: int, since: HeadOf | None, named: Sequence[int] = ()) -> SignedCharge:
+        """Entry ``seq`` as a charge; ``named`` are the entries since then that name a key."""
+        proof = [] if since is None else self.chain.consistency_proof(since.size)
+        return SignedCharge(
+            row=self.shown(seq),
+            head=self.head(),
+            since=since,
+            consistency=tuple(part.hex() for part in proof),
+            hand_overs=tuple(self.shown(n) for n in named),
+        )
+
+    def shown(self, seq: int) -> LedgerRow:
+        """An entry with its place under the head of now."""
+        return LedgerRow.of(self.rows[seq], self.rows[seq - 1] if seq else None, self.chain)
+
+
+@dataclass
+class Authorities:
+    """A root and what stands below it."""
+
+    root: pki.Credential
+    intermediate: pki.Credential
+    server: pki.Credential
+    operator: Ed25519PrivateKey
+
+    def enrol(self, site: str) -> tuple[bytes, bytes]:
+        """A key (PEM) and its certificate chain (PEM)."""
+        key, csr = pki.new_site_key_and_csr(site)
+        return key, pki.issue_site(csr, self.intermediate, now=AT)
+
+
+def authorities(name: str = "wards") -> Authorities:
+    """New ones; the server's certificate is of the story's morning."""
+    root = pki.create_root(name, now=BEFORE)
+    intermediate = pki.create_intermediate(root, now=BEFORE)
+    server = pki.issue_server(intermediate, ["127.0.0.1"], now=AT)
+    return Authorities(root, intermediate, server, Ed25519PrivateKey.generate())
+
+
+Plan = Callable[[int, str], dict[str, object]]
+
+
+@dataclass
+class Story:
+    """What happened in a job, and who signed it."""
+
+    by: Authorities
+    signed: SignedJob
+    ledgers: dict[str, Ledger] = field(default_factory=dict)
+    certificates: dict[str, bytes] = field(default_factory=dict)
+    receipts: list[RoundReceipt] = field(default_factory=list)
+    changes: dict[str, Any] = field(default_factory=dict)
+    is_simulation: bool = False
+
+    @property
+    def job(self) -> Job:
+        """The job's constants."""
+        return self.signed.job
+
+    def enrol(self) -> None:
+        """Give every site a key, a certificate and a ledger."""
+        for site in self.job.sites:
+            key, chain = self.by.enrol(site)
+            self.certificates[site] = chain
+            self.ledgers[site] = Ledger(site, key)
+
+    def round(
+        self,
+        *,
+        silent: Sequence[str] = (),
+        away: Sequence[str] = (),
+        entry: Mapping[str, Any] | None = None,
+        named: Mapping[str, int] | None = None,
+    ) -> None:
+        """Close another round; ``entry`` changes what all sites wrote of it in their ledgers."""
+        number = len(self.receipts) + 1
+        before = self.receipts[-1] if self.receipts else None
+        heads = dict(before.heads) if before else {}
+        asked = tuple(site for site in self.job.sites if site not in away)
+        charges = {
+            site: self._charge(site, number, heads.get(site), entry or {}, named or {})
+            for site in asked
+            if site not in silent
+        }
+        self.receipts.append(
+            RoundReceipt(
+                job_sha256=self.job.sha256,
+                round=number,
+                closed_at=f"2026-11-20T10:{number:02}:00Z",
+                before="",
+                input_sha256=digest(f"adapter {number - 1}"),
+                output_sha256=digest(f"adapter {number}"),
+                asked=asked,
+                replies=tuple(
+                    Reply(site=s, payload_sha256=digest(f"{s}{number}"), accepted=True)
+                    for s in charges
+                ),
+                charges=charges,
+                heads=heads | {site: charge.head for site, charge in charges.items()},
+            )
+        )
+
+    def _charge(
+        self,
+        site: str,
+        number: int,
+        since: HeadOf | None,
+        entry: Mapping[str, Any],
+        named: Mapping[str, int],
+    ) -> SignedCharge:
+        ledger, job, privacy = self.ledgers[site], self.job, self.job.privacy
+        said: dict[str, Any] = {
+            "job_sha256": job.sha256,
+            "round": number,
+            "input_sha256": digest(f"adapter {number - 1}"),
+            "start_sha256": digest(f"start {number - 1}"),
+            "charge": {
+                "sampling_rate": privacy.sampling_rate,
+                "noise_multiplier": job.noise_multiplier,
+                "steps": job.training.local_steps,
+            },
+            "terms": {"unit": privacy.unit, "unit_cap": privacy.unit_cap, "delta": privacy.delta},
+            "code_sha256": digest("code"),
+            "accountant": "pld",
+        }
+        seq = ledger.append(Reserved, **(said | dict(entry)))
+        first = () if since else (0,)
+        charge = ledger.charge(seq, since, [*first, *([named[site]] if site in named else [])])
+        ledger.append(
+            Released, job_sha256=job.sha256, round=number, payload_sha256=digest(f"{site}{number}")
+        )
+        return charge
+
+    def signed_receipts(self) -> tuple[SignedReceipt, ...]:
+        """The receipts in a chain of hashes, under the server's key."""
+        key = ServerKey(self.by.server.certificate, self.by.server.key)
+        chain: list[SignedReceipt] = []
+        for receipt in self.receipts:
+            before = chain[-1].sha256 if chain else ""
+            chain.append(key.sign_receipt(receipt.model_copy(update={"before": before})))
+        return tuple(chain)
+
+    def result(self) -> Result:
+        """What ``result.json`` states, each epsilon by the library's accountant."""
+        job, privacy = self.job, privacy_statement(self.job, seeded=self.is_simulation)
+        steps = job.training.local_steps
+        asked = {
+            site: [sum(site in r.asked for r in self.receipts[:n]) * steps for n in self._numbers()]
+            for site in job.sites
+        }
+        quality = {"accuracy": 0.5, "macro_f1": 0.25, "entity_f1": None}
+        data: dict[str, Any] = {
+            "job_sha256": job.sha256,
+            "name": job.job.name,
+            "task": job.job.task,
+            "grid": "link",
+            "private": privacy.is_private,
+            "sites": [site_result(site, asked[site][-1], privacy) for site in job.sites],
+            "start": None,
+            "rounds": [
+                quality
+                | {
+                    "round": n,
+                    "epsilon": privacy.epsilon(max(asked[site][n - 1] for site in job.sites)),
+                    "bytes_up": 64,
+                    "seconds": 1.0,
+                }
+                for n in self._numbers()
+            ],
+            "final": quality | {"classes": []},
+            "privacy": privacy,
+            "seconds": 2.0,
+            "adapter_sha256": digest("file"),
+            "vector_sha256": self.receipts[-1].output_sha256,
+        }
+        return Result.model_validate(data | self.changes)
+
+    def _numbers(self) -> range:
+        return range(1, len(self.receipts) + 1)
+
+    def evidence(self) -> Evidence:
+        """All of it."""
+        return Evidence(
+            job=self.signed,
+            receipts=self.signed_receipts(),
+            certificates=self.certificates,
+            result=self.result(),
+            is_simulation=self.is_simulation,
+            made_at="2026-11-20T11:00:00Z",
+            software="veiltune test",
+        )
+
+    def bundle(self, **evidence: object) -> bytes:
+        """The file; ``evidence`` changes fields of it before it is sealed."""
+        return write_bundle(replace(self.evidence(), **evidence), {}, self.by.server)  # type: ignore[arg-type]
+
+
+def begin(sites: Sequence[str] = ("A", "B"), rounds: int = 2, **privacy: object) -> Story:
+    """Everybody enrolled, no round yet."""
+    by = authorities()
+    story = Story(by, sign_job(make_job(sites, rounds, **privacy), by.operator))
+    story.enrol()
+    return story
+
+
+def told(sites: Sequence[str] = ("A", "B"), rounds: int = 2, **privacy: object) -> Story:
+    """A whole job that went well."""
+    story = begin(sites, rounds, **privacy)
+    for _ in range(rounds):
+        story.round()
+    return story

@@ -1,0 +1,146 @@
+"""Bundles of evidence: good ones pass, planted faults and single bytes do not.
+
+The oracle is tests/reference_verifier.py, which imports nothing of ours, and for each planted fault
+the claim that the table names.
+"""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.audit.verify import verify
+from tests.planted_evidence import PLANTED, Planted
+from tests.reference_verifier import fault_of
+from tests.story import Story, begin, told
+
+NO_PRIVACY: dict[str, Any] = {"mode": "none", "epsilon": None, "delta": None, "clip_norm": None}
+DOCS = Path(__file__).resolve().parents[4] / "docs" / "evidence.md"
+
+
+def failed(data: bytes, root: bytes | None) -> set[str]:
+    return {claim.name for claim in verify(data, root).failed}
+
+
+@pytest.fixture(scope="module")
+def whole() -> Story:
+    return told()
+
+
+def test_a_true_bundle_passes_both_verifiers(whole: Story) -> None:
+    data, root = whole.bundle(), whole.by.root.certificate
+    assert {claim.status for claim in verify(data, root).claims} == {"pass"}
+    assert fault_of(data, root) == ""
+
+
+def test_without_a_root_the_issuer_alone_is_not_checkable(whole: Story) -> None:
+    claims = verify(whole.bundle(), None).claims
+    assert {claim.name for claim in claims if claim.status != "pass"} == {"issuer"}
+    assert not failed(whole.bundle(), None)
+
+
+@pytest.mark.parametrize("planted", PLANTED, ids=str)
+def test_a_planted_fault_is_caught_by_its_claim(planted: Planted) -> None:
+    data, root = planted.make()
+    assert planted.caught in failed(data, root)
+    assert fault_of(data, root)
+
+
+def test_a_forgery_under_another_root_is_whole_but_for_the_root() -> None:
+    forged = told(epsilon=3.0)
+    assert not failed(forged.bundle(), forged.by.root.certificate)
+    assert not failed(forged.bundle(), None)
+    assert "issuer" in failed(forged.bundle(), told().by.root.certificate)
+
+
+def test_every_planted_fault_is_in_the_docs() -> None:
+    page = DOCS.read_text("utf-8")
+    rows = [f"| {p.part} | {p.fault} | `{p.caught}` |" for p in PLANTED]
+    assert len(set(rows)) >= 30
+    assert [row for row in rows if row not in page] == []
+
+
+def test_what_sites_may_honestly_do_passes() -> None:
+    """A silent site, one that was away, a renewed certificate, a key that was handed over."""
+    story = begin(("A", "B", "C"), 3)
+    story.round(away=["C"])
+    key, chain = story.by.enrol("B")
+    story.certificates["B"] += chain
+    seq = story.ledgers["B"].rekey(key)
+    story.round(silent=["A"], named={"B": seq})
+    story.round()
+    data, root = story.bundle(), story.by.root.certificate
+    assert not failed(data, root)
+    assert fault_of(data, root) == ""
+    spent = {site.name: site.steps for site in story.result().sites}
+    assert spent == {"A": 6, "B": 6, "C": 4}
+
+
+def test_a_job_without_privacy_and_a_simulation_promise_nothing_and_pass() -> None:
+    story = told(**NO_PRIVACY)
+    assert not failed(story.bundle(), story.by.root.certificate)
+    assert fault_of(story.bundle(), story.by.root.certificate) == ""
+    story = told()
+    story.is_simulation = True
+    report = verify(story.bundle(), story.by.root.certificate)
+    assert report.manifest is not None
+    assert (report.failed, report.manifest.kind) == ((), "SIMULATION")
+
+
+@pytest.fixture(scope="module")
+def smallest() -> tuple[bytes, bytes]:
+    """One site, one round; the root."""
+    story = told(("A",), 1, **NO_PRIVACY)
+    return story.bundle(), story.by.root.certificate
+
+
+def test_every_single_byte_of_a_small_bundle_counts(smallest: tuple[bytes, bytes]) -> None:
+    (data, root), source = smallest, random.Random(7)
+    assert not failed(data, root)
+    for place in range(len(data)):
+        changed = bytearray(data)
+        changed[place] ^= source.randrange(1, 256)
+        assert verify(bytes(changed), root).failed, place
+
+
+@pytest.mark.slow
+def test_every_bit_of_a_small_bundle_counts_for_both_verifiers(
+    smallest: tuple[bytes, bytes],
+) -> None:
+    data, root = smallest
+    for place in range(len(data)):
+        for bit in range(8):
+            changed = bytearray(data)
+            changed[place] ^= 1 << bit
+            assert verify(bytes(changed), root).failed, (place, bit)
+        assert fault_of(bytes(changed), root), place
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_bytes_put_in_taken_out_or_moved_are_noticed(
+    smallest: tuple[bytes, bytes], chosen: st.DataObject
+) -> None:
+    data, root = smallest
+    begin_, end = sorted(chosen.draw(st.tuples(*[st.integers(0, len(data))] * 2)))
+    how = chosen.draw(st.sampled_from(["cut", "twice", "zeros", "end"]))
+    changed = {
+        "cut": data[:begin_] + data[end:],
+        "twice": data[:end] + data[begin_:],
+        "zeros": data[:begin_] + bytes(end - begin_) + data[end:],
+        "end": data[:end],
+    }[how]
+    assert bool(verify(changed, root).failed) == (changed != data)
+
+
+def test_bytes_of_a_large_bundle_count_too() -> None:
+    story = told(("A", "B", "C", "D"), 12, **NO_PRIVACY)
+    data, root, source = story.bundle(), story.by.root.certificate, random.Random(11)
+    assert not failed(data, root)
+    for _ in range(200):
+        changed = bytearray(data)
+        changed[source.randrange(len(data))] ^= source.randrange(1, 256)
+        assert verify(bytes(changed), root).failed

@@ -1,0 +1,185 @@
+"""The certificate against its schema, the evidence, and accountants asked anew."""
+
+import importlib.resources
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from dp_accounting import dp_event, pld
+from opacus.accountants import RDPAccountant
+
+from common.audit import certificate as made
+from common.audit.certificate import (
+    Audit,
+    id_of,
+    read_certificate,
+    require_agreement,
+    to_json,
+)
+from common.audit.evidence import Evidence
+from common.errors import InvalidInput
+from server.documents.certificate import certificate_of
+from server.documents.spending import spendings
+
+ROOT = Path(__file__).resolve().parents[4]
+SCHEMA = ROOT / "common/audit/schemas/certificate.schema.json"
+REPORT = Audit(
+    name="canary", lower_bound=0.875, significance=0.001, epsilon=2.75, verdict="consistent"
+)
+
+
+@pytest.fixture(scope="module")
+def certificate(evidence: Evidence) -> made.Certificate:
+    return certificate_of(evidence, spendings(evidence), [REPORT])
+
+
+@pytest.fixture(scope="module")
+def document(certificate: made.Certificate) -> dict[str, Any]:
+    return dict(json.loads(to_json(certificate)))
+
+
+def test_the_published_schema_is_that_of_the_models() -> None:
+    assert SCHEMA.read_text("utf-8") == made.schema()
+    jsonschema.Draft202012Validator.check_schema(json.loads(SCHEMA.read_bytes()))
+
+
+def test_the_schema_is_installed_with_the_package() -> None:
+    file = importlib.resources.files("common.audit").joinpath("schemas/certificate.schema.json")
+    assert file.read_bytes() == SCHEMA.read_bytes()
+
+
+def test_a_certificate_keeps_to_the_published_schema(document: dict[str, Any]) -> None:
+    validator = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_bytes()))
+    validator.validate(document)
+    for broken in (
+        {**document, "id": "VT-1"},
+        {**document, "promise": {**document["promise"], "epsilon": "2.9"}},
+        {k: v for k, v in document.items() if k != "exclusions"},
+        {**document, "approved_by": "everybody"},
+    ):
+        assert not validator.is_valid(broken)
+
+
+def test_it_states_what_sp_800_226_asks_for(document: dict[str, Any]) -> None:
+    asked = {
+        "promise": ("definition", "neighbours", "unit", "unit_cap", "epsilon", "delta"),
+        "mechanism": ("clip_norm", "noise_multiplier", "sampling_rate", "sampling_scheme"),
+        "implementation": ("randomness", "floating_point", "lattice", "self_checks"),
+        "budget_policy": ("job_epsilon", "job_delta", "words"),
+        "utility": ("measure", "score", "words"),
+    }
+    for part, keys in asked.items():
+        assert set(keys) <= document[part].keys()
+    for part in ("accountants", "trust_model", "exclusions", "residual_risks", "signatures"):
+        assert document[part]
+    assert [row["name"] for row in document["accountants"]] == ["pld", "prv", "rdp"]
+
+
+def test_every_epsilon_is_that_of_accountants_asked_here(document: dict[str, Any]) -> None:
+    """PLD by dp-accounting's own event tree, RDP by Opacus, from the JSON's numbers alone."""
+    mechanism = document["mechanism"]
+    rate, noise = mechanism["sampling_rate"], mechanism["noise_multiplier"]
+    for site in document["sites"]:
+        step = dp_event.PoissonSampledDpEvent(rate, dp_event.GaussianDpEvent(noise))
+        accountant = pld.PLDAccountant(value_discretization_interval=1e-3)
+        accountant.compose(step, site["steps"])
+        epsilon = accountant.get_epsilon(site["delta"])
+        assert site["epsilon"] == pytest.approx(epsilon, abs=0.003)
+        assert site["figures"]["pld"] == site["epsilon"]
+        assert abs(site["figures"]["prv"] - 0.01 - epsilon) < 0.01
+        bound = RDPAccountant()
+        bound.history = [(noise, rate, site["steps"])]
+        assert site["figures"]["rdp"] == pytest.approx(bound.get_epsilon(site["delta"]), rel=1e-6)
+
+
+def test_a_person_at_k_sites_is_told_what_composition_says(document: dict[str, Any]) -> None:
+    mechanism = document["mechanism"]
+    step = dp_event.PoissonSampledDpEvent(
+        mechanism["sampling_rate"], dp_event.GaussianDpEvent(mechanism["noise_multiplier"])
+    )
+    steps = sorted((site["steps"] for site in document["sites"]), reverse=True)
+    for row in document["known_to_several_sites"]:
+        accountant = pld.PLDAccountant(value_discretization_interval=1e-3)
+        accountant.compose(step, sum(steps[: row["sites"]]))
+        assert row["epsilon"] == pytest.approx(accountant.get_epsilon(row["delta"]), abs=0.003)
+    assert [row["sites"] for row in document["known_to_several_sites"]] == [1, 2, 3]
+
+
+def test_its_numbers_are_those_of_the_result(document: dict[str, Any], evidence: Evidence) -> None:
+    result = evidence.result
+    assert {s["name"]: s["epsilon"] for s in document["sites"]} == {
+        s.name: s.epsilon for s in result.sites
+    }
+    assert document["promise"]["epsilon"] == result.epsilon
+    assert document["utility"]["score"] == result.final.score
+    worst = min(result.final.classes, key=lambda row: row.f1)
+    assert document["utility"]["worst_class_f1"] == worst.f1
+    assert document["job"]["adapter_sha256"] == result.adapter_sha256
+
+
+def test_it_tells_the_cap_that_the_ledgers_first_entry_states(document: dict[str, Any]) -> None:
+    life = {site["name"]: site["lifetime"] for site in document["sites"]}["northgate"]
+    assert (life["cap_epsilon"], life["cap_delta"]) == (12.0, 1e-5)
+    assert life["cap_accountant"] == "rdp-filter order 6.5"
+    # Created, then reserved and released for each of six rounds; the last head is before a release.
+    assert (life["ledger_entries"], life["entries_shown"]) == (12, 7)
+
+
+def test_its_id_follows_from_its_content(certificate: made.Certificate) -> None:
+    data = to_json(certificate)
+    assert read_certificate(data) == certificate
+    content = json.loads(data)
+    content["promise"]["epsilon"] = 0.5
+    with pytest.raises(InvalidInput, match=r"certificate.id must be VT-.*by its content"):
+        read_certificate(json.dumps(content).encode())
+
+
+def test_a_sites_certificate_speaks_of_that_site(evidence: Evidence) -> None:
+    spent = spendings(evidence)
+    site = certificate_of(evidence, spent, [], site="northgate")
+    assert [row.name for row in site.sites] == ["northgate"]
+    assert site.promise.epsilon == site.sites[0].epsilon
+    assert site.id != id_of(certificate_of(evidence, spent, []))
+    with pytest.raises(InvalidInput, match="site must be one of the job's, got 'elsewhere'"):
+        certificate_of(evidence, spent, [], site="elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("promise", "epsilon", 0.5),
+        ("promise", "unit", "patient_id"),
+        ("promise", "delta", 1e-6),
+        ("mechanism", "noise_multiplier", 4.5),
+        ("mechanism", "clip_norm", 0.25),
+        ("mechanism", "sampling_rate", 0.01),
+        ("job", "sha256", "12" * 32),
+        ("sites", "epsilon", 0.25),
+        ("sites", "steps", 8),
+    ],
+)
+def test_a_certificate_that_says_something_else_than_the_result_is_refused(
+    part: str, key: str, value: object, certificate: made.Certificate, evidence: Evidence
+) -> None:
+    require_agreement(certificate, evidence.result)
+    content = json.loads(to_json(certificate))
+    (content[part][0] if part == "sites" else content[part])[key] = value
+    bent = made.Certificate.model_validate_json(json.dumps(content))
+    with pytest.raises(InvalidInput, match=r"certificate(\.|\s)"):
+        require_agreement(bent, evidence.result)
+
+
+def test_there_is_room_for_a_second_epsilon(certificate: made.Certificate) -> None:
+    shared = {"epsilon": 20.5, "delta": 1e-5, "rests_on": "three sites answer"}
+    content = json.loads(to_json(certificate))
+    content["promise"]["shared_noise"] = shared
+    validator = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_bytes()))
+    validator.validate(content)
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b"{}", b"\xff", b"[" * 100_000, b"1" * 5000])
+def test_what_is_no_certificate_is_refused(data: bytes) -> None:
+    with pytest.raises(InvalidInput):
+        read_certificate(data)
