@@ -20,6 +20,7 @@ from common.audit.epsilon_cli import (
     compose_command,
     epsilon_command,
 )
+from common.audit.heads_cli import heads_command
 from common.audit.ledger_cli import ledger_command
 from common.audit.recompute import Claim, check_outcome
 from common.cli import AsJson, print_json, run
@@ -44,6 +45,7 @@ app.command("epsilon")(epsilon_command)
 app.command("calibrate")(calibrate_command)
 app.command("compose")(compose_command)
 app.command("ledger")(ledger_command)
+app.command("heads")(heads_command)
 
 
 @app.command("result")
