@@ -166,6 +166,7 @@ def job(make_job: MakeJob) -> MakeJob:
     return make_job
 
 
+ALLOWS_NO_PRIVACY = {"allow_no_privacy": True}
 NO_PRIVACY: dict[str, Any] = {"mode": "none", "epsilon": None, "delta": None, "clip_norm": None}
 
 
@@ -173,6 +174,16 @@ NO_PRIVACY: dict[str, Any] = {"mode": "none", "epsilon": None, "delta": None, "c
 def make_job(job_data: Callable[..., dict[str, Any]]) -> MakeJob:
     def make(**sections: Mapping[str, Any]) -> Job:
         return parse(Job, job_data(**sections), "test")
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def plain_job(make_job: MakeJob) -> MakeJob:
+    """Jobs without privacy, where privacy is not the claim: no self-check, no accountant."""
+
+    def make(**sections: Mapping[str, Any]) -> Job:
+        return make_job(**{**sections, "privacy": NO_PRIVACY | sections.get("privacy", {})})
 
     return make
 
@@ -318,6 +329,16 @@ def federation(site: MakeSite, tmp_path: Path) -> MakeFederation:
             for name in job.sites
         }
         return Federation(sign(job), sites, place)
+
+    return make
+
+
+@pytest.fixture
+def plain_federation(federation: MakeFederation) -> MakeFederation:
+    """A federation whose sites take jobs without privacy."""
+
+    def make(job: Job, **overrides: Any) -> Federation:  # noqa: ANN401
+        return federation(job, **overrides, policy=ALLOWS_NO_PRIVACY)
 
     return make
 

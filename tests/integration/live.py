@@ -10,6 +10,7 @@ import pytest
 
 from client import serve
 from client.config import SiteHome
+from common.invitation import Token
 from server.daemon import Daemon
 
 HOST = "127.0.0.1"
@@ -21,6 +22,16 @@ Start = Callable[[SiteHome], None]
 def free_port() -> int:
     with closing(socket.create_server((HOST, 0))) as taken:
         return int(taken.getsockname()[1])
+
+
+def is_open(token: Token) -> bool:
+    """Whether the port that it names takes connections."""
+    host, port = token.address.split(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except ConnectionRefusedError:
+        return False
+    return True
 
 
 def eventually(condition: Callable[[], bool]) -> None:

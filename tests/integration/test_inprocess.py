@@ -79,10 +79,10 @@ def test_epsilon_in_the_result_is_that_of_the_sites_own_accounts(
 
 
 def test_the_aggregate_is_the_weighted_mean_of_what_the_sites_sent(
-    job: MakeJob, federation: MakeFederation
+    plain_job: MakeJob, plain_federation: MakeFederation
 ) -> None:
-    made = job(training={"rounds": 1})
-    fed = federation(made)
+    made = plain_job(training={"rounds": 1})
+    fed = plain_federation(made)
     fed.run()
     adapter = load_adapter(made, Path(made.model.base), "cpu")
     sent = {
@@ -329,18 +329,18 @@ def test_a_hostile_update_is_dropped_named_and_never_aggregated(
 
 
 def test_a_round_without_a_quorum_of_usable_updates_ends_the_job(
-    job: MakeJob, federation: MakeFederation
+    plain_job: MakeJob, plain_federation: MakeFederation
 ) -> None:
-    fed = federation(job(training={"quorum": 2}))
+    fed = plain_federation(plain_job(training={"quorum": 2}))
     fed.tap = tampered(lambda c: repack(c, numbers(c) * np.nan))
     with pytest.raises(Refusal, match=r"round 1 must have 2 usable updates, got 1 \(B: .*finite"):
         fed.run()
 
 
 def test_a_site_that_answers_with_an_error_is_left_out(
-    job: MakeJob, federation: MakeFederation
+    plain_job: MakeJob, plain_federation: MakeFederation
 ) -> None:
-    fed = federation(job(training={"rounds": 1, "quorum": 1}))
+    fed = plain_federation(plain_job(training={"rounds": 1, "quorum": 1}))
 
     def fail(name: str, reply: Message) -> Message:
         if name == "B" and reply.metadata.message_type == RELEASE:
@@ -355,11 +355,11 @@ def test_a_site_that_answers_with_an_error_is_left_out(
 
 
 def test_a_site_with_bad_data_refuses_in_two_words_and_the_others_go_on(
-    job: MakeJob,
-    federation: MakeFederation,
+    plain_job: MakeJob,
+    plain_federation: MakeFederation,
     logs: Any,  # noqa: ANN401
 ) -> None:
-    fed = federation(job(training={"rounds": 1, "quorum": 1}))
+    fed = plain_federation(plain_job(training={"rounds": 1, "quorum": 1}))
     (fed.sites["B"].home.folder / "notes.csv").write_text("text,ward\nx,y\n")
     result = fed.run()
     assert {s.name: s.steps for s in result.sites} == {"A": 2, "B": 0}
@@ -424,10 +424,10 @@ def test_a_planted_bug_makes_the_whole_run_refuse(
 
 
 def test_the_untrained_start_is_round_0_and_every_round_starts_where_the_last_ended(
-    job: MakeJob, federation: MakeFederation
+    plain_job: MakeJob, plain_federation: MakeFederation
 ) -> None:
-    made = job()
-    fed = federation(made)
+    made = plain_job()
+    fed = plain_federation(made)
     fed.run()
     rounds = fed.checkpoints.rounds(made.sha256)
     adapter = load_adapter(made, Path(made.model.base), "cpu")

@@ -8,7 +8,6 @@ import ssl
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
@@ -25,48 +24,16 @@ from common.bundle import read_bundle
 from common.errors import InvalidInput, LinkDown, Refusal
 from common.failpoints import VARIABLE
 from common.files import as_path
-from common.flower import become_server
 from common.invitation import Token, new_secret
 from common.link import first_contact as wire
 from server import joining, throttle
 from server.daemon import Daemon
-from server.enrolment import enroll, init_server, invite, revoke
+from server.enrolment import enroll, invite, revoke
 from server.invitations import Invitations
 from server.roster import Roster
-from tests.integration.live import HOST, PATIENCE_S, eventually, free_port, running_daemon
+from tests.integration.live import HOST, PATIENCE_S, eventually, is_open
 
 NOW = dt.datetime.now(dt.UTC)
-
-
-def make_server(home: Path) -> Path:
-    link, joins = free_port(), free_port()
-    address = f"{HOST}:{link}"
-    init_server(home, hosts=[HOST], address=address, listen=address)
-    with (home / "server.toml").open("a") as file:
-        file.write(f'join_listen = "{HOST}:{joins}"\njoin_address = "{HOST}:{joins}"\n')
-    return home
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Path:
-    become_server()
-    return make_server(tmp_path / "server")
-
-
-@pytest.fixture
-def daemon(server: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
-    monkeypatch.setattr("server.upkeep.TICK_S", 0.1)
-    with running_daemon(server) as daemon:
-        yield daemon
-
-
-def is_open(token: Token) -> bool:
-    host, port = token.address.split(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=5).close()
-    except ConnectionRefusedError:
-        return False
-    return True
 
 
 def invited(server: Path, site: str = "A", **options: object) -> Token:

@@ -15,30 +15,15 @@ from client.outbox import Outbox, RoundKey, Terms
 from client.renewal import renew
 from client.session import Turned
 from common.errors import InvalidInput
-from common.flower import become_server
 from common.invitation import read_token
 from common.privacy.accounting import GaussianSteps
 from server import cli as server_cli
 from server.daemon import Daemon
-from tests.integration.live import eventually, running_daemon
-from tests.integration.test_joining import is_open, make_server
+from tests.integration.live import eventually, is_open
 
 Say = Callable[..., tuple[int, str]]
 JOB = "ab" * 32
 EVENT = GaussianSteps(0.05, 1.3, 4)
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Path:
-    become_server()
-    return make_server(tmp_path / "server")
-
-
-@pytest.fixture
-def daemon(server: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
-    monkeypatch.setattr("server.upkeep.TICK_S", 0.1)
-    with running_daemon(server) as daemon:
-        yield daemon
 
 
 @pytest.fixture

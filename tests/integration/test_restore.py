@@ -52,11 +52,11 @@ def closed(home: Path, job: Job) -> list[tuple[int, str]]:
 
 
 @pytest.fixture
-def lost(federation: MakeFederation, tmp_path: Path) -> Callable[..., Any]:
+def lost(plain_federation: MakeFederation, tmp_path: Path) -> Callable[..., Any]:
     """A federation whose server died after ``lost_at`` and came back as of ``backup_at``."""
 
     def make(job: Job, *, backup_at: int, lost_at: int) -> tuple[Any, Path]:
-        fed = federation(job)
+        fed = plain_federation(job)
         before, file = fed.folder, tmp_path / "server.backup"
         init_server(before, hosts=[], address="127.0.0.1:8443")
         fed.rounds = Rounds(before, file, backup_at=backup_at, lost_at=lost_at)
@@ -74,9 +74,9 @@ def lost(federation: MakeFederation, tmp_path: Path) -> Callable[..., Any]:
 
 
 def test_after_an_older_state_nothing_is_charged_twice_or_lost_and_the_sites_heads_win(
-    job: MakeJob, lost: Callable[..., Any]
+    plain_job: MakeJob, lost: Callable[..., Any]
 ) -> None:
-    made = job(training={"rounds": 4})
+    made = plain_job(training={"rounds": 4})
     fed, before = lost(made, backup_at=1, lost_at=3)
     first, fed.replies = updates(fed.replies), []
     behind, heads = fed.checkpoints.head("A"), fed.sites["A"].outbox.head()
@@ -100,9 +100,9 @@ def test_after_an_older_state_nothing_is_charged_twice_or_lost_and_the_sites_hea
 
 @pytest.mark.slow
 def test_a_job_that_ended_since_the_backup_fails_by_name_and_costs_nothing_more(
-    job: MakeJob, lost: Callable[..., Any]
+    plain_job: MakeJob, lost: Callable[..., Any]
 ) -> None:
-    made = job(training={"rounds": 2})
+    made = plain_job(training={"rounds": 2})
     fed, _ = lost(made, backup_at=1, lost_at=99)
     before = {site: fed.sites[site].outbox.charges() for site in "AB"}
     with pytest.raises(Refusal, match="open job, got a closed one"):
@@ -112,9 +112,9 @@ def test_a_job_that_ended_since_the_backup_fails_by_name_and_costs_nothing_more(
 
 @pytest.mark.slow
 def test_a_job_that_the_backup_does_not_know_is_submitted_again_at_no_cost(
-    job: MakeJob, lost: Callable[..., Any]
+    plain_job: MakeJob, lost: Callable[..., Any]
 ) -> None:
-    made = job(training={"rounds": 3})
+    made = plain_job(training={"rounds": 3})
     fed, before = lost(made, backup_at=0, lost_at=2)
     (fed.folder / "state.db").unlink()  # as of a backup before the job was submitted
     first, fed.replies = updates(fed.replies), []

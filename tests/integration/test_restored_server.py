@@ -15,13 +15,8 @@ if TYPE_CHECKING:
     from tests.conftest import MakeFederation
 
 
-@pytest.mark.parametrize(
-    "private",
-    [
-        pytest.param(True, id="private", marks=pytest.mark.slow),
-        pytest.param(False, id="no-privacy"),
-    ],
-)
+@pytest.mark.slow  # test_restore.py does the like by the commands' own functions
+@pytest.mark.parametrize("private", [True, False], ids=["private", "no-privacy"])
 def test_rounds_that_a_backup_forgot_come_again_as_the_same_bytes_at_no_charge(
     job: Callable[..., Job],
     federation: "MakeFederation",

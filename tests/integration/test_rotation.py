@@ -26,7 +26,7 @@ from server.authority import read_authorities
 from server.daemon import Daemon
 from server.enrolment import enroll, init_server, revoke
 from server.publication import draft, publish, published, sign_draft
-from tests.integration.live import HOST, Start, eventually, free_port, running_daemon, running_sites
+from tests.integration.live import HOST, Start, eventually, free_port, running_sites
 
 
 @pytest.fixture
@@ -41,13 +41,6 @@ def server(tmp_path: Path) -> Path:
 @pytest.fixture
 def old_key(server: Path, tmp_path: Path) -> bytes:
     return (tmp_path / "old.key").read_bytes()
-
-
-@pytest.fixture
-def daemon(server: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
-    monkeypatch.setattr("server.upkeep.TICK_S", 0.1)
-    with running_daemon(server) as daemon:
-        yield daemon
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import sqlite3
 import stat
 import threading
@@ -384,6 +385,17 @@ def test_a_change_of_roots_that_ended_since_is_not_undone(home: Path, tmp_path: 
     backup(home, tmp_path / "b")
     rotation.end(home, (home / "pki" / "next" / "root.key").read_bytes())
     with pytest.raises(InvalidInput, match="another federation or another root of it"):
+        restore(home, tmp_path / "b")
+
+
+def test_nor_is_one_whose_files_a_crash_left_in_their_place(home: Path, tmp_path: Path) -> None:
+    rotation.begin(home, (home / "pki" / "root.key").read_bytes())
+    backup(home, tmp_path / "b")
+    ended = tmp_path / "ended"
+    shutil.copytree(home, ended)
+    rotation.end(ended, (ended / "pki" / "next" / "root.key").read_bytes())
+    shutil.copy(ended / "pki" / "retirement.json", home / "pki" / "next")
+    with pytest.raises(InvalidInput, match="a change of roots that ended since"):
         restore(home, tmp_path / "b")
 
 

@@ -63,9 +63,9 @@ def run(fed: Any, over: Grid) -> None:  # noqa: ANN401
 
 
 def test_a_site_that_comes_late_is_waited_for_and_offered_the_job_once(
-    make_job: MakeJob, federation: MakeFederation
+    plain_job: MakeJob, plain_federation: MakeFederation
 ) -> None:
-    fed = federation(make_job(training={"rounds": 1}))
+    fed = plain_federation(plain_job(training={"rounds": 1}))
     inner = grid(fed)
     first, late = inner.get_node_ids()
     over = Away(inner, late, polls=3)
@@ -77,10 +77,10 @@ def test_a_site_that_comes_late_is_waited_for_and_offered_the_job_once(
 
 
 def test_a_finished_job_is_run_again_without_asking_any_site_to_train(
-    make_job: MakeJob, federation: MakeFederation
+    plain_job: MakeJob, plain_federation: MakeFederation
 ) -> None:
-    made = make_job(training={"rounds": 1})
-    fed = federation(made)
+    made = plain_job(training={"rounds": 1})
+    fed = plain_federation(made)
     first = fed.run()
     requests = len(fed.requests)
     again = fed.run()
@@ -91,11 +91,11 @@ def test_a_finished_job_is_run_again_without_asking_any_site_to_train(
 
 @pytest.mark.parametrize("kind", [OFFER, TRAIN])
 def test_a_fault_that_passes_at_one_site_ends_no_job(
-    kind: str, make_job: MakeJob, federation: MakeFederation, monkeypatch: pytest.MonkeyPatch
+    kind: str, plain_job: MakeJob, plain_federation: MakeFederation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("server.participants.ASK_AGAIN_S", 0.2)
     monkeypatch.setattr("server.round.ASK_AGAIN_S", 0.2)
-    fed = federation(make_job(training={"rounds": 1}))
+    fed = plain_federation(plain_job(training={"rounds": 1}))
     said = [
         lambda asked: Message(Error(0, "broke"), reply_to=asked),
         lambda asked: Message(
@@ -115,16 +115,16 @@ def test_a_fault_that_passes_at_one_site_ends_no_job(
 
 
 def test_a_job_begins_without_a_site_where_nobody_decides_and_takes_it_in_once_they_do(
-    make_job: MakeJob,
-    federation: MakeFederation,
+    plain_job: MakeJob,
+    plain_federation: MakeFederation,
     site: MakeSite,
     monkeypatch: pytest.MonkeyPatch,
     logs: Any,  # noqa: ANN401
 ) -> None:
     monkeypatch.setattr("server.participants.ASK_A_PERSON_AGAIN_S", 0.2)
-    made = make_job(training={"rounds": 3, "quorum": 1, "deadline_s": 1.5})
-    fed = federation(made)
-    fed.sites["B"] = site("B", policy={"approval": "person"})
+    made = plain_job(training={"rounds": 3, "quorum": 1, "deadline_s": 1.5})
+    fed = plain_federation(made)
+    fed.sites["B"] = site("B", policy={"approval": "person", "allow_no_privacy": True})
     decided: list[bool] = []
 
     def tap(name: str, reply: Message) -> Message:
@@ -143,11 +143,14 @@ def test_a_job_begins_without_a_site_where_nobody_decides_and_takes_it_in_once_t
 
 
 def test_a_person_who_says_no_ends_the_wait(
-    make_job: MakeJob, federation: MakeFederation, site: MakeSite, monkeypatch: pytest.MonkeyPatch
+    plain_job: MakeJob,
+    plain_federation: MakeFederation,
+    site: MakeSite,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("server.participants.ASK_A_PERSON_AGAIN_S", 0.2)
-    fed = federation(make_job(training={"rounds": 1}))
-    fed.sites["B"] = site("B", policy={"approval": "person"})
+    fed = plain_federation(plain_job(training={"rounds": 1}))
+    fed.sites["B"] = site("B", policy={"approval": "person", "allow_no_privacy": True})
 
     def tap(name: str, reply: Message) -> Message:
         if name == "B" and messages.not_yet(reply):
@@ -181,10 +184,10 @@ class Hung(Away):
 
 @pytest.mark.parametrize(("deadline_s", "waited_s"), [(0.5, 0.5), (3600.0, 60.0)])
 def test_an_offer_is_waited_for_a_minute_at_most(
-    deadline_s: float, waited_s: float, make_job: MakeJob, federation: MakeFederation
+    deadline_s: float, waited_s: float, plain_job: MakeJob, plain_federation: MakeFederation
 ) -> None:
     training = {"rounds": 3, "quorum": 1, "deadline_s": deadline_s}
-    fed = federation(make_job(training=training))
+    fed = plain_federation(plain_job(training=training))
     inner = grid(fed)
     first, hung = inner.get_node_ids()
     over = Hung(inner, hung)
@@ -206,9 +209,9 @@ class Stoppable(InProcessGrid):
 
 
 def test_a_stop_after_the_last_round_leaves_a_finished_job(
-    make_job: MakeJob, federation: MakeFederation
+    plain_job: MakeJob, plain_federation: MakeFederation
 ) -> None:
-    fed = federation(make_job(training={"rounds": 1}))
+    fed = plain_federation(plain_job(training={"rounds": 1}))
     over = Stoppable(grid(fed)._sites)
 
     def stop_at(record: RoundRecord) -> None:
@@ -232,9 +235,9 @@ class Nobody(InProcessGrid):
 
 
 def test_a_server_killed_after_the_last_round_writes_the_outcome_without_any_site(
-    make_job: MakeJob, federation: MakeFederation
+    plain_job: MakeJob, plain_federation: MakeFederation
 ) -> None:
-    fed = federation(make_job(training={"rounds": 1}))
+    fed = plain_federation(plain_job(training={"rounds": 1}))
     first = fed.run()
     shutil.rmtree(fed.folder / "out")
     run(fed, Nobody(grid(fed)._sites))
@@ -244,9 +247,9 @@ def test_a_server_killed_after_the_last_round_writes_the_outcome_without_any_sit
 
 
 def test_sites_learn_the_end_of_a_job_that_was_resumed_after_its_last_round(
-    make_job: MakeJob, federation: MakeFederation
+    plain_job: MakeJob, plain_federation: MakeFederation
 ) -> None:
-    fed = federation(make_job(training={"rounds": 1}))
+    fed = plain_federation(plain_job(training={"rounds": 1}))
     fed.run()
     fed.requests.clear()
     fed.run()
@@ -257,10 +260,10 @@ def test_sites_learn_the_end_of_a_job_that_was_resumed_after_its_last_round(
 
 
 def test_the_final_vector_is_there_after_the_last_round_only(
-    make_job: MakeJob, federation: MakeFederation
+    plain_job: MakeJob, plain_federation: MakeFederation
 ) -> None:
-    made = make_job(training={"rounds": 1})
-    fed = federation(made)
+    made = plain_job(training={"rounds": 1})
+    fed = plain_federation(made)
     assert final_vector(made, fed.checkpoints) is None
     fed.run()
     final = final_vector(made, fed.checkpoints)
@@ -337,10 +340,10 @@ def test_a_hold_out_that_does_not_fit_ends_the_job_before_any_offer(
 
 
 def test_an_outcome_that_cannot_be_written_keeps_the_rounds(
-    make_job: MakeJob, federation: MakeFederation
+    plain_job: MakeJob, plain_federation: MakeFederation
 ) -> None:
-    made = make_job(training={"rounds": 1})
-    fed = federation(made)
+    made = plain_job(training={"rounds": 1})
+    fed = plain_federation(made)
     (fed.folder / "out").write_text("a file where the folder should be")
     with pytest.raises(StorageFailed, match="outcome must be written"):
         fed.run()
@@ -350,9 +353,9 @@ def test_an_outcome_that_cannot_be_written_keeps_the_rounds(
 
 
 def test_who_is_asked_is_durable_before_they_are(
-    make_job: MakeJob, federation: MakeFederation
+    plain_job: MakeJob, plain_federation: MakeFederation
 ) -> None:
-    fed = federation(make_job(training={"rounds": 1}))
+    fed = plain_federation(plain_job(training={"rounds": 1}))
 
     def crash(name: str, reply: Message) -> Message:
         if reply.metadata.message_type == RELEASE:

@@ -53,7 +53,7 @@ def subject(make_job: MakeJob) -> Callable[..., Rehearsal]:
         job = make_job(**sections)
         adapter = load_adapter(job, Path(job.model.base), "cpu")
         mechanism = mechanism_of(job, "A", keys)
-        trainer = Trainer(job, adapter, [], mechanism, per_example_loss, rows=4, engine=engine)
+        trainer = Trainer(job, adapter, [], mechanism, per_example_loss, rows=8, engine=engine)
         return Rehearsal(trainer, "A", is_seeded)
 
     return make
@@ -99,8 +99,17 @@ def test_keys_that_a_seed_repeats_pass_in_a_simulation_that_says_so_and_nowhere_
         run_checks(subject(keys=public_keys("seed", "A")))
 
 
-@pytest.mark.parametrize("engine", ["native", "opacus"])
-@pytest.mark.parametrize("max_length", [8, 37, 64])
+@pytest.mark.parametrize(
+    ("engine", "max_length"),
+    [
+        ("native", 8),
+        ("opacus", 37),
+        ("native", 64),
+        pytest.param("opacus", 8, marks=pytest.mark.slow),
+        pytest.param("native", 37, marks=pytest.mark.slow),
+        pytest.param("opacus", 64, marks=pytest.mark.slow),
+    ],
+)
 def test_a_sound_mechanism_passes_at_any_length(
     subject: MakeSubject, engine: str, max_length: int
 ) -> None:
