@@ -18,7 +18,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from common import messages
 from common.adapter import LoadedAdapter, Vector, load_adapter, vector_sha256
-from common.errors import InvalidInput, JobStopped, StorageFailed
+from common.errors import InvalidInput, JobStopped
 from common.flower import become_server
 from common.job import Job, SignedJob, parse_signed_job, verify_job
 from common.model import require_base
@@ -30,7 +30,7 @@ from server.nodes import NamedGrid
 from server.outcome import write_outcome
 from server.participants import Participants
 from server.round import collect, open_book, site_of
-from server.stopping import best_round, is_over, kept_round
+from server.stopping import best_round, is_over, kept_adapter
 from server.strategies import STRATEGIES
 from server.strategies.fedavg import global_record, read_global
 from server.witness import witness
@@ -55,16 +55,7 @@ def final_vector(job: Job, checkpoints: Checkpoints) -> Vector | None:
 
 
 def _kept(job: Job, checkpoints: Checkpoints, closed: Sequence[RoundRecord]) -> Vector:
-    """The adapter of the round that is kept.
-
-    Raises:
-        StorageFailed: it is not what was written, or another round's.
-    """
-    stored = checkpoints.latest if job.training.patience is None else checkpoints.best
-    found, wanted = stored(job.sha256), kept_round(job, closed)
-    if found is None or found[0] != wanted:
-        raise StorageFailed(f"adapter of round {wanted} must be kept, got another or none")
-    return np.frombuffer(found[1], dtype="<f4")
+    return np.frombuffer(kept_adapter(job, checkpoints, closed), dtype="<f4")
 
 
 def _load(job: Job) -> LoadedAdapter:

@@ -9,8 +9,9 @@ Not covered: more patience after the fact; a job's patience is part of what its 
 
 from collections.abc import Sequence
 
+from common.errors import StorageFailed
 from common.job import Job
-from server.checkpoint import RoundRecord
+from server.checkpoint import Checkpoints, RoundRecord
 
 
 def best_round(closed: Sequence[RoundRecord]) -> int | None:
@@ -37,3 +38,16 @@ def kept_round(job: Job, closed: Sequence[RoundRecord]) -> int:
     """The round whose adapter is the job's outcome: the last, or with patience the best."""
     best = best_round(closed) if job.training.patience is not None else None
     return closed[-1].round if best is None else best
+
+
+def kept_adapter(job: Job, checkpoints: Checkpoints, closed: Sequence[RoundRecord]) -> bytes:
+    """The (P,) float32 buffer of the round that is kept.
+
+    Raises:
+        StorageFailed: it is not what was written, or another round's.
+    """
+    stored = checkpoints.latest if job.training.patience is None else checkpoints.best
+    found, wanted = stored(job.sha256), kept_round(job, closed)
+    if found is None or found[0] != wanted:
+        raise StorageFailed(f"adapter of round {wanted} must be kept, got another or none")
+    return found[1]
