@@ -68,11 +68,11 @@ class Writer:
         Raises:
             InvalidInput: a field is not what the schema allows, or this site has another key.
         """
+        if model not in (Created, Rekeyed):
+            require_key(self._key, self._tail.public_key)
         key = self._key.make() if model is Created else self._key.key
         if model in (Created, Rekeyed):
             fields |= {"public_key": key.public, "is_ephemeral": key.is_ephemeral}
-        else:
-            require_key(self._key, self._tail.public_key)
         given = {"seq": self._tail.seq, "at": _now(), "salt": secrets.token_hex(16), **fields}
         row = self._tail.row(write_entry(model, **given), key.private)
         self.db.execute(
@@ -311,7 +311,7 @@ def require_key(own: AccountKey, last: str) -> None:
     Raises:
         InvalidInput: it is another: another's ledger, or a key that was changed.
     """
-    if own.key.public != last:
+    if not own.signs(last):
         raise InvalidInput(
             f"ledger must be signed last by this site's key (sha256 "
             f"{key_words(own.key.public)[:16]}), got one by {key_words(last)[:16]} "

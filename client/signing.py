@@ -56,6 +56,16 @@ class AccountKey:
             raise InvalidInput(f"ledger's key must be in {self._own}, got none")
         return SigningKey(load_key(read_key(self.beside)), is_ephemeral=True)
 
+    def signs(self, public_key: str) -> bool:
+        """Whether the key is that of ``public_key`` (DER, hex).
+
+        If it is not, it is read again first: ``join`` and ``ledger rekey`` may have put another in
+        its place while this process ran.
+        """
+        if self.key.public != public_key:
+            self.__dict__.pop("key")
+        return self.key.public == public_key
+
     def make(self) -> SigningKey:
         """The key that a new account begins with, made beside it where the site has none.
 

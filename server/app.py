@@ -18,16 +18,17 @@ from flwr.serverapp import Grid, ServerApp
 
 from common import messages, phases
 from common.adapter import LoadedAdapter, Vector, load_adapter, vector_sha256
-from common.errors import InvalidInput, JobStopped, StorageFailed
+from common.errors import InvalidInput, JobStopped
 from common.flower import become_server
 from common.job import Job, SignedJob, parse_signed_job, verify_job
 from common.model import require_base
 from common.result import Result
-from common.stopping import best_round, is_over, kept_round
+from common.stopping import best_round, is_over
 from common.trace import about, exchange_id, round_id
 from server.checkpoint import Checkpoints, Receipt, RoundRecord
 from server.evaluate import HoldOut, load_hold_out
 from server.measuring import measure
+from server.kept import kept_adapter
 from server.nodes import NamedGrid
 from server.outcome import write_outcome
 from server.participants import Participants
@@ -56,16 +57,7 @@ def final_vector(job: Job, checkpoints: Checkpoints) -> Vector | None:
 
 
 def _kept(job: Job, checkpoints: Checkpoints, closed: Sequence[RoundRecord]) -> Vector:
-    """The adapter of the round that is kept.
-
-    Raises:
-        StorageFailed: it is not what was written, or another round's.
-    """
-    stored = checkpoints.latest if job.training.patience is None else checkpoints.best
-    found, wanted = stored(job.sha256), kept_round(job, closed)
-    if found is None or found[0] != wanted:
-        raise StorageFailed(f"adapter of round {wanted} must be kept, got another or none")
-    return np.frombuffer(found[1], dtype="<f4")
+    return np.frombuffer(kept_adapter(job, checkpoints, closed), dtype="<f4")
 
 
 def _load(job: Job) -> LoadedAdapter:

@@ -22,6 +22,7 @@ from common.job import Job, parse_signed_job, verify_job
 from common.metrics import serving
 from common.process import leave, watch_threads
 from common.receipt import ServerKey
+from common.stopping import is_over
 from server import control, rotation, views
 from server.certificate import ServerCertificate
 from server.checkpoint import Checkpoints, JobRow
@@ -34,13 +35,14 @@ from server.home import alone
 from server.link import LinkServer
 from server.metrics import ServerMetrics
 from server.roster import Roster
+from server.kept import kept_adapter
 from server.upkeep import Upkeep
 from server.worker import Trainer, Worker
 
 if TYPE_CHECKING:
     from types import FrameType
 
-OUTCOMES = "jobs"
+OUTCOMES, _RESULT = "jobs", "result.json"  # which is written last
 _STOP_S = 10.0
 _HEARTBEAT_S = 5.0
 _MAX_PEM_BYTES = 64 * 1024
@@ -174,18 +176,19 @@ class Daemon:
     def _final_adapter(self, site: str, job_sha256: str) -> bytes | None:
         """The (P,) float32 buffer that a job ended with, for a site that it names.
 
-        The last round's is final before the job is ``finished``: sites are told of it in between,
-        and may fetch it at once.
+        It is final before the job is ``finished``: sites are told of it in between, and may fetch
+        it at once. Before its outcome is written they are not: a site that fetched it then would
+        note the job's end without the hash that the closing message brings.
         """
         row = next((row for row in self.checkpoints.jobs() if row.sha256 == job_sha256), None)
         if row is None or site not in row.signed.job.sites:
             return None
-        if self._worker.known(row).state not in ("running", "finished"):
+        state = self._worker.known(row).state
+        is_written = (self._outcomes / job_sha256 / _RESULT).is_file()
+        if state != "finished" and not (state == "running" and is_written):
             return None
-        latest = self.checkpoints.latest(job_sha256)
-        if latest is None or latest[0] < row.signed.job.training.rounds:
-            return None
-        return latest[1]
+        job, closed = row.signed.job, self.checkpoints.rounds(job_sha256)
+        return kept_adapter(job, self.checkpoints, closed) if is_over(job, closed) else None
 
     def _answer(self, request: Request) -> Iterator[Line]:
         if request.command == "submit":

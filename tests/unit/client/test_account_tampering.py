@@ -378,6 +378,25 @@ def test_a_new_key_signs_once_a_person_has_accepted_it_or_the_old_one_hands_over
         running.reserve(key(1), EVENT, b"start")
 
 
+def test_a_running_site_takes_up_the_key_that_was_put_in_its_place_once_the_ledger_names_it(
+    path: Path, tmp_path: Path
+) -> None:
+    site_key = new_pem(tmp_path / "site.key")
+    old = hex_of(site_key)
+    running = Outbox(path, site_key, site="A")
+    running.open_job(JOB, "wards", b"{}")
+    site_key.write_bytes(new_key())
+    running.decide(JOB, "approve", "Ada")  # nobody has said yet that the new one may sign
+    Outbox(path, site_key).journal.rekey("Bo")
+    running.decide(JOB, "approve", "Ada", "under the new key")
+    assert running.head().is_signed()
+    assert running.journal.keys == (old, hex_of(site_key))
+    stranger = new_pem(tmp_path / "stranger.pem")
+    Outbox(path, stranger).journal.rekey("Mallory")
+    with pytest.raises(InvalidInput, match="must be signed last by this site's key"):
+        running.head()
+
+
 def test_an_account_can_be_read_without_its_key_but_not_written(path: Path) -> None:
     fill(path)
     beside = path.with_suffix(".key")

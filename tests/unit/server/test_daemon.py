@@ -1,6 +1,7 @@
 import datetime as dt
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -145,20 +146,59 @@ def test_only_a_site_of_a_finished_job_gets_its_adapter(
     assert daemon._final_adapter("A", "00" * 32) is None
 
 
-def test_the_adapter_is_there_for_sites_that_are_told_before_the_job_is_finished(
-    home: Path, job: SignedJob, trainer: Trainer
-) -> None:
-    idle, sha256 = Daemon(home, trainer=trainer), job.job.sha256
+def resumed(home: Path, job: SignedJob, scores: list[float]) -> Daemon:
+    """A server with a job under way, whose round n ended with n n n n n n n n."""
+    shutil.rmtree(home / "jobs", ignore_errors=True)
+    idle, sha256 = Daemon(home), job.job.sha256
     idle.checkpoints.add_job(job)
     idle.checkpoints.set_state(sha256, "running")
-    fetched = []
-    for round_ in range(3):
-        record = RoundRecord(round_, 0.5, 0.4, 0, 0.1, "", "")
-        idle.checkpoints.save_round(sha256, record, bytes([round_]) * 8, [])
-        fetched.append(idle._final_adapter("A", sha256))
-    assert fetched == [None, None, bytes([2]) * 8]
+    for round_, score in enumerate(scores):
+        record = RoundRecord(round_, score, 0.4, 0, 0.1, "", "")
+        is_best = round_ > 0 and score > max(scores[1:round_], default=0.0)
+        idle.checkpoints.save_round(sha256, record, bytes([round_]) * 8, [], is_best=is_best)
+    return idle
+
+
+def write_outcome(home: Path, job: SignedJob) -> None:
+    out = home / "jobs" / job.job.sha256
+    out.mkdir(parents=True)
+    (out / "result.json").write_text("{}")
+
+
+def test_the_adapter_is_there_for_sites_that_are_told_before_the_job_is_finished(
+    home: Path, job: SignedJob
+) -> None:
+    idle, sha256 = resumed(home, job, [0.5, 0.5, 0.5]), job.job.sha256
+    # A site that had it before it is told would never learn the hash that the job closed with.
+    assert idle._final_adapter("A", sha256) is None
+    write_outcome(home, job)
+    assert idle._final_adapter("A", sha256) == bytes([2]) * 8
     idle.checkpoints.set_state(sha256, "failed", "outcome must be written, got no room")
     assert idle._final_adapter("A", sha256) is None
+    idle.stop()
+
+
+def test_there_is_no_adapter_before_the_last_round_whatever_lies_in_the_folder(
+    home: Path, job: SignedJob
+) -> None:
+    idle = resumed(home, job, [0.5, 0.5])
+    write_outcome(home, job)
+    assert idle._final_adapter("A", job.job.sha256) is None
+    idle.stop()
+
+
+@pytest.mark.parametrize(
+    ("scores", "kept"),
+    [([0.1, 0.3, 0.6, 0.5, 0.4], 2), ([0.1, 0.3, 0.6, 0.5], None), ([0.1, 0.2, 0.1, 0.3, 0.4], 4)],
+)
+def test_a_site_of_a_job_with_patience_gets_the_best_rounds_adapter_after_an_early_end(
+    home: Path, signed: Signed, scores: list[float], kept: int | None
+) -> None:
+    job = signed(rounds=4 if kept == 4 else 9, patience=2)
+    idle = resumed(home, job, scores)
+    write_outcome(home, job)
+    expected = None if kept is None else bytes([kept]) * 8
+    assert idle._final_adapter("A", job.job.sha256) == expected
     idle.stop()
 
 
