@@ -295,7 +295,7 @@ def training_takes_all(patch: Patch) -> None:
 
     def alone(**target: object) -> float:
         target.pop("beside", None)
-        return sound(**target)  # type: ignore[arg-type]
+        return sound(**target)
 
     patch.setattr(accounting, "calibrate", alone)
 
