@@ -5,7 +5,7 @@ p of two counts R and W solves ``(R - p (R + W))^2 <= z^2 (c n p (1 - p) + v ((1
 with v the known variance of the noise on each, n the counts together and c the most counts of one
 unit, which may all agree: Wilson's score interval (1927) where there is no noise and c is 1, by
 Fieller's argument (1954) where there is. It is about the people that the held-out ones are drawn
-from; where noise drowns the counts it is [0, 1].
+from; where noise drowns the counts there is no estimate, and the interval is [0, 1].
 
 The worst site's interval is Bonferroni's, over all sites, since it is chosen by looking.
 
@@ -84,10 +84,10 @@ def share(
     c = right**2 - z2 * variance
     inside = b**2 - 4 * a * c
     if a <= 0 or inside < 0:
-        return Share(value, 0.0, 1.0)
+        return Share(None, 0.0, 1.0)
     low, high = (max(0.0, (b - math.sqrt(inside)) / (2 * a)), (b + math.sqrt(inside)) / (2 * a))
     if low >= 1 or high <= 0:  # noise alone put it outside, and no p fits
-        return Share(value, 0.0, 1.0)
+        return Share(None, 0.0, 1.0)
     return Share(value, min(low, value), max(min(1.0, high), value))
 
 

@@ -141,6 +141,8 @@ def measured_table(metrics: Line) -> Table:
 
 
 def _interval(share: Line) -> str:
+    if share["value"] is None:
+        return "-"  # noise drowns the counts
     return f"{_number(share['value'])} ({_number(share['low'])} to {_number(share['high'])})"
 
 

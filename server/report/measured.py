@@ -25,8 +25,9 @@ def interval(found: ShareResult) -> str:
     >>> interval(ShareResult(value=0.5, low=0.25, high=0.75))
     '0.500 (0.250 to 0.750)'
     """
-    words = NOTHING if found.value is None else share(found.value)
-    return f"{words} ({share(found.low)} to {share(found.high)})"
+    if found.value is None:
+        return NOTHING
+    return f"{share(found.value)} ({share(found.low)} to {share(found.high)})"
 
 
 def how(result: Result, stated: MetricsResult) -> str:
@@ -51,7 +52,8 @@ def reading() -> str:
     """How to read an interval."""
     return (
         "In brackets: 95% intervals, for the noise and for the chance by which people were held "
-        "out, each for itself. The worst site's holds for all sites at once. Counts are added up "
+        "out, each for itself. The worst site's holds for all sites at once; it is the worst of "
+        "those whose counts say something. A dash: noise drowns the counts. They are added up "
         "before anything below zero is cut off."
     )
 

@@ -134,7 +134,7 @@ def unbiased() -> None:
     rng, totals = np.random.default_rng(1), []
     for _ in range(300):
         sites = {f"S{n}": np.rint(rng.normal(0, 9, 2)).astype(np.int64) for n in range(6)}
-        (found,) = estimates.estimates(sites, BOTH[:1], variance=81.0, cap=1)
+        (found,) = estimates.estimates(sites, BOTH[:1], variance=1e-6, cap=1)
         totals.append(found.together.value is None)
     # Nothing is there: the sum of what noise leaves is at most 0 half of the time.
     say(sum(totals) > 110, "noise below zero is cut off before counts are added up")
@@ -295,7 +295,7 @@ def training_takes_all(patch: Patch) -> None:
 
     def alone(**target: object) -> float:
         target.pop("beside", None)
-        return sound(**target)  # type: ignore[arg-type]
+        return sound(**target)
 
     patch.setattr(accounting, "calibrate", alone)
 

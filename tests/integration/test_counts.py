@@ -1,11 +1,19 @@
 """A job whose sites release counts of their own held-out records: charged, once, and true."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import pytest
+from flwr.app import ConfigRecord, Message, RecordDict
+
 from common.audit.recompute import check_outcome
+from common.flower import content_to_bytes
 from common.job import Job
+from common.metric_messages import METRICS
 from common.privacy import accounting
+from server import views
+from server.measuring import answers
 
 MakeJob = Callable[..., Job]
 MakeFederation = Callable[..., Any]
@@ -18,22 +26,77 @@ ASKED: dict[str, Any] = {
 }
 
 
-def test_counts_are_charged_stated_and_recomputed(job: MakeJob, federation: MakeFederation) -> None:
-    made = job(training={"rounds": 2}, metrics=ASKED)
+class Killed(Exception):
+    """The server's process ends here."""
+
+
+def test_counts_are_charged_stated_and_recomputed_over_a_server_that_was_killed(
+    job: MakeJob, federation: MakeFederation
+) -> None:
+    made = job(training={"rounds": 1}, metrics=ASKED)
     fed = federation(made, **ALLOWED)
+    given = []
+
+    def killed(site: str, reply: Message) -> Message:
+        if fed.requests[-1][1].metadata.message_type == METRICS and site == "B":
+            given.append(content_to_bytes(reply.content))
+            if len(given) == 1:
+                raise Killed
+        return reply
+
+    fed.tap = killed
+    with pytest.raises(Killed):
+        fed.run()
+    # Asked is charged, whatever came.
+    asked = answers(fed.checkpoints, made.sha256)
+    assert {site: one.is_answered for site, one in asked.items()} == {"A": True, "B": False}
     result = fed.run()
+    assert given[0] == given[1]
+    assert sum(m.metadata.message_type == METRICS for _, m in fed.requests) == 3
     stated = result.metrics
     assert stated is not None
     assert {one.site for one in stated.sites} == {"A", "B"}
     for site in result.sites:
         charges = fed.sites[site.name].outbox.charges()
-        assert [c.purpose for c in charges] == ["update", "update", "metrics"]
+        assert [c.purpose for c in charges] == ["update", "metrics"]
         assert all(c.is_released and c.is_acknowledged for c in charges)
         events = [c.event for c in charges]
         assert events[-1] == made.metrics_event
         assert site.epsilon == accounting.epsilon(events, 1e-5)
-        assert site.epsilon <= 6.0
-        assert site.epsilon > result.rounds[-1].epsilon
+        assert result.rounds[-1].epsilon < site.epsilon <= 6.0
     _, claims = check_outcome(fed.folder / "out")
     assert all(claim.passed for claim in claims), [c for c in claims if not c.passed]
     assert "metrics" in {claim.subject for claim in claims}
+    shown = views.detail(fed.checkpoints.job("wards"), fed.checkpoints, Path())
+    assert shown["metrics"] == stated.model_dump(mode="json")
+    assert [site["counts"] for site in shown["spent"]] == [1, 1]
+    for name in ("report.html", "adapter/README.md"):
+        page = (fed.folder / "out" / name).read_text()
+        assert "On the sites" in page
+        assert "own held-out records" in page
+
+
+def test_an_answer_beyond_the_schema_is_dropped_and_stays_charged(
+    job: MakeJob, federation: MakeFederation
+) -> None:
+    made = job(training={"rounds": 1}, metrics=ASKED)
+    fed = federation(made, **ALLOWED)
+
+    def telling(site: str, reply: Message) -> Message:
+        if fed.requests[-1][1].metadata.message_type != METRICS or site != "A":
+            return reply
+        body = ConfigRecord({**reply.content.config_records["counts"], "n": 9})
+        reply.content = RecordDict({**reply.content, "counts": body})
+        return reply
+
+    fed.tap = telling
+    result = fed.run()
+    assert result.metrics is not None
+    assert result.metrics.silent == ("A",)
+    assert [one.site for one in result.metrics.sites] == ["B"]
+    assert [site.counts for site in result.sites] == [1, 1]
+    assert result.sites[0].epsilon == result.sites[1].epsilon
+    assert answers(fed.checkpoints, made.sha256)["A"].reason.startswith("counts must hold")
+    (charge,) = [c for c in fed.sites["A"].outbox.charges() if c.purpose == "metrics"]
+    assert charge.is_released
+    assert not charge.is_acknowledged  # the receipt is for other bytes than it sent
