@@ -42,7 +42,7 @@ def mechanism_command(
     out: Annotated[Path | None, typer.Option(help="Also write the report there, as JSON.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tell releases with one adversarial record from those without.
+    """Tell releases with an adversary from others.
 
     Draws thousands of releases by the code that a site runs, on public records, and refutes the
     job's epsilon or finds it consistent with what was seen.
@@ -111,7 +111,7 @@ def canary_command(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Plant gradient canaries in one audit run and guess which.
+    """Plant canaries in one run and guess which.
 
     Trains the whole job at one site, by the site's own code, and never for release. What is guessed
     is written down before training, with a commitment to the coins.
