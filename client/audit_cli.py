@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from client.attack_cli import inversion_command, membership_command
-from client.audit_setting import PRIVATE_WORDS, Setting, finish, level_of, set_up
+from client.audit_setting import PRIVATE_WORDS, Setting, finish, level_of, set_up, with_records
 from common.audit.cli import app
 from common.audit.report import AuditReport, verdict_of
 from common.cli import AsJson, run
@@ -119,10 +119,10 @@ def canary_command(
     from client import canary_run
     from common.files import make_folder, write_file
 
-    setting = set_up(job, site, records)
     if not 1 <= number <= runs:
         raise InvalidInput(f"run must be 1 to runs = {runs}, got {number}")
     level_of(significance, runs)
+    setting = with_records(set_up(job, site), records)
     prepared = canary_run.prepare(setting, canaries, guesses, significance, runs, number)
     if out.exists():
         raise InvalidInput(f"out must not exist yet (every run counts), got {out}")

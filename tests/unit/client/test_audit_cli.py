@@ -42,6 +42,16 @@ def test_a_sound_mechanism_is_consistent_with_its_claim(
     assert "must not exist yet" in capsys.readouterr().err
 
 
+def test_a_patients_records_are_audited_together(
+    job_file: Callable[..., Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = job_file(privacy={"unit": "patient_id", "unit_cap": 3})
+    assert main(["mechanism", str(path), "--site", "A", "--releases", "200", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["found"]["adversary_moved_the_sum"] < 1.001
+    argv = ["canary", str(path), "--site", "A", "--canaries", "40", "--guesses", "20"]
+    assert main([*argv, "--out", str(tmp_path / "run")]) == 0
+
+
 def test_half_the_noise_is_refuted_with_status_1(
     job_file: Callable[..., Path],
     capsys: pytest.CaptureFixture[str],
