@@ -45,7 +45,7 @@ def membership_command(
     out: OutFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Attack a released adapter: whose records was it trained on?
+    """Tell members from others by an adapter.
 
     By the loss and by RMIA, on public records with adapters trained here, or on the records given.
     """
@@ -117,9 +117,9 @@ def inversion_command(
     rank: Annotated[int, typer.Option(help="The adapter's; it bounds what can be read.")] = 32,
     as_json: AsJson = False,
 ) -> None:
-    """Read a public record off one site's update, with and without privacy.
+    """Read a record off one site's update.
 
-    The attacker's best case, and what remains of it under the job's clip and noise.
+    The attacker's best case, with and without the job's clip and noise, on a public record.
     """
     from client import inverting
     from common.audit.inversion import picture

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from client.attack_cli import inversion_command, membership_command
-from client.audit_setting import PRIVATE_WORDS, Setting, finish, level_of, set_up
+from client.audit_setting import PRIVATE_WORDS, Setting, finish, level_of, set_up, with_records
 from common.audit.cli import app
 from common.audit.report import AuditReport, verdict_of
 from common.cli import AsJson, run
@@ -42,7 +42,7 @@ def mechanism_command(
     out: Annotated[Path | None, typer.Option(help="Also write the report there, as JSON.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tell releases with one adversarial record from those without.
+    """Tell releases with an adversary from others.
 
     Draws thousands of releases by the code that a site runs, on public records, and refutes the
     job's epsilon or finds it consistent with what was seen.
@@ -111,7 +111,7 @@ def canary_command(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Plant gradient canaries in one audit run and guess which.
+    """Plant canaries in one run and guess which.
 
     Trains the whole job at one site, by the site's own code, and never for release. What is guessed
     is written down before training, with a commitment to the coins.
@@ -119,10 +119,10 @@ def canary_command(
     from client import canary_run
     from common.files import make_folder, write_file
 
-    setting = set_up(job, site, records)
     if not 1 <= number <= runs:
         raise InvalidInput(f"run must be 1 to runs = {runs}, got {number}")
     level_of(significance, runs)
+    setting = with_records(set_up(job, site), records)
     prepared = canary_run.prepare(setting, canaries, guesses, significance, runs, number)
     if out.exists():
         raise InvalidInput(f"out must not exist yet (every run counts), got {out}")

@@ -96,11 +96,11 @@ class Setting:
         return min(found, most)
 
 
-def set_up(path: Path, site: str, records: Path | None = None) -> Setting:
-    """Read the job, load its base and encode what it is audited on.
+def set_up(path: Path, site: str) -> Setting:
+    """Read the job and load its base; no records yet.
 
     Raises:
-        InvalidInput: a fault of the job or the file, or a job without privacy.
+        InvalidInput: a fault of the job, or a job without privacy.
         JobRefused: another base under its name.
     """
     from client.auditing import trainer_of
@@ -112,9 +112,20 @@ def set_up(path: Path, site: str, records: Path | None = None) -> Setting:
     if not job.is_private:
         raise InvalidInput("privacy.mode must be one that promises something, got none")
     adapter = load_adapter(job, require_base(job), "cpu")
-    trainer = trainer_of(job, adapter, site)
-    units = encoded(job, trainer, _records(job, records))[: job.data.population[site]]
-    return Setting(job, site, trainer, units, records is not None)
+    return Setting(job, site, trainer_of(job, adapter, site), [], is_private=False)
+
+
+def with_records(setting: Setting, records: Path | None) -> Setting:
+    """The same with as many units as the site declared, at the most: the public ones or a file's.
+
+    Raises:
+        InvalidInput: a fault of the file.
+    """
+    job = setting.job
+    units = encoded(job, setting.trainer, _records(job, records))
+    return replace(
+        setting, units=units[: job.data.population[setting.site]], is_private=records is not None
+    )
 
 
 def _records(job: Job, given: Path | None) -> list[Record]:
@@ -132,7 +143,9 @@ def public_records(job: Job, seed: int = 0) -> list[Record]:
     """
     name = job.evaluation.data
     if name != WARDS:
-        return catalogue.load(name, job.evaluation.split, job.hold_out_columns)
+        held_out = catalogue.load(name, job.evaluation.split, job.hold_out_columns)
+        # Public rows need not belong to anybody: each is then a unit of its own.
+        return [replace(r, unit=r.unit or f"row {i}") for i, r in enumerate(held_out)]
     notes = wards.generate("train", seed=seed, patients_per_hospital=_WARD_PATIENTS)
     by_word = bool(job.hold_out_columns.words)
     return [

@@ -77,7 +77,8 @@ def _cohorts(
     if given is None:
         # In turn, so that all are alike; where records are few, each gets what there is.
         share = min(population, len(public) // 4)
-        members, others = public[:share], public[share : share + max(share, _OTHERS)]
+        told = share + max(share, min(_OTHERS, len(public) - 3 * share))
+        members, others = public[:share], public[share:told]
         rest = public[len(members) + len(others) :]
     else:
         members, others, rest = _file(job, trainer, given.members), [], public

@@ -130,12 +130,13 @@ def best_guesses(
     """
     tried = sorted({max(2, int(canaries * share) // 2 * 2) for share in _SHARES})
 
-    def shown(guesses: int) -> float:
+    def shown(guesses: int) -> tuple[float, float]:
         right = ideal_right(canaries, guesses, event)
-        return max(
+        bound = max(
             general_bound(canaries, guesses, right, delta, significance),
             gaussian_bound(canaries, guesses, right, delta, significance),
         )
+        return bound, (2 * right - guesses) / math.sqrt(guesses)  # else: furthest from chance
 
     able = [k for k in tried if ceiling(canaries, k, delta, significance) > _ROOM * claim]
     return max(able or tried, key=shown)

@@ -24,6 +24,7 @@ from client.config import SiteConfig
 from common import messages, pki
 from common.audit.events import read_events
 from common.audit.ledger import read_public
+from common.audit.report import read_report
 from common.bundle import Bundle, read_bundle
 from common.certificates import check_site_chain, days_left, leaf_key, read_identity
 from common.config import parse, read_toml
@@ -43,6 +44,7 @@ from server import control
 from server.config import load_server_config
 from server.roster import Roster
 from simulations.benchmarks.link import OneTensor
+from tests.unit.common.audit.test_report import report as audit_report
 from tests.unit.common.test_result import example
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -244,6 +246,7 @@ def parsers() -> dict[str, Parser]:
         "anchor": Parser(
             _as_file("account.anchor", lambda path: Anchor(path.with_suffix(".db")).read()), _head()
         ),
+        "audit report": Parser(_as_file("report.json", read_report), audit_report().to_bytes()),
         "events": Parser(_as_file("events.json", read_events), json.dumps(events).encode()),
         "records.csv": Parser(
             _as_file("r.csv", lambda path: list(read_records(path, columns))),
