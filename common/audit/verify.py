@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from common import pki
 from common.audit import charges, rounds, spent
+from common.audit.certificate import read_certificate, require_agreement
 from common.audit.claims import Claim, checked, unchecked
 from common.audit.evidence import (
     Bundle,
@@ -157,6 +158,9 @@ def _documents(bundle: Bundle, evidence: Evidence) -> str:
     promises = sorted(n for n in bundle.documents if n.rsplit("/")[-1].startswith(CERTIFICATE))
     if evidence.is_simulation and promises:
         raise Refusal(f"a SIMULATION must have no certificate of privacy, got {promises[0]}")
+    for name in promises:
+        if name.endswith(".json"):
+            require_agreement(read_certificate(bundle.documents[name]), evidence.result)
     count = counted(len(bundle.documents), "document")
     return f"{count} beside the evidence" + ("" if promises else ", none of them a certificate")
 
