@@ -620,3 +620,12 @@ def smaller(story: Story, size: int) -> HeadOf:
     for row in ledger.rows[:size]:
         chain.extend(row)
     return HeadOf.of(chain.head(ledger.key))
+
+
+def table() -> str:
+    """The rows of the table in ``docs/evidence.md``."""
+    return "".join(f"| {p.part} | {p.fault} | `{p.caught}` |\n" for p in PLANTED)
+
+
+if __name__ == "__main__":
+    print(table(), end="")
