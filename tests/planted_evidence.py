@@ -14,6 +14,8 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common import pki
+from common.audit.certificate import identified
+from common.audit.certificate import to_json as to_json_certificate
 from common.audit.evidence import MANIFEST, RESULT, Manifest, write_bundle
 from common.job import sign_job
 from common.privacy.charge import HeadOf, SignedCharge
@@ -22,6 +24,8 @@ from common.privacy.ledger import Chain
 from common.receipt import Reply, to_bytes
 from common.result import Result, privacy_statement, to_json
 from common.stored_zip import pack, unpack
+from server.documents.certificate import certificate_of
+from server.documents.spending import spendings
 from tests.story import (
     BEFORE,
     Ledger,
@@ -568,6 +572,19 @@ def _(story: Story) -> Made:
     return write_bundle(story.evidence(), {"certificate.json": b"{}"}, story.by.server)
 
 
+@plant(CLAIM, "a certificate of privacy that states half the epsilon", "documents")
+def _(story: Story) -> Made:
+    evidence = story.evidence()
+    true = certificate_of(evidence, spendings(evidence), ())
+    half = (true.promise.epsilon or 0) / 2
+    parts = true.model_dump()
+    parts["promise"]["epsilon"] = half
+    for site in parts["sites"]:
+        site["epsilon"] = half
+    said = to_json_certificate(identified(**parts))
+    return write_bundle(evidence, {"certificate.json": said}, story.by.server)
+
+
 def change(story: Story, index: int, **fields: object) -> None:
     """Change a receipt, before it is signed."""
     story.receipts[index] = story.receipts[index].model_copy(update=fields)
@@ -603,3 +620,12 @@ def smaller(story: Story, size: int) -> HeadOf:
     for row in ledger.rows[:size]:
         chain.extend(row)
     return HeadOf.of(chain.head(ledger.key))
+
+
+def table() -> str:
+    """The rows of the table in ``docs/evidence.md``."""
+    return "".join(f"| {p.part} | {p.fault} | `{p.caught}` |\n" for p in PLANTED)
+
+
+if __name__ == "__main__":
+    print(table(), end="")

@@ -74,7 +74,10 @@ def _verify(data: bytes, root: x509.Certificate) -> None:
         site_story(site, receipts, files[f"sites/{site}/certificate.pem"], job, result, root)
     claims(job, result, manifest, asked)
     promises = [n for n in files if n.startswith("documents/") and "/certificate." in n]
-    need(not (manifest["kind"] == "SIMULATION" and promises), "a simulation with a certificate")
+    need(result["private"] or not promises, "a certificate of nothing")
+    for name in promises:
+        if name.endswith(".json"):
+            certified(json.loads(files[name]), result)
 
 
 def members(data: bytes) -> dict[str, bytes]:
@@ -277,6 +280,16 @@ def claims(
         most = max(sum(them[:number]) for them in asked.values())
         need(row["epsilon"] >= by_pld(rate, noise, most * steps, delta) - 0.004, "round's epsilon")
         need(row["epsilon"] <= max(s["epsilon"] for s in result["sites"]) + 1e-6, "above the end")
+
+
+def certified(certificate: dict[str, Any], result: dict[str, Any]) -> None:
+    stated = {site["name"]: site["epsilon"] for site in result["sites"]}
+    need(certificate["job"]["sha256"] == result["job_sha256"], "certificate of another job")
+    for site in certificate["sites"]:
+        need(site["epsilon"] == stated[site["name"]], "certificate's epsilon")
+    most = max(site["epsilon"] for site in certificate["sites"])
+    need(certificate["promise"]["epsilon"] == most, "certificate's promise")
+    need(certificate["promise"]["delta"] == result["privacy"]["delta"], "certificate's delta")
 
 
 @lru_cache(maxsize=64)

@@ -60,7 +60,7 @@ class Ledger:
     def __init__(self, site: str, key: bytes) -> None:
         self.site, self.pem, self.key = site, key, pki.load_key(key)
         self.chain, self.rows = Chain(), list[Row]()
-        cap = {"name": "pld", "max_epsilon": 12.0, "delta": 1e-5}
+        cap = {"kind": "pld-schedule", "jobs": [digest("jobs")], "epsilon": 12.0, "delta": 1e-5}
         self.append(
             Created, public_key=public_hex(self.key), is_ephemeral=False, site=site,
             unit="patient_id", cap=cap, binds_keys=True,
@@ -143,6 +143,7 @@ class Story:
     receipts: list[RoundReceipt] = field(default_factory=list)
     changes: dict[str, Any] = field(default_factory=dict)
     is_simulation: bool = False
+    begun: dt.datetime = AT
 
     @property
     def job(self) -> Job:
@@ -178,7 +179,7 @@ class Story:
             RoundReceipt(
                 job_sha256=self.job.sha256,
                 round=number,
-                closed_at=f"2026-11-20T10:{number:02}:00Z",
+                closed_at=f"{self.begun + dt.timedelta(minutes=30 + number):%Y-%m-%dT%H:%M:%SZ}",
                 before="",
                 input_sha256=digest(f"adapter {number - 1}"),
                 output_sha256=digest(f"adapter {number}"),

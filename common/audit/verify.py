@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from common import pki
 from common.audit import charges, rounds, spent
+from common.audit.certificate import read_certificate, require_agreement
 from common.audit.claims import Claim, checked, unchecked
 from common.audit.evidence import (
     Bundle,
@@ -154,11 +155,17 @@ def _job(bundle: Bundle, evidence: Evidence) -> str:
 
 
 def _documents(bundle: Bundle, evidence: Evidence) -> str:
+    """What is for programs is compared; a page for people is as the server signed it."""
     promises = sorted(n for n in bundle.documents if n.rsplit("/")[-1].startswith(CERTIFICATE))
-    if evidence.is_simulation and promises:
-        raise Refusal(f"a SIMULATION must have no certificate of privacy, got {promises[0]}")
+    if promises and not evidence.result.private:
+        raise Refusal(f"a run without a promise must have no certificate, got {promises[0]}")
     count = counted(len(bundle.documents), "document")
-    return f"{count} beside the evidence" + ("" if promises else ", none of them a certificate")
+    if not promises:
+        return f"{count} beside the evidence, none of them a certificate"
+    stated = [name for name in promises if name.endswith(".json")]
+    for name in stated:
+        require_agreement(read_certificate(bundle.documents[name]), evidence.result)
+    return f"{count}; {counted(len(stated), 'certificate')} (JSON) with the figures of the result"
 
 
 def _chain(bundle: Bundle) -> bytes:

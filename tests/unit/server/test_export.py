@@ -1,0 +1,194 @@
+"""``fl-server export``: what leaves was checked as an auditor would, and contradictions stay.
+
+The oracle is the reference verifier, and faults planted into the server's own database.
+"""
+
+import datetime as dt
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from common import pki
+from common.audit.report import AuditReport, verdict_of
+from common.cli import run
+from common.job import sign_job
+from common.keys import load_operator_key
+from common.receipt import SignedReceipt, to_bytes
+from common.result import write_result
+from server import tables
+from server.checkpoint import Checkpoints
+from server.cli import app
+from server.config import load_server_config
+from server.enrolment import admit, init_server
+from tests.reference_verifier import fault_of
+from tests.story import Authorities, Ledger, Story, make_job
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
+    """A server's home whose database holds a whole job; ``story.home`` is where."""
+    home = tmp_path_factory.mktemp("export") / "server"
+    now = dt.datetime.now(dt.UTC).replace(microsecond=0)
+    init_server(home, hosts=["127.0.0.1"], address="127.0.0.1:8443", now=now)
+
+    def held(name: str) -> pki.Credential:
+        folder = home / "pki"
+        return pki.Credential(
+            (folder / f"{name}.pem").read_bytes(), (folder / f"{name}.key").read_bytes()
+        )
+
+    operator = load_operator_key(home / "pki" / "operator.key")
+    by = Authorities(held("root"), held("intermediate"), held("server"), operator)
+    told = Story(by, sign_job(make_job(), operator), begun=now)
+    for site in told.job.sites:
+        key, csr = pki.new_site_key_and_csr(site)
+        told.certificates[site] = admit(home, csr, now=now)[0].certificate.encode()
+        told.ledgers[site] = Ledger(site, key)
+    told.round()
+    told.round(silent=["B"])
+    keep(home, told, told.signed_receipts())
+    return told
+
+
+def home_of(story: Story, base: Path) -> Path:
+    return next(base.glob("export*/server"))
+
+
+def keep(home: Path, story: Story, receipts: tuple[SignedReceipt, ...]) -> None:
+    """The job as a server leaves it behind."""
+    checkpoints = Checkpoints(load_server_config(home).database)
+    checkpoints.add_job(story.signed)
+    checkpoints.set_state(story.job.sha256, "finished")
+    checkpoints.close()
+    outcome = home / "jobs" / story.job.sha256
+    outcome.mkdir(parents=True)
+    write_result(story.result(), outcome / "result.json")
+    replace(home, story, receipts)
+
+
+def replace(home: Path, story: Story, receipts: tuple[SignedReceipt, ...]) -> None:
+    engine = sa.create_engine(load_server_config(home).database)
+    with engine.begin() as connection:
+        connection.execute(tables.round_receipts.delete())
+        for signed in receipts:
+            connection.execute(
+                tables.round_receipts.insert().values(
+                    job_sha256=story.job.sha256,
+                    round=signed.receipt.round,
+                    sha256=signed.sha256,
+                    content=to_bytes(signed),
+                )
+            )
+    engine.dispose()
+
+
+@pytest.fixture
+def home(story: Story, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return home_of(story, tmp_path_factory.getbasetemp())
+
+
+Export = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def export(home: Path, capsys: pytest.CaptureFixture[str]) -> Export:
+    def call(file: Path, *options: str) -> tuple[int, str]:
+        words = ["--home", str(home), "export", "small", "--bundle", str(file), *options]
+        status = run(app, words, "fl-server")
+        said = capsys.readouterr()
+        return status, said.out + said.err
+
+    return call
+
+
+def test_what_is_exported_holds_for_a_verifier_that_is_not_ours(
+    export: Export, home: Path, story: Story, tmp_path: Path
+) -> None:
+    status, said = export(tmp_path / "e.zip")
+    assert status == 0, said
+    root = (home / "pki" / "root.pem").read_bytes()
+    assert fault_of((tmp_path / "e.zip").read_bytes(), root) == ""
+    before = (tmp_path / "e.zip").read_bytes()
+    status, said = export(tmp_path / "e.zip")
+    assert (status, (tmp_path / "e.zip").read_bytes()) == (2, before)
+    assert "must not exist yet" in said
+
+
+def test_a_database_that_was_changed_is_not_exported(
+    export: Export, home: Path, story: Story, tmp_path: Path
+) -> None:
+    one, two = story.signed_receipts()
+    told = two.receipt.model_copy(update={"asked": ("A",)})
+    replace(home, story, (one, two.model_copy(update={"receipt": told})))
+    status, said = export(tmp_path / "e.zip")
+    replace(home, story, story.signed_receipts())
+    assert status == 1
+    assert "receipts: round 2: receipt must be signed by its server's key" in said
+    assert not (tmp_path / "e.zip").exists()
+
+
+def report(story: Story, **fields: object) -> bytes:
+    claimed = story.result().sites[0].epsilon
+    bound = fields.pop("lower_bound", 1.25)
+    made = AuditReport.model_validate(
+        {
+            "name": "mechanism",
+            "job_sha256": story.job.sha256,
+            "code_sha256": "ab" * 32,
+            "site": "A",
+            "epsilon": claimed,
+            "delta": 1e-5,
+            "lower_bound": bound,
+            "significance": 0.001,
+            "runs": 1,
+            "verdict": verdict_of(float(str(bound)), claimed or 0),
+            "records": "public",
+        }
+        | fields
+    )
+    return made.to_bytes()
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"lower_bound": 6.5}, "the claim is refuted"),
+        ({"lower_bound": 6.5, "epsilon": 9.0, "verdict": "consistent with the claim"}, "refuted"),
+        ({"records": "private"}, "must be on public records"),
+        ({"job_sha256": "cd" * 32}, "must be of this job"),
+        ({"site": "Z"}, "must be of a site"),
+    ],
+)
+def test_an_audit_that_contradicts_the_ledger_keeps_the_bundle_here(
+    export: Export, story: Story, tmp_path: Path, fields: dict[str, object], words: str
+) -> None:
+    (tmp_path / "a.json").write_bytes(report(story, **fields))
+    status, said = export(tmp_path / "e.zip", "--audit", str(tmp_path / "a.json"))
+    assert status == 1
+    assert words in said
+    assert not (tmp_path / "e.zip").exists()
+
+
+def test_a_consistent_audit_goes_with_it(export: Export, story: Story, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(report(story))
+    status, said = export(tmp_path / "e.zip", "--audit", str(tmp_path / "a.json"))
+    assert status == 0, said
+    from common.stored_zip import unpack
+
+    certificate = unpack((tmp_path / "e.zip").read_bytes(), "bundle")["documents/certificate.json"]
+    assert json.loads(certificate)["audits"][0]["lower_bound"] == 1.25
+
+
+def test_a_job_that_did_not_finish_has_no_evidence(
+    export: Export, home: Path, story: Story, tmp_path: Path
+) -> None:
+    checkpoints = Checkpoints(load_server_config(home).database)
+    checkpoints.set_state(story.job.sha256, "stopped", "by the operator")
+    status, said = export(tmp_path / "e.zip")
+    checkpoints.set_state(story.job.sha256, "finished")
+    checkpoints.close()
+    assert status == 2
+    assert "must be finished" in said
