@@ -65,6 +65,13 @@ def make_client_app(site_of: Callable[[Context], Site]) -> ClientApp:
 
         return Message(_answered(hand_out), reply_to=message)
 
+    _ask(app, site_of)
+    return app
+
+
+def _ask(app: ClientApp, site_of: Callable[[Context], Site]) -> None:
+    """Who a site is, and that a job has ended: asked of any site, whatever its ledger."""
+
     @app.query("close")
     def close(message: Message, context: Context) -> Message:
         def end() -> RecordDict:
@@ -74,11 +81,6 @@ def make_client_app(site_of: Callable[[Context], Site]) -> ClientApp:
 
         return Message(_answered(end), reply_to=message)
 
-    _name(app, site_of)
-    return app
-
-
-def _name(app: ClientApp, site_of: Callable[[Context], Site]) -> None:
     @app.query("site")
     def name(message: Message, context: Context) -> Message:
         return Message(messages.site_name(site_of(context).home.site), reply_to=message)

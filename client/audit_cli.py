@@ -11,7 +11,7 @@ import typer
 
 from client.attack_cli import inversion_command, membership_command
 from client.audit_setting import PRIVATE_WORDS, Setting, finish, level_of, set_up, with_records
-from common.audit.cli import app
+from common.audit.cli import app as app
 from common.audit.report import AuditReport, verdict_of
 from common.cli import AsJson, run
 from common.errors import InvalidInput

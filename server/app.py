@@ -27,8 +27,8 @@ from common.stopping import best_round, is_over
 from common.trace import about, exchange_id, round_id
 from server.checkpoint import Checkpoints, Receipt, RoundRecord
 from server.evaluate import HoldOut, load_hold_out
-from server.measuring import measure
 from server.kept import kept_adapter
+from server.measuring import measure
 from server.nodes import NamedGrid
 from server.outcome import write_outcome
 from server.participants import Participants

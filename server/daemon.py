@@ -32,10 +32,10 @@ from server.desk import Desk
 from server.enrolment import ROSTER_FILE
 from server.grid import LinkGrid
 from server.home import alone
+from server.kept import kept_adapter
 from server.link import LinkServer
 from server.metrics import ServerMetrics
 from server.roster import Roster
-from server.kept import kept_adapter
 from server.upkeep import Upkeep
 from server.worker import Trainer, Worker
 

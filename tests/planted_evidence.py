@@ -625,7 +625,3 @@ def smaller(story: Story, size: int) -> HeadOf:
 def table() -> str:
     """The rows of the table in ``docs/evidence.md``."""
     return "".join(f"| {p.part} | {p.fault} | `{p.caught}` |\n" for p in PLANTED)
-
-
-if __name__ == "__main__":
-    print(table(), end="")

@@ -12,7 +12,7 @@ import pytest
 import typer
 from typer.main import get_command
 
-from client.audit_cli import app as fl_audit
+from client import audit_cli
 from client.cli import app as fl_client
 from common.cli import run
 from common.job import load_job
@@ -24,7 +24,7 @@ PAGES = ("README.md", "CONTRIBUTING.md", "docs/design.md", "docs/operations.md")
 APPS: dict[str, typer.Typer] = {
     "fl-server": fl_server,
     "fl-client": fl_client,
-    "fl-audit": fl_audit,
+    "fl-audit": audit_cli.app,
 }
 PACKAGES = ("client", "common", "server", "simulations")
 

@@ -11,7 +11,7 @@ import pytest
 import typer
 from typer.main import get_command
 
-from client.audit_cli import app as fl_audit
+from client import audit_cli
 from client.cli import app as fl_client
 from common.cli import print_json, run
 from common.files import write_file
@@ -20,7 +20,7 @@ from server.cli import app as fl_server
 APPS: dict[str, typer.Typer] = {
     "fl-server": fl_server,
     "fl-client": fl_client,
-    "fl-audit": fl_audit,
+    "fl-audit": audit_cli.app,
 }
 SHOWS = {
     "fl-server jobs",
