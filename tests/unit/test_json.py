@@ -41,6 +41,7 @@ SHOWS = {
     "fl-audit calibrate",
     "fl-audit compose",
     "fl-audit ledger",
+    "fl-audit heads",
     "fl-audit result",
 }
 # These change something, and say what; or print one thing that is for another program as it is.
