@@ -39,7 +39,17 @@ from common.link.codecs import CODECS
 from common.link.framing import Assembler
 from common.link.identity import read_certificate
 from common.link.payload import pack, unpack
+from common.phases import read_confirm, read_receipts
+from common.privacy.charge import HeadOf, LedgerRow, SignedCharge
 from common.privacy.extract import read_extract, replay
+from common.receipt import (
+    Confirmation,
+    RoundReceipt,
+    SignedReceipt,
+    read_charge,
+    read_receipt,
+    to_bytes,
+)
 from common.result import read_result
 from server import control
 from server.config import load_server_config
@@ -71,6 +81,37 @@ class Parser:
 
     read: Callable[[bytes], object]
     whole: bytes
+
+
+_DIGEST, _AT = "ab" * 32, "2026-03-04T05:06:07Z"
+
+
+def _charge() -> SignedCharge:
+    head = HeadOf(size=3, root=_DIGEST, signature="30" * 70, public_key="30" * 91)
+    row = LedgerRow(
+        seq=2, before=_DIGEST, body="{}", hash=_DIGEST, signature="30" * 70, inclusion=(_DIGEST,)
+    )
+    return SignedCharge(row=row, head=head, since=head, consistency=(_DIGEST,), hand_overs=(row,))
+
+
+def _receipt() -> SignedReceipt:
+    receipt = RoundReceipt(
+        job_sha256=_DIGEST,
+        round=1,
+        closed_at=_AT,
+        before="",
+        input_sha256=_DIGEST,
+        output_sha256=_DIGEST,
+        asked=("A",),
+        replies=(),
+        charges={"A": _charge()},
+        heads={"A": _charge().head},
+    )
+    return SignedReceipt(receipt=receipt, signature="30" * 70, chain="-----BEGIN\n")
+
+
+def _confirmation() -> Confirmation:
+    return Confirmation(job_sha256=_DIGEST, round=1, site="A", head=_charge().head, at=_AT)
 
 
 def _as_file(name: str, read: Callable[[Path], object]) -> Callable[[bytes], object]:
@@ -263,5 +304,15 @@ def parsers() -> dict[str, Parser]:
             gzip.compress(b"text,label\na,x\n", mtime=0),
         ),
         "privacy certificate": Parser(read_privacy_certificate, CERTIFICATE.read_bytes()),
+        "charge": Parser(read_charge, to_bytes(_charge())),
+        "receipt": Parser(read_receipt, to_bytes(_receipt())),
+        "receipts": Parser(
+            _content(read_receipts),
+            _message(receipts=ConfigRecord({"signed": [to_bytes(_receipt())]})),
+        ),
+        "confirmation": Parser(
+            _content(read_confirm),
+            _message(confirm=ConfigRecord({"unsigned": to_bytes(_confirmation())})),
+        ),
         "result.json": Parser(_as_file("result.json", read_result), json.dumps(example()).encode()),
     }
