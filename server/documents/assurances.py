@@ -116,7 +116,7 @@ def caps(sites: Sequence[Spending]) -> tuple[str, ...]:
 def _cap(spent: Spending) -> str:
     name, cap = spent.promise.name, spent.cap
     if cap is None:
-        return f"{name}: its lifetime's cap is not in this evidence; the site's own ledger has it."
+        return f"{name}: this evidence tells no cap of its lifetime; the site's own ledger does."
     return (
         f"{name}: at most epsilon {plain(cap.max_epsilon)} at delta {power(cap.delta)} over the "
         f"life of its data, enforced by {cap.name}; by that count this job takes "

@@ -186,13 +186,13 @@ def _lifetimes(certificate: Certificate) -> Section:
         "site's ledger, and how many entries the ledger has in all. What the entries that are not "
         "shown say is in the ledger's export, which the site can have checked (fl-audit ledger)."
     )
-    table = Table(heads, rows, frozenset({1, 3, 4, 5}), (30, 22, 46, 26, 26, 18))
+    table = Table(heads, rows, frozenset({1, 3, 4, 5}), (26, 20, 58, 24, 22, 20))
     return section("Over the life of the data", Prose(words), table)
 
 
 def _lifetime(site: SiteSpent) -> tuple[str, ...]:
     life = site.lifetime
-    cap = "not in this evidence"
+    cap = "none that this evidence tells"
     if life.cap_epsilon is not None:
         cap = f"ε {plain(life.cap_epsilon)} at δ {power(life.cap_delta)}, {life.cap_accountant}"
     return (

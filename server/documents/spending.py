@@ -184,11 +184,14 @@ def _require_epsilon(evidence: Evidence, site: SiteResult) -> None:
 
 
 def _cap(charges: Sequence[SignedCharge]) -> LifetimeCap | None:
-    """The lifetime's cap, where a charge shows the ledger's first entry."""
+    """The lifetime's cap, where a charge shows the ledger's first entry and it can be read."""
     for row in (row for charge in charges for row in charge.hand_overs):
         entry = read_entry(row.body.encode(), row.seq)
         if isinstance(entry, Created):
-            return cap_from_dict(entry.cap) if entry.cap else None
+            try:
+                return cap_from_dict(entry.cap)
+            except InvalidInput:  # none, or a kind that a later version made
+                return None
     return None
 
 

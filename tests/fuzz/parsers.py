@@ -22,6 +22,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from client.anchor import Anchor
 from client.config import SiteConfig
 from common import messages, pki
+from common.audit.certificate import read_certificate as read_privacy_certificate
 from common.audit.events import read_events
 from common.audit.ledger import read_public
 from common.bundle import Bundle, read_bundle
@@ -47,6 +48,7 @@ from tests.unit.common.test_result import example
 
 ROOT = Path(__file__).resolve().parents[2]
 SCENARIO = ROOT / "simulations" / "scenarios" / "hospital.toml"
+CERTIFICATE = ROOT / "tests" / "golden" / "certificate.json"
 LEDGER = ROOT / "tests" / "golden" / "ledger_capped.jsonl"
 TABLE, CODEC = OneTensor(3), CODECS["fp32"]
 
@@ -257,5 +259,6 @@ def parsers() -> dict[str, Parser]:
             _as_file("r.csv.gz", lambda path: list(read_records(path, columns))),
             gzip.compress(b"text,label\na,x\n", mtime=0),
         ),
+        "privacy certificate": Parser(read_privacy_certificate, CERTIFICATE.read_bytes()),
         "result.json": Parser(_as_file("result.json", read_result), json.dumps(example()).encode()),
     }

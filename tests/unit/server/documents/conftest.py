@@ -67,11 +67,11 @@ class SiteLedger:
         head = HeadOf.of(self.head())
         proof = self.chain.consistency_proof(self.since.size) if self.since else list[bytes]()
         made = SignedCharge(
-            row=LedgerRow.of(self.rows, self.chain, seq),
+            row=LedgerRow.of(self.rows[seq], self.rows[seq - 1], self.chain),
             head=head,
             since=self.since,
             consistency=tuple(part.hex() for part in proof),
-            hand_overs=() if self.since else (LedgerRow.of(self.rows, self.chain, 0),),
+            hand_overs=() if self.since else (LedgerRow.of(self.rows[0], None, self.chain),),
         )
         self.since = head
         self.add(Released, job_sha256=job.sha256, round=round_, payload_sha256="33" * 32)

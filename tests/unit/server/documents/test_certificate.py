@@ -18,10 +18,12 @@ from common.audit.certificate import (
     require_agreement,
     to_json,
 )
-from common.audit.evidence import Evidence
+from common.audit.evidence import Evidence, write_bundle
+from common.audit.verify import verify
 from common.errors import InvalidInput
 from server.documents.certificate import certificate_of
 from server.documents.spending import spendings
+from tests.story import told
 
 ROOT = Path(__file__).resolve().parents[4]
 SCHEMA = ROOT / "common/audit/schemas/certificate.schema.json"
@@ -60,6 +62,13 @@ def test_a_certificate_keeps_to_the_published_schema(document: dict[str, Any]) -
         {**document, "approved_by": "everybody"},
     ):
         assert not validator.is_valid(broken)
+
+
+def test_a_certificate_of_before_still_reads_and_keeps_to_the_schema() -> None:
+    """Made by ``simulate.py --grid link --sites 4 --rounds 3``; no later version may refuse it."""
+    data = (ROOT / "tests/golden/certificate.json").read_bytes()
+    assert to_json(read_certificate(data)) == data
+    jsonschema.Draft202012Validator(json.loads(SCHEMA.read_bytes())).validate(json.loads(data))
 
 
 def test_it_states_what_sp_800_226_asks_for(document: dict[str, Any]) -> None:
@@ -169,6 +178,25 @@ def test_a_certificate_that_says_something_else_than_the_result_is_refused(
     bent = made.Certificate.model_validate_json(json.dumps(content))
     with pytest.raises(InvalidInput, match=r"certificate(\.|\s)"):
         require_agreement(bent, evidence.result)
+
+
+def test_an_auditor_finds_a_certificate_that_halves_epsilon_although_it_was_sealed() -> None:
+    story = told()
+    evidence, root = story.evidence(), story.by.root.certificate
+    true = certificate_of(evidence, spendings(evidence), [])
+    content = json.loads(to_json(true))
+    content["promise"]["epsilon"] /= 2
+    for site in content["sites"]:
+        site["epsilon"] /= 2
+    bent = made.Certificate.model_validate_json(json.dumps(content))
+    bent = bent.model_copy(update={"id": id_of(bent)})
+
+    def failed(document: made.Certificate) -> set[str]:
+        files = {"certificate.json": to_json(document)}
+        return {c.name for c in verify(write_bundle(evidence, files, story.by.server), root).failed}
+
+    assert failed(true) == set()
+    assert failed(bent) == {"documents"}
 
 
 def test_there_is_room_for_a_second_epsilon(certificate: made.Certificate) -> None:
