@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from client import trust
 from client.config import SiteHome
-from client.journal import Journal
+from client.outbox import Outbox
 from common import heads, pki
 from common.certificates import read_certificate
 from common.errors import RoundRefused
@@ -26,12 +26,12 @@ class Heads:
     """This site's heads in the account of its home.
 
     Args:
-        journal: the account.
+        outbox: the account.
         home: whose it is; its roots decide whether the server has to sign.
     """
 
-    def __init__(self, journal: Journal, home: SiteHome) -> None:
-        self._journal, self._home = journal, home
+    def __init__(self, outbox: Outbox, home: SiteHome) -> None:
+        self._journal, self._home = outbox.journal, home
 
     def charge(self, job_sha256: str, round_: int, prove: Sequence[HeadOf]) -> SignedCharge:
         """A round's charge under the head of now, with proofs from earlier heads.

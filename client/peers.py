@@ -20,6 +20,7 @@ from client import trust
 from client.config import SiteHome
 from client.heads import head_row, is_ours, roots_of, row_of
 from client.journal import Journal, key_words
+from client.outbox import Outbox
 from common import heads, pki
 from common.errors import JobRefused, RoundRefused, UpdateRejected
 from common.heads import Alarm, State
@@ -35,12 +36,12 @@ class Peers:
     """The other sites' heads in the account of a home; durable before each method returns.
 
     Args:
-        journal: the account.
+        outbox: the account.
         home: whose it is.
     """
 
-    def __init__(self, journal: Journal, home: SiteHome) -> None:
-        self._journal, self._home = journal, home
+    def __init__(self, outbox: Outbox, home: SiteHome) -> None:
+        self._journal, self._home = outbox.journal, home
 
     def take(self, receipts: Sequence[SignedReceipt], job_sha256: str) -> None:
         """Learn from the receipts of rounds that were closed, oldest first.
