@@ -315,11 +315,9 @@ def parsers() -> dict[str, Parser]:
             _as_file("r.csv.gz", lambda path: list(read_records(path, columns))),
             gzip.compress(b"text,label\na,x\n", mtime=0),
         ),
-<<<<<<< HEAD
         "evidence": Parser(open_bundle, _evidence()),
         "evidence's manifest": Parser(_manifest, unpack_zip(_evidence(), "bundle")[MANIFEST]),
         "privacy certificate": Parser(read_privacy_certificate, CERTIFICATE.read_bytes()),
-=======
         "charge": Parser(read_charge, to_bytes(_charge())),
         "receipt": Parser(read_receipt, to_bytes(_receipt())),
         "receipts": Parser(
@@ -330,6 +328,5 @@ def parsers() -> dict[str, Parser]:
             _content(read_confirm),
             _message(confirm=ConfigRecord({"unsigned": to_bytes(_confirmation())})),
         ),
->>>>>>> heads
         "result.json": Parser(_as_file("result.json", read_result), json.dumps(example()).encode()),
     }
