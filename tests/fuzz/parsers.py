@@ -24,6 +24,7 @@ from client.config import SiteConfig
 from common import messages, pki
 from common.audit.certificate import read_certificate as read_privacy_certificate
 from common.audit.events import read_events
+from common.audit.evidence import MANIFEST, open_bundle
 from common.audit.ledger import read_public
 from common.audit.report import read_report
 from common.bundle import Bundle, read_bundle
@@ -51,11 +52,14 @@ from common.receipt import (
     to_bytes,
 )
 from common.result import read_result
+from common.stored_zip import pack as pack_zip
+from common.stored_zip import unpack as unpack_zip
 from server import control
 from server.config import load_server_config
 from server.roster import Roster
 from simulations.benchmarks.link import OneTensor
 from tests.unit.common.audit.test_report import report as audit_report
+from tests.story import told
 from tests.unit.common.test_result import example
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -228,6 +232,17 @@ def _roster_json() -> bytes:
         return (Path(folder) / "roster.json").read_bytes()
 
 
+@cache
+def _evidence() -> bytes:
+    none: dict[str, Any] = {"mode": "none", "epsilon": None, "delta": None, "clip_norm": None}
+    return told(("A",), 1, **none).bundle()
+
+
+def _manifest(data: bytes) -> object:
+    """Behind the container: the manifest's bytes in a sound one."""
+    return open_bundle(pack_zip(unpack_zip(_evidence(), "bundle") | {MANIFEST: data}))
+
+
 def _head() -> bytes:
     return LEDGER.read_bytes().splitlines()[-1]
 
@@ -303,6 +318,8 @@ def parsers() -> dict[str, Parser]:
             _as_file("r.csv.gz", lambda path: list(read_records(path, columns))),
             gzip.compress(b"text,label\na,x\n", mtime=0),
         ),
+        "evidence": Parser(open_bundle, _evidence()),
+        "evidence's manifest": Parser(_manifest, unpack_zip(_evidence(), "bundle")[MANIFEST]),
         "privacy certificate": Parser(read_privacy_certificate, CERTIFICATE.read_bytes()),
         "charge": Parser(read_charge, to_bytes(_charge())),
         "receipt": Parser(read_receipt, to_bytes(_receipt())),
