@@ -82,6 +82,7 @@ class Mechanism(_Part):
     """Enough to compute every epsilon again.
 
     ``noise_deviation``: of the noise on a step's sum, in units of the gradient, before rounding.
+    ``counts_noise_multiplier``: of figures that sites release beside updates; null: none are.
     """
 
     name: Literal["DP-SGD: Poisson-subsampled Gaussian"]
@@ -92,6 +93,7 @@ class Mechanism(_Part):
     sampling_rate: Annotated[float, Field(gt=0, le=1)]
     steps_per_round: Annotated[int, Field(ge=1)]
     most_steps: Count
+    counts_noise_multiplier: Annotated[float, Field(gt=0)] | None
 
 
 class Accountant(_Part):
@@ -147,6 +149,7 @@ class SiteSpent(_Part):
     steps: Count
     steps_signed: Count
     rounds_asked: Count
+    releases_of_counts: Count
     epsilon: Epsilon | None
     delta: Delta
     figures: Figures

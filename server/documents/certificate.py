@@ -76,7 +76,7 @@ def number(figure: float | None) -> float | None:
 
 def worst(sites: Sequence[Spending]) -> Spending:
     """The site that spent most."""
-    return max(sites, key=lambda spent: spent.promise.steps)
+    return max(sites, key=lambda spent: spent.promise.epsilon or 0.0)
 
 
 def _job(evidence: Evidence) -> Parts:
@@ -123,7 +123,8 @@ def _mechanism(stated: PrivacyStatement, sites: Sequence[Spending]) -> Parts:
         "sampling_scheme": stated.sampler,
         "sampling_rate": stated.sampling_rate,
         "steps_per_round": stated.local_steps,
-        "most_steps": worst(sites).promise.steps,
+        "most_steps": max(spent.promise.steps for spent in sites),
+        "counts_noise_multiplier": None,
     }
 
 
@@ -160,6 +161,7 @@ def _site(spent: Spending) -> Parts:
         "steps": promise.steps,
         "steps_signed": min(spent.signed, promise.steps),
         "rounds_asked": spent.asked,
+        "releases_of_counts": 0,
         "epsilon": number(promise.epsilon),
         "delta": promise.delta,
         "figures": {

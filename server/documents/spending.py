@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 
 from common.audit.evidence import Evidence
 from common.errors import InvalidInput, UpdateRejected
@@ -40,7 +41,7 @@ class Spending:
         entries: entries of its ledger by its last head; ``None`` without one.
         cap: over the life of its data; ``None`` where the evidence does not open the entry.
         keys: sha256 of each key (SubjectPublicKeyInfo, DER) that signed a head.
-        events: what it is charged, for accountants.
+        events: all that it is charged, for accountants.
     """
 
     promise: SitePromise
@@ -50,12 +51,12 @@ class Spending:
     entries: int | None
     cap: LifetimeCap | None
     keys: tuple[str, ...]
-    events: GaussianSteps
+    events: tuple[GaussianSteps, ...]
 
     @property
     def cap_figure(self) -> float | None:
         """What the steps cost by the cap's own accounting."""
-        return None if self.cap is None else self.cap.epsilon([self.events])
+        return None if self.cap is None else self.cap.epsilon(self.events)
 
 
 def spendings(evidence: Evidence) -> tuple[Spending, ...]:
@@ -71,9 +72,8 @@ def spendings(evidence: Evidence) -> tuple[Spending, ...]:
         _require_borne_out(evidence, site, found)
         _require_epsilon(evidence, site)
     promises = site_promises(result, job)  # which takes seconds
-    return tuple(
-        map(_spending, rows, promises, (result.privacy.spent(s.steps) for s in result.sites))
-    )
+    events = ((result.privacy.spent(site.steps),) for site in result.sites)
+    return tuple(map(_spending, rows, promises, events))
 
 
 def figures(spending: Spending) -> Epsilons:
@@ -82,17 +82,17 @@ def figures(spending: Spending) -> Epsilons:
 
 
 @lru_cache(maxsize=64)
-def _compared(events: GaussianSteps, delta: float) -> Epsilons:
+def _compared(events: tuple[GaussianSteps, ...], delta: float) -> Epsilons:
     """PRV and RDP take a second, and sites mostly have spent the same."""
     return crosscheck.compare(events, delta)
 
 
 def together(sites: Sequence[Spending]) -> tuple[tuple[int, float], ...]:
     """(k, epsilon) of one unit at the k sites that spent most: 1 to 5, and all."""
-    ordered = sorted((s.events for s in sites), key=lambda event: -event.steps)
+    ordered = [spent.events for spent in sorted(sites, key=lambda s: -(s.promise.epsilon or 0.0))]
     counts = sorted({*range(1, min(_ABREAST, len(sites)) + 1), len(sites)})
     delta = _delta(sites[0])
-    return tuple((count, accounting.epsilon(ordered[:count], delta)) for count in counts)
+    return tuple((k, accounting.epsilon(chain.from_iterable(ordered[:k]), delta)) for k in counts)
 
 
 def _delta(spending: Spending) -> float:
@@ -125,7 +125,7 @@ def _rows(evidence: Evidence, site: SiteResult) -> _Rows:
     )
 
 
-def _spending(rows: _Rows, promise: SitePromise, events: GaussianSteps) -> Spending:
+def _spending(rows: _Rows, promise: SitePromise, events: tuple[GaussianSteps, ...]) -> Spending:
     return Spending(
         promise=promise,
         asked=rows.asked,
