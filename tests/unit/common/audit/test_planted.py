@@ -23,7 +23,7 @@ from tests.unit.common.privacy.test_selfcheck import PLANTED, Plant, plant_noise
 
 MakeJob = Callable[..., Job]
 
-RELEASES, LEVEL = 1000, 1e-3
+RELEASES, LEVEL = 3000, 1e-3
 CANARIES = 350
 
 FAULTS: dict[str, Plant] = {
@@ -67,12 +67,12 @@ def _no_model_is_left_changed() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def audited(make_job: MakeJob) -> Callable[[], Setting]:
-    """A site's trainer for a job of 60 steps at epsilon 1.5, with 36 public units."""
+    """A site's trainer for a job of 40 steps at epsilon 3, with 36 public units."""
 
     def make() -> Setting:
         job = make_job(
-            training={"rounds": 3, "local_steps": 20, "learning_rate": 0.05},
-            privacy={"epsilon": 1.5, "sampling_rate": 0.1},
+            training={"rounds": 2, "local_steps": 20, "learning_rate": 0.05},
+            privacy={"epsilon": 3.0, "sampling_rate": 0.25},
         )
         trainer = trainer_of(job, load_adapter(job, Path(job.model.base), "cpu"), "A", rows=4)
         public = AuditRehearsal(trainer, "A")
