@@ -23,6 +23,7 @@ from client.anchor import Anchor
 from client.config import SiteConfig
 from common import messages, pki
 from common.audit.certificate import read_certificate as read_privacy_certificate
+from common import messages, metric_messages, pki
 from common.audit.events import read_events
 from common.audit.evidence import MANIFEST, open_bundle
 from common.audit.ledger import read_public
@@ -33,6 +34,7 @@ from common.config import parse, read_toml
 from common.data.readers import read_records
 from common.data.records import ColumnMap
 from common.flower import become_server, message_from_bytes, message_to_bytes
+from common.histograms import MetricsSection
 from common.job import Job, load_job, parse_signed_job, sign_job
 from common.keys import load_key
 from common.link import framing
@@ -51,6 +53,7 @@ from common.receipt import (
     read_receipt,
     to_bytes,
 )
+from common.privacy.ledger import Head
 from common.result import read_result
 from common.stored_zip import pack as pack_zip
 from common.stored_zip import unpack as unpack_zip
@@ -215,6 +218,18 @@ def _job_toml() -> bytes:
     return tomli_w.dumps(_job().model_dump(mode="json", exclude_none=True)).encode()
 
 
+@cache
+def _counting_job() -> Job:
+    asked = {"release": ["accuracy"], "hold_out": 0.25, "share": 0.125}
+    return _job().model_copy(update={"metrics": MetricsSection.model_validate(asked)})
+
+
+def _counts() -> RecordDict:
+    head = Head(7, "ab" * 32, "cd" * 64, "ef" * 91)
+    counts = np.array([5, -3], dtype=np.int64)
+    return metric_messages.counts_reply(metric_messages.Counts(counts, "12" * 32, head))
+
+
 def _bundle() -> bytes:
     root, chain, *_ = _pki()
     return Bundle(
@@ -268,6 +283,10 @@ def parsers() -> dict[str, Parser]:
                 job=ConfigRecord({"manifest": _signed_job()}),
                 round=ConfigRecord({"round": 2, "receipt": receipt}),
             ),
+        ),
+        "counts": Parser(
+            _content(lambda content: metric_messages.read_counts(content, _counting_job())),
+            _message(**_counts()),
         ),
         "closing": Parser(
             _content(messages.read_close),
