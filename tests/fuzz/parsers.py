@@ -21,9 +21,8 @@ from flwr.app import ConfigRecord, Message, RecordDict
 
 from client.anchor import Anchor
 from client.config import SiteConfig
-from common import messages, pki
-from common.audit.certificate import read_certificate as read_privacy_certificate
 from common import messages, metric_messages, pki
+from common.audit.certificate import read_certificate as read_privacy_certificate
 from common.audit.events import read_events
 from common.audit.evidence import MANIFEST, open_bundle
 from common.audit.ledger import read_public
@@ -45,6 +44,7 @@ from common.link.payload import pack, unpack
 from common.phases import read_confirm, read_receipts
 from common.privacy.charge import HeadOf, LedgerRow, SignedCharge
 from common.privacy.extract import read_extract, replay
+from common.privacy.ledger import Head
 from common.receipt import (
     Confirmation,
     RoundReceipt,
@@ -53,7 +53,6 @@ from common.receipt import (
     read_receipt,
     to_bytes,
 )
-from common.privacy.ledger import Head
 from common.result import read_result
 from common.stored_zip import pack as pack_zip
 from common.stored_zip import unpack as unpack_zip
@@ -61,8 +60,8 @@ from server import control
 from server.config import load_server_config
 from server.roster import Roster
 from simulations.benchmarks.link import OneTensor
-from tests.unit.common.audit.test_report import report as audit_report
 from tests.story import told
+from tests.unit.common.audit.test_report import report as audit_report
 from tests.unit.common.test_result import example
 
 ROOT = Path(__file__).resolve().parents[2]
