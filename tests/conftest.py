@@ -183,7 +183,7 @@ def plain_job(make_job: MakeJob) -> MakeJob:
     """Jobs without privacy, where privacy is not the claim: no self-check, no accountant."""
 
     def make(**sections: Mapping[str, Any]) -> Job:
-        return make_job(**{**sections, "privacy": NO_PRIVACY | sections.get("privacy", {})})
+        return make_job(**{**sections, "privacy": {**NO_PRIVACY, **sections.get("privacy", {})}})
 
     return make
 
