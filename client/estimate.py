@@ -72,7 +72,10 @@ class Load:
 
 
 def traffic(job: Job, table: AdapterTable) -> Traffic:
-    """The bytes of an update and of an order with its receipt, as they are encoded."""
+    """The bytes of an update and of an order with its receipt, as they are encoded.
+
+    Not covered: the charge, its confirmation and the signed receipts, some kilobytes a site.
+    """
     vector, steps = np.zeros(table.size, np.float32), job.training.local_steps
     digest = vector_sha256(vector)
     last = job.training.rounds

@@ -10,11 +10,12 @@ from client.anchor import Anchor
 from client.config import SiteHome
 from client.lifetime import require_unchanged
 from client.outbox import Outbox
+from client.peers import Peers
 from common.diagnosis import Finding, fault, ok, unchecked, warning
 from common.errors import AnchorBroken, InvalidInput, StorageFailed
 from common.sqlite_file import is_being_written
 
-LEDGER, ANCHOR, LIMITS = "ledger", "anchor", "limits"
+LEDGER, ANCHOR, LIMITS, HEADS = "ledger", "anchor", "limits", "heads"
 
 
 def findings(home: SiteHome) -> Iterator[Finding]:
@@ -29,7 +30,7 @@ def findings(home: SiteHome) -> Iterator[Finding]:
         return
     if is_being_written(home.account_path):
         words, advice = "a write is under way or was cut off", "start the site, which completes it"
-        for name in (LEDGER, ANCHOR, LIMITS):
+        for name in (LEDGER, ANCHOR, LIMITS, HEADS):
             yield unchecked(name, words, advice)
         return
     yield from _verified(home)
@@ -54,6 +55,7 @@ def _verified(home: SiteHome) -> Iterator[Finding]:
         yield ok(LEDGER, f"whole: {counted}, all signed, and the bytes that they name")
         yield _anchored(home, entries)
         yield _limits(home, outbox)
+        yield _heads(home, outbox)
 
 
 def _anchored(home: SiteHome, entries: int) -> Finding:
@@ -62,6 +64,14 @@ def _anchored(home: SiteHome, entries: int) -> Finding:
         words = "account.anchor is missing: a ledger that was cut would not be noticed"
         return warning(ANCHOR, words, "put it back from a backup; the next entry writes it anew")
     return ok(ANCHOR, f"remembers {head.size} of the ledger's {entries}, and agrees")
+
+
+def _heads(home: SiteHome, outbox: Outbox) -> Finding:
+    alarms = Peers(outbox, home).alarms()
+    if alarms:
+        ask = "ask that site and the operator; 'fl-audit heads' shows the history"
+        return fault(HEADS, "; ".join(alarm.words for alarm in alarms), ask)
+    return ok(HEADS, "every peer's ledger went on as it was known")
 
 
 def _limits(home: SiteHome, outbox: Outbox) -> Finding:

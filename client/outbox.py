@@ -30,7 +30,6 @@ from client.signing import AccountKey
 from common.code import code_sha256
 from common.errors import InvalidInput, JobRefused, LedgerBroken, RoundRefused
 from common.job import find_job
-from common.phases import MAX_RECEIPTS_BYTES
 from common.privacy.account import (
     ENDED,
     Account,
@@ -266,9 +265,7 @@ class Outbox:
         """
         with self.journal.reading():
             job = self._account.jobs.get(job_sha256)
-        if job is None or not job.message_cap_bytes:
-            return None
-        return job.message_cap_bytes + MAX_RECEIPTS_BYTES
+        return (job.message_cap_bytes or None) if job else None
 
     def close_job(self, sha256: str, state: str, final_sha256: str) -> None:
         """Record a job's end, once and for ever: a later one changes nothing.

@@ -20,6 +20,7 @@ from client import trust
 from client.config import SiteHome
 from client.heads import head_row, is_ours, roots_of, row_of
 from client.journal import Journal, key_words
+from client.outbox import Outbox
 from common import heads, pki
 from common.errors import JobRefused, RoundRefused, UpdateRejected
 from common.heads import Alarm, State
@@ -35,12 +36,12 @@ class Peers:
     """The other sites' heads in the account of a home; durable before each method returns.
 
     Args:
-        journal: the account.
+        outbox: the account.
         home: whose it is.
     """
 
-    def __init__(self, journal: Journal, home: SiteHome) -> None:
-        self._journal, self._home = journal, home
+    def __init__(self, outbox: Outbox, home: SiteHome) -> None:
+        self._journal, self._home = outbox.journal, home
 
     def take(self, receipts: Sequence[SignedReceipt], job_sha256: str) -> None:
         """Learn from the receipts of rounds that were closed, oldest first.
@@ -193,7 +194,7 @@ def _own_fault(db: sqlite3.Connection, journal: Journal, site: str, receipt: Rou
             return f"{where} must hold this site's charge, which was confirmed, got none"
     elif found is None or charge.row != _as_shown(db, journal.chain, found.seq, charge.row):
         return f"{where} must hold this site's charge as it was made, got another"
-    if head is not None and (head.size > journal.chain.size or not is_ours(journal.chain, head)):
+    if head is not None and not is_ours(journal.chain, head):
         return f"{where} must hold this site's head, got one of another ledger"
     payload = next((reply.payload_sha256 for reply in receipt.replies if reply.site == site), "")
     if payload and (found is None or found.charge.payload_sha256 != payload):

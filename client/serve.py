@@ -22,6 +22,7 @@ from client.account import open_account
 from client.config import SiteHome
 from client.identity import Identity, read_identity
 from client.metrics import SiteMetrics
+from client.outbox import Outbox
 from client.presence import Presence
 from client.session import State
 from client.upkeep import Upkeep
@@ -31,6 +32,7 @@ from common.flower import new_context
 from common.link.framing import UNKNOWN_JOB_CAP_BYTES
 from common.link.identity import node_id
 from common.metrics import serving
+from common.phases import MAX_RECEIPTS_BYTES
 from common.process import leave
 
 if TYPE_CHECKING:
@@ -102,12 +104,18 @@ def run(home: SiteHome, stop: threading.Event, metrics: str = "") -> None:
         session.run(
             upkeep.current,
             handle,
-            lambda job_sha256: outbox.cap(job_sha256) or UNKNOWN_JOB_CAP_BYTES,
+            lambda job_sha256: _cap(outbox, job_sha256),
             stop,
             observer,
         )
     notify.stopping()
     log.info("site stopped", site=home.site)
+
+
+def _cap(outbox: Outbox, job_sha256: str) -> int:
+    """The most bytes of a message: that of its job, and the receipts that come with an order."""
+    cap = outbox.cap(job_sha256)
+    return UNKNOWN_JOB_CAP_BYTES if cap is None else cap + MAX_RECEIPTS_BYTES
 
 
 class Observer:

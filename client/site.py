@@ -81,13 +81,19 @@ class Site:
     def __init__(self, home: SiteHome, *, seeded: KeySource | None = None) -> None:
         self.home = home
         self.outbox = open_account(home)
-        self._heads = Heads(self.outbox.journal, home)
-        self._peers = Peers(self.outbox.journal, home)
         self._cap, self._unit = recorded_cap(self.outbox), self.outbox.fixed_unit()
         self._keys, self._is_seeded = seeded or fresh_key, seeded is not None
         self._trainers: dict[str, Trainer] = {}
         if home.config.runtime.threads:
             torch.set_num_threads(home.config.runtime.threads)
+
+    @property
+    def _heads(self) -> Heads:
+        return Heads(self.outbox, self.home)
+
+    @property
+    def _peers(self) -> Peers:
+        return Peers(self.outbox, self.home)
 
     def consider(self, signed: SignedJob) -> Trainer:
         """Accept a job and make it ready, or refuse it.

@@ -17,11 +17,13 @@ from client.account import has_run, read_life
 from client.config import SiteHome
 from client.identity import read_identity
 from client.outbox import Charge, JobRow, Outbox, spent
+from client.peers import Peers
 from client.probe import diagnose
 from client.spending import Spending, over_life
 from common.errors import InvalidInput
 from common.job import parse_signed_job
 from common.strict_json import without_infinity
+from common.words import escaped
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,7 @@ class Status:
     certificate_fault: str
     spending: Spending
     jobs: tuple[JobStatus, ...]
+    alarms: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """For ``--json``; an epsilon without bound is null."""
@@ -78,7 +81,15 @@ def status(home: SiteHome) -> Status:
     charges, rows = _account(home)
     spending = over_life(read_life(home))
     jobs = tuple(_job(row, charges) for row in rows) + _offered(home, rows)
-    return Status(home.site, _link(home), days, fault, spending, jobs)
+    return Status(home.site, _link(home), days, fault, spending, jobs, _alarms(home))
+
+
+def _alarms(home: SiteHome) -> tuple[str, ...]:
+    """Why this site trains no more, with whom or in which job."""
+    if not has_run(home):
+        return ()
+    found = Peers(Outbox.of(home, is_reader=True), home).alarms()
+    return tuple(alarm.words for alarm in found)
 
 
 def jobs(home: SiteHome) -> tuple[JobStatus, ...]:
@@ -128,6 +139,7 @@ def _facts(status: Status) -> list[tuple[object, object]]:
         count = spending.uncovered_rounds
         rounds = f"{count} round{'' if count == 1 else 's'}"
         facts.append(("no privacy", Text(f"{rounds} without noise: no epsilon covers them", _WARN)))
+    facts += [("ALARM", Text(escaped(words), _BAD)) for words in status.alarms]
     return [(Text(str(name), "dim"), fact) for name, fact in facts]
 
 

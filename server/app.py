@@ -175,11 +175,7 @@ class _Run:
         asked: set[str] = set()
         book = open_book(self.job, self.adapter, round_, vector)
 
-        def read(reply: Message) -> tuple[Vector, float] | None:
-            witness(self.checkpoints, site_of(self.job, reply), reply)
-            return book.read(reply)
-
-        strategy = STRATEGIES["fedavg"](self._ask, read)
+        strategy = STRATEGIES["fedavg"](self._ask, book.read)
 
         def orders(to: set[str]) -> list[Message]:
             if not to:

@@ -238,7 +238,8 @@ def site(tmp_path: Path) -> MakeSite:
 class Federation:
     """Sites, the signed job and a server, in one process.
 
-    ``tap`` sees each reply on its way to the server and may change it.
+    ``tap`` sees each reply on its way to the server and may change it; ``server_key`` gives what
+    the server signs with.
     """
 
     signed: SignedJob
@@ -248,12 +249,14 @@ class Federation:
     replies: list[tuple[str, "Message"]] = field(default_factory=list)
     requests: list[tuple[str, "Message"]] = field(default_factory=list)
     rounds: list["RoundRecord"] = field(default_factory=list)
+    server_key: Callable[[], Any] = lambda: None
 
     @property
     def checkpoints(self) -> "Checkpoints":
         from server.checkpoint import Checkpoints
 
-        return Checkpoints(f"sqlite:///{self.folder / 'state.db'}")
+        url = f"sqlite:///{self.folder / 'state.db'}"
+        return Checkpoints(url, server_key=self.server_key)
 
     def run(self, *, seeded: bool = False) -> "Result":
         from server.app import run_job

@@ -6,6 +6,7 @@ somebody else none. ``docs/evidence.md`` shows this table.
 
 import io
 import stat
+import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -628,4 +629,4 @@ def table() -> str:
 
 
 if __name__ == "__main__":
-    print(table(), end="")
+    sys.stdout.write(table())

@@ -21,6 +21,7 @@ from common.audit.epsilon_cli import (
     compose_command,
     epsilon_command,
 )
+from common.audit.heads_cli import heads_command
 from common.audit.ledger_cli import ledger_command
 from common.audit.recompute import Claim, check_outcome
 from common.audit.verify_cli import verify_command
@@ -47,6 +48,7 @@ app.command("calibrate")(calibrate_command)
 app.command("compose")(compose_command)
 app.command("ledger")(ledger_command)
 app.command("verify")(verify_command)
+app.command("heads")(heads_command)
 
 
 @app.command("result")

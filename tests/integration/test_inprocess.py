@@ -20,7 +20,7 @@ from common.audit.recompute import check_outcome
 from common.errors import JobRefused, Refusal
 from common.flower import message_to_bytes
 from common.job import Job
-from common.phases import RELEASE
+from common.phases import RELEASE, read_charged
 from common.privacy import accounting, clipping, noise, sampling
 from common.privacy.accounting import GaussianSteps
 from simulations.seeded import seeded_keys
@@ -208,6 +208,12 @@ def test_replies_hold_public_constants_and_noise_and_nothing_else(
     sizes = set()
     for _, reply in fed.replies:
         content = reply.content
+        if reply.metadata.message_type == messages.TRAIN:
+            assert set(content) == {"charge"}
+            said = read_charged(content)
+            assert said.reserved.charge.steps == 2
+            assert (said.since, said.also, said.row.seq, said.head.size) == (None, (), 2, 4)
+            continue
         if reply.metadata.message_type != RELEASE:
             assert set(content) <= {"verdict", "head"}
             assert dict(content.config_records["verdict"]) == {"accepted": True, "reason": ""}

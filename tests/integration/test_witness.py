@@ -53,8 +53,8 @@ def test_an_older_copy_put_back_trains_no_more(
 
     fed.tap = put_back
     fed.run()
-    assert words(fed, "B")[3] == (
-        "ledger must hold the 6 entries that the server witnessed, got 2: "
+    assert words(fed, "B")[5] == (
+        "ledger must hold the 7 entries that the server witnessed, got 2: "
         "an older copy was put back"
     )
     assert one.outbox.charges() == []

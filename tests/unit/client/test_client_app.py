@@ -152,7 +152,7 @@ def test_a_job_that_a_person_refused_is_over_and_what_it_held_is_free(
     one = site()
     adapter = load_adapter(signed.job, Path(signed.job.model.base), "cpu")
     order = messages.order(signed, adapter.table, adapter.initial, 1, None)
-    assert "round" in send(one, order, messages.TRAIN)
+    assert "charge" in send(one, order, messages.TRAIN)
     decide(one.home, "wards", "refuse", "Dr Ada")
     for content, kind in (
         (order, messages.TRAIN),

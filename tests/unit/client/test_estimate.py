@@ -16,6 +16,7 @@ from common.adapter import load_adapter
 from common.flower import message_to_bytes
 from common.job import Job
 from common.messages import TRAIN
+from common.phases import RELEASE
 from common.privacy.stream import fresh_key
 
 if TYPE_CHECKING:
@@ -42,8 +43,11 @@ def test_bytes_are_those_of_a_real_federations_messages(
     fed.run()
     found = traffic(job, load_adapter(job, Path(job.model.base), "cpu").table)
     # The second round has a receipt; what link and Flower add is less than 1 KiB.
-    for predicted, sent in ((found.up_round, fed.replies), (found.down_round, fed.requests)):
-        sizes = [len(message_to_bytes(m)) for _, m in sent if m.metadata.message_type == TRAIN]
+    for predicted, kind, sent in (
+        (found.up_round, RELEASE, fed.replies),
+        (found.down_round, TRAIN, fed.requests),
+    ):
+        sizes = [len(message_to_bytes(m)) for _, m in sent if m.metadata.message_type == kind]
         assert len(sizes) == 4
         assert all(abs(size - predicted) < 1024 for size in sizes)
         assert found.up_round > 5000  # so that a wrong item size would show

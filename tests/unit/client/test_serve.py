@@ -20,6 +20,7 @@ from common.flower import become_server
 from common.job import Job, SignedJob, sign_job
 from common.link.framing import UNKNOWN_JOB_CAP_BYTES
 from common.link.identity import node_id
+from common.phases import read_charged
 from server.grid import LinkGrid
 from server.link import LinkServer
 
@@ -173,7 +174,7 @@ def test_an_order_of_an_accepted_job_is_taken_after_a_restart(
     running(home)
     order = messages.order(signed, adapter.table, adapter.initial, 1, None)
     reply = ask(link, signed, messages.TRAIN, order)
-    assert messages.read_update(reply, signed.job, adapter.table).round == 1
+    assert read_charged(reply).reserved.round == 1
     (charge,) = Outbox.of(home).charges()
     assert charge.is_released
 

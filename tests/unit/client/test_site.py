@@ -18,8 +18,10 @@ from common.errors import JobRefused, RoundRefused, SelfCheckFailed, StorageFail
 from common.flower import content_from_bytes, content_to_bytes
 from common.job import Job, SignedJob, sign_job
 from common.messages import WRONG_BASE, Closing, Order, Receipt, read_update
+from common.phases import read_charged
 from common.privacy import noise, sampling
 from common.privacy.stream import Stream, public_keys
+from common.receipt import Confirmation
 
 if TYPE_CHECKING:
     from client.site import Site
@@ -41,7 +43,21 @@ def start(made: Job) -> Vector:
 
 def ask(one: "Site", signed: SignedJob, round_: int = 1, vector: Vector | None = None) -> bytes:
     given = start(signed.job) if vector is None else vector
-    return content_to_bytes(one.answer(Order(signed, round_, None), given))
+    return content_to_bytes(released(one, one.answer(Order(signed, round_, None), given)))
+
+
+def released(one: "Site", charge: RecordDict) -> RecordDict:
+    """What leaves once a charge was confirmed, without certificates."""
+    shown = read_charged(charge)
+    entry = shown.reserved
+    said = Confirmation(
+        job_sha256=entry.job_sha256,
+        round=entry.round,
+        site=one.home.site,
+        head=shown.head,
+        at="2026-03-04T05:06:07Z",
+    )
+    return one.release(said)
 
 
 def nudged(vector: Vector, norm: float) -> Vector:
@@ -53,7 +69,7 @@ def test_a_round_is_answered_within_the_closed_schema(
     job: MakeJob, site: MakeSite, sign: Sign
 ) -> None:
     one, signed = site(), sign(job())
-    content: RecordDict = one.answer(Order(signed, 1, None), start(job()))
+    content = released(one, one.answer(Order(signed, 1, None), start(job())))
     read = read_update(content, job(), one.consider(signed).adapter.table)
     assert (read.round, read.steps, read.charged_steps) == (1, 2, 2)
     assert read.input_sha256 == vector_sha256(start(job()))
@@ -128,11 +144,9 @@ def test_a_round_without_an_update_is_answered_once_in_words_without_a_number(
     one = site(keys=keys)
     wild = {"learning_rate": 1e4, "weight_decay": 1, "local_steps": 10}
     signed = sign(job(training=wild))
-    answers = [content_to_bytes(one.answer(Order(signed, 1, None), start(signed.job)))]
+    answers = [ask(one, signed)]
     trained = [draw for draw in draws if draw[1] == 1]
-    answers += [
-        content_to_bytes(one.answer(Order(signed, 1, None), start(signed.job))) for _ in range(3)
-    ]
+    answers += [ask(one, signed) for _ in range(3)]
     said = messages.read_verdict(content_from_bytes(answers[0]))
     assert said == messages.Verdict(is_accepted=False, reason="update could not be made")
     assert answers == answers[:1] * 4

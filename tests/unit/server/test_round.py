@@ -7,16 +7,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Error, Message, RecordDict
+from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from common import messages
 from common.adapter import LoadedAdapter, load_adapter, vector_sha256
-from common.errors import Refusal
+from common.errors import Refusal, UpdateRejected
 from common.flower import become_server, set_message_id
 from common.job import Job
 from common.link.identity import node_id
 from common.messages import Update
+from common.phases import RELEASE
 from common.privacy.ledger import Head
 from server.round import RoundBook, collect, open_book
 
@@ -85,9 +86,15 @@ def reply(book: RoundBook, to: Message, value: float = 0.5) -> Message:
     return Message(messages.update(book.job, book.adapter.table, made), reply_to=to)
 
 
+def confirm(*_: object) -> RecordDict:
+    return RecordDict()
+
+
 def read_all(grid: Grid, made: Job, book: RoundBook) -> list[tuple[str, int]]:
+    """A round in which every charge was confirmed before."""
     used = []
-    for message in collect(grid, orders(made), book):
+    book.confirmed |= set(made.sites)
+    for message in collect(grid, orders(made), book, confirm):
         if (found := book.read(message)) is not None:
             used.append((book.receipts[-1].site, round(10 * float(found[0][0]))))
     return used
@@ -95,6 +102,7 @@ def read_all(grid: Grid, made: Job, book: RoundBook) -> list[tuple[str, int]]:
 
 def test_every_reply_is_used_once_with_its_public_weight(made: Job, book: RoundBook) -> None:
     (first, *_) = orders(made)
+    book.confirmed.add("A")
     change = book.read(reply(book, first))
     assert change is not None
     assert change[1] == pytest.approx(30 / 120)
@@ -210,9 +218,76 @@ def test_a_site_in_trouble_holds_up_no_round_that_has_its_quorum(
 
 def test_bytes_are_counted_for_every_reply_used_or_not(made: Job, book: RoundBook) -> None:
     first, second, _ = orders(made)
+    book.confirmed.add("A")
     book.read(reply(book, first))
     used = book.bytes_up
     assert used > 4 * book.adapter.table.size
     book.read(Message(messages.verdict(accepted=False, reason="no"), reply_to=second))
     assert used < book.bytes_up < 2 * used
     assert book.accepted == 1
+
+
+def charge(to: Message) -> Message:
+    return Message(RecordDict({"charge": ConfigRecord({"signed": b"{}"})}), reply_to=to)
+
+
+def answered(book: RoundBook, to: Message, value: float) -> Message:
+    set_message_id(to, f"{to.metadata.dst_node_id:064x}")  # as a grid would
+    return reply(book, to, value)
+
+
+def test_an_update_comes_only_after_its_charge_was_confirmed(made: Job, book: RoundBook) -> None:
+    said: list[tuple[str, str]] = []
+
+    def keep(site: str, input_sha256: str, given: Message) -> RecordDict:
+        said.append((site, input_sha256))
+        return RecordDict({"said": ConfigRecord({"to": site})})
+
+    def release(batch: list[Message]) -> list[Message]:
+        assert [m.metadata.message_type for m in batch] == [RELEASE] * 2
+        assert [m.content.config_records["said"]["to"] for m in batch] == ["A", "C"]
+        return [answered(book, m, 0.1 * n) for n, m in enumerate(batch, start=1)]
+
+    grid = Told(lambda b: [charge(b[0]), reply(book, b[1], 0.7), charge(b[2])], release)
+    used = [m for m in collect(grid, orders(made), book, keep) if book.read(m) is not None]
+    assert [r.site for r in book.receipts if r.accepted] == ["A", "C"]
+    assert len(used) == 2
+    assert book.refused == {"B": "update must follow its confirmed charge, got none"}
+    assert said == [("A", book.input_sha256), ("C", book.input_sha256)]
+
+
+def test_a_rejected_charge_is_answered_by_nothing_and_named(
+    made: Job,
+    book: RoundBook,
+    logs: Any,  # noqa: ANN401
+) -> None:
+    def keep(site: str, input_sha256: str, given: Message) -> RecordDict:
+        if site == "A":
+            raise UpdateRejected("charge's entry 2 must match its hash, got other bytes")
+        return RecordDict()
+
+    grid = Told(
+        lambda batch: [charge(m) for m in batch],
+        lambda batch: [answered(book, m, 0.1) for m in batch],
+    )
+    assert len([m for m in collect(grid, orders(made), book, keep) if book.read(m)]) == 2
+    assert grid.sent[1] == [node_id("B"), node_id("C")]
+    assert "must match its hash" in book.refused["A"]
+    assert "charge rejected" in logs.text
+
+
+def test_a_site_that_falls_silent_after_its_charge_is_asked_again(
+    made: Job, book: RoundBook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.round.ASK_AGAIN_S", 0.0)
+    grid = Told(
+        lambda batch: [charge(batch[0]), charge(batch[1])],
+        lambda batch: [answered(book, batch[0], 0.1)],  # B was confirmed, and is gone
+        lambda batch: [charge(batch[0])],
+        lambda batch: [answered(book, batch[0], 0.2)],
+    )
+    for message in collect(grid, orders(made), book, confirm):
+        book.read(message)
+    assert [r.site for r in book.receipts] == ["A", "B"]
+    rest = [node_id("B"), node_id("C")]
+    assert grid.sent[2:] == [rest, [node_id("B")]]
