@@ -54,9 +54,28 @@ FAULTS: dict[str, Plant] = {
 }
 
 # Told by thousands of releases.
-BY_RELEASES: set[str] = set()
+BY_RELEASES = {
+    "a quarter of the noise",
+    "half the noise",
+    "no noise",
+    "reused noise",
+    "one draw for all",
+    "no clip",
+    "per-coordinate clip",
+    "clip to 2 C",
+    "realised-batch divisor",
+    "skipped empty batch",
+}
 # Told by canaries in one run.
-BY_CANARIES: set[str] = set()
+BY_CANARIES = {
+    "a quarter of the noise",
+    "no noise",
+    "one draw for all",
+    "no clip",
+}
+
+# Expected just below the claim, so that chance decides.
+EITHER_WAY = {"half the noise", "clip to 2 C"}
 
 
 @pytest.fixture(autouse=True)
@@ -107,5 +126,6 @@ def test_each_fault_is_noticed_where_the_table_says(
     FAULTS[fault](monkeypatch)
     with pytest.raises(SelfCheckFailed):
         run_checks(AuditRehearsal(setting.trainer, "A"))
-    found = (by_releases(setting), by_canaries(setting))
-    assert found == (fault in BY_RELEASES, fault in BY_CANARIES)
+    assert by_releases(setting) == (fault in BY_RELEASES)
+    if fault not in EITHER_WAY:
+        assert by_canaries(setting) == (fault in BY_CANARIES)
