@@ -52,8 +52,8 @@ def test_totals_are_those_of_the_durable_state(
     kept.set_state(sha256, "running")
     for round_ in (0, 1, 2):
         receipts = [
-            Receipt("A", round_, "aa", 4, 4, bytes_up=300, accepted=True),
-            Receipt("B", round_, "bb", 4, 4, bytes_up=70, accepted=round_ != 2),
+            Receipt("A", round_, "aa" * 32, 4, 4, bytes_up=300, accepted=True),
+            Receipt("B", round_, "bb" * 32, 4, 4, bytes_up=70, accepted=round_ != 2),
         ]
         record = RoundRecord(round_, 0.5, 0.4, 370 * bool(round_), 1.75, "", f"{round_}")
         kept.save_round(sha256, record, b"", receipts if round_ else [])
