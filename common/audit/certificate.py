@@ -94,6 +94,30 @@ class Mechanism(_Part):
     most_steps: Count
 
 
+class CountsReleased(_Part):
+    """A second mechanism, in every epsilon: counts of held-out records, once a site.
+
+    Attributes:
+        hold_out: the share of a site's units that train nothing and are counted.
+        share: the share of the job's epsilon and delta that the counts alone may cost.
+        records_per_unit: the most records of a unit that count.
+        sensitivity: what one unit can move all of a site's counts together, in L2.
+        noise_multiplier: noise over sensitivity; ``noise_deviation``: on each count.
+        epsilon: of the counts by themselves, at ``delta``.
+    """
+
+    name: Literal["Gaussian, rounded to whole numbers, on every count"]
+    histograms: Annotated[tuple[Text, ...], Field(strict=False, min_length=1)]
+    hold_out: Annotated[float, Field(gt=0, lt=1)]
+    share: Annotated[float, Field(gt=0, lt=1)]
+    records_per_unit: Annotated[int, Field(ge=1)]
+    sensitivity: Annotated[float, Field(gt=0)]
+    noise_multiplier: Annotated[float, Field(gt=0)]
+    noise_deviation: Annotated[float, Field(gt=0)]
+    epsilon: Epsilon | None
+    delta: Delta
+
+
 class Accountant(_Part):
     """One of three that computed every epsilon."""
 
@@ -139,12 +163,14 @@ class SiteSpent(_Part):
         population: declared in the job, never counted.
         steps: charged to it; ``steps_signed`` of them by rows that it signed, the rest for rounds
             that it was asked for and never answered, or that were not closed.
+        counts: releases of counts that are charged to it; ``epsilon`` is with them.
         person_epsilon: of somebody with ``person_records`` records at this site.
     """
 
     name: Name
     population: Annotated[int, Field(ge=1)]
     steps: Count
+    counts: Annotated[int, Field(ge=0, le=1)]
     steps_signed: Count
     rounds_asked: Count
     epsilon: Epsilon | None
@@ -235,6 +261,7 @@ class Certificate(_Part):
     job: JobNamed
     promise: Promise
     mechanism: Mechanism
+    counts: CountsReleased | None
     accountants: Annotated[tuple[Accountant, ...], Field(strict=False, min_length=1)]
     sites: Annotated[tuple[SiteSpent, ...], Field(strict=False, min_length=1)]
     known_to_several_sites: Annotated[tuple[Together, ...], Field(strict=False)]
@@ -307,9 +334,11 @@ def require_agreement(certificate: Certificate, result: Result) -> None:
         ("unit", certificate.promise.unit, wanted.unit),
         ("delta", certificate.promise.delta, wanted.delta),
     ]
-    claims = {site.name: (site.epsilon, site.delta, site.steps) for site in result.sites}
+    counts, noise = certificate.counts, wanted.metrics_noise_multiplier
+    pairs.append(("counts", counts.noise_multiplier if counts else None, noise))
+    claims = {s.name: (s.epsilon, s.delta, s.steps, s.counts) for s in result.sites}
     pairs += [
-        (f"sites.{s.name}", (s.epsilon, s.delta, s.steps), claims.get(s.name))
+        (f"sites.{s.name}", (s.epsilon, s.delta, s.steps, s.counts), claims.get(s.name))
         for s in certificate.sites
     ]
     most = max((site.epsilon or math.inf for site in certificate.sites), default=math.inf)

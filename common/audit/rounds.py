@@ -72,9 +72,9 @@ def check_links(evidence: Evidence) -> str:
     if kept > len(evidence.rounds):
         raise Refusal(f"kept round must be one with a receipt, got {kept}")
     output = evidence.rounds[kept - 1].receipt.output_sha256
-    if counting := evidence.counting:
-        if {counting.input_sha256, counting.output_sha256} != {output}:
-            raise Refusal(f"counts must be of the adapter that round {kept} made, got another's")
+    counting = evidence.counting
+    if counting and {counting.input_sha256, counting.output_sha256} != {output}:
+        raise Refusal(f"counts must be of the adapter that round {kept} made, got another's")
     if result.vector_sha256 != output:
         found = (result.vector_sha256 or "none")[:16]
         raise Refusal(f"result's adapter must be what round {kept} made, got {found}")

@@ -1,8 +1,8 @@
 """What the signed rounds cost, against what ``result.json`` claims.
 
 A site is counted for every round that it was asked for, and for its counts where it was asked for
-some, whether or not it answered: silence is no proof that nothing was trained. Every function says what it found and raises Refusal at the first
-thing that does not hold.
+some, whether or not it answered: silence is no proof that nothing was trained. Every function says
+what it found and raises Refusal at the first thing that does not hold.
 
 Not covered: what a person known to several sites spends; other jobs on the same records.
 """
