@@ -10,7 +10,7 @@ the bundle's manifest carries.
 import hashlib
 import json
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import rfc8785
 from pydantic import ConfigDict, Field, StringConstraints
@@ -170,7 +170,6 @@ class SiteSpent(_Part):
     name: Name
     population: Annotated[int, Field(ge=1)]
     steps: Count
-    counts: Annotated[int, Field(ge=0, le=1)]
     steps_signed: Count
     rounds_asked: Count
     epsilon: Epsilon | None
@@ -179,6 +178,7 @@ class SiteSpent(_Part):
     person_records: Annotated[int, Field(ge=1)]
     person_epsilon: Epsilon | None
     lifetime: Lifetime
+    counts: Annotated[int, Field(ge=0, le=1)] = 0
 
 
 class Together(_Part):
@@ -261,7 +261,7 @@ class Certificate(_Part):
     job: JobNamed
     promise: Promise
     mechanism: Mechanism
-    counts: CountsReleased | None
+    counts: CountsReleased | None = None
     accountants: Annotated[tuple[Accountant, ...], Field(strict=False, min_length=1)]
     sites: Annotated[tuple[SiteSpent, ...], Field(strict=False, min_length=1)]
     known_to_several_sites: Annotated[tuple[Together, ...], Field(strict=False)]
@@ -288,15 +288,25 @@ def identified(**parts: object) -> Certificate:
 
 def id_of(certificate: Certificate) -> str:
     """A short hash of everything but the id: the first 48 bits of a sha256."""
-    content = certificate.model_dump(mode="json", exclude={"id"})
+    content = _content(certificate)
+    del content["id"]
     digest = hashlib.sha256(rfc8785.dumps(content)).hexdigest()
     return "-".join(("VT", digest[:4], digest[4:8], digest[8:12]))
 
 
 def to_json(certificate: Certificate) -> bytes:
     """The file's bytes."""
-    content = certificate.model_dump(mode="json")
+    content = _content(certificate)
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _content(certificate: Certificate) -> dict[str, Any]:
+    """What is written: of counts nothing where there are none, as before there were any."""
+    content = certificate.model_dump(mode="json")
+    if certificate.counts is None:
+        for part in (content, *content["sites"]):
+            del part["counts"]
+    return content
 
 
 def read_certificate(data: bytes) -> Certificate:
