@@ -19,6 +19,8 @@ from common.errors import InvalidInput
 if TYPE_CHECKING:
     from common.audit.canary import Guessed, Plan, Power
 
+__all__ = ["app", "main"]
+
 JobFile = Annotated[Path, typer.Argument(help="The job.toml whose mechanism is audited.")]
 SiteName = Annotated[str, typer.Option("--site", help="Whose declared population counts.")]
 Runs = Annotated[

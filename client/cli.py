@@ -163,11 +163,12 @@ def _tell_installed(
 ) -> None:
     config = chosen.folder / "site.toml"
     kept = "" if made.is_new else " (kept as it was, with its limits)"
-    steps = (
-        *first,
-        f"map your data in {config.name}, then:  {chosen.command} data check",
-        f"take part:  {chosen.command}",
+    has_run = (chosen.folder / "account.db").exists()
+    rekey = (
+        f"if the key is another than before, let it sign the ledger:  {chosen.command} ledger rekey"
     )
+    check = f"map your data in {config.name}, then:  {chosen.command} data check"
+    steps = (*first, rekey if has_run else check, f"take part:  {chosen.command}")
     numbered = "\n".join(f"  {number}. {step}" for number, step in enumerate(steps, 1))
     print(
         f"site {made.site} installed, for {made.days_left} days\n"

@@ -8,6 +8,7 @@ Not covered: what the heads of others say (client/peers.py); what is charged (cl
 
 import sqlite3
 from collections.abc import Sequence
+from functools import partial
 
 from client import trust
 from client.config import SiteHome
@@ -52,10 +53,13 @@ class Heads:
                 raise RoundRefused(f"round {round_} must be reserved to be shown, got none")
             chain, head = self._journal.chain, HeadOf.of(self._journal.signed_head())
             known = _own_head(db, self._home.site)
+            if prove and not is_ours(chain, prove[0]):
+                raise RoundRefused(
+                    f"ledger must go on from the {prove[0].size} entries that the server "
+                    f"confirmed, got others or fewer"
+                )
             links = _links(chain, [*prove, *([known] if known else [])])
-            first = prove[0].size if prove else 0
-            named = [0] if not prove else []
-            named += [e.seq for e in self._journal.account.hand_overs if e.seq >= first]
+            named = self._naming(prove[0].size if prove else 0, found.seq)
             return SignedCharge(
                 row=row_of(db, chain, found.seq),
                 head=head,
@@ -64,6 +68,13 @@ class Heads:
                 hand_overs=tuple(row_of(db, chain, seq) for seq in named),
                 also=tuple(links[1:] if prove else links),
             )
+
+    def _naming(self, since: int, seq: int) -> list[int]:
+        """Entries that name the keys from a head of ``since`` entries on, or from the first."""
+        named = [0, *(entry.seq for entry in self._journal.account.hand_overs)]
+        if any(seq < place < since for place in named):  # the charge is by a key from before
+            return named
+        return [place for place in named if place >= since]
 
     def confirm(self, said: SignedConfirmation | Confirmation) -> tuple[str, int]:
         """Keep the server's word for a head that holds a round's charge; the job and the round.
@@ -78,7 +89,7 @@ class Heads:
             found, chain = self._journal.account.rounds.get((job, round_)), self._journal.chain
             if found is None or not found.charge.is_released:
                 raise RoundRefused(f"round {round_} must be ready when it is confirmed, got none")
-            if not found.seq < head.size <= chain.size or not is_ours(chain, head):
+            if head.size <= found.seq or not is_ours(chain, head):
                 raise RoundRefused(
                     f"confirmed head must be this ledger's with round {round_} in it, got another"
                 )
@@ -126,22 +137,17 @@ def _own_head(db: sqlite3.Connection, site: str) -> HeadOf | None:
 
 
 def _links(chain: Chain, since: Sequence[HeadOf]) -> list[Link]:
-    """A proof from each of these heads, once each."""
+    """A proof from each of these heads that is this ledger's, once each."""
     found: dict[tuple[int, str], Link] = {}
-    for head in since:
-        if head.size > chain.size or not is_ours(chain, head):
-            raise RoundRefused(
-                f"ledger must go on from the {head.size} entries that the server confirmed, got "
-                f"others or fewer"
-            )
+    for head in filter(partial(is_ours, chain), since):
         proof = tuple(part.hex() for part in chain.consistency_proof(head.size))
         found.setdefault((head.size, head.root), Link(since=head, consistency=proof))
     return list(found.values())
 
 
 def is_ours(chain: Chain, head: HeadOf) -> bool:
-    """Whether a head that is no longer than this ledger is of its beginning."""
-    return chain.root(head.size).hex() == head.root
+    """Whether a head is of this ledger's beginning."""
+    return head.size <= chain.size and chain.root(head.size).hex() == head.root
 
 
 def row_of(db: sqlite3.Connection, chain: Chain, seq: int) -> LedgerRow:

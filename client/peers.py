@@ -207,7 +207,7 @@ def _own_fault(db: sqlite3.Connection, journal: Journal, site: str, receipt: Rou
             return f"{where} must hold this site's charge, which was confirmed, got none"
     elif found is None or charge.row != _as_shown(db, journal.chain, found.seq, charge.row):
         return f"{where} must hold this site's charge as it was made, got another"
-    if head is not None and (head.size > journal.chain.size or not is_ours(journal.chain, head)):
+    if head is not None and not is_ours(journal.chain, head):
         return f"{where} must hold this site's head, got one of another ledger"
     payload = next((reply.payload_sha256 for reply in receipt.replies if reply.site == site), "")
     if payload and (found is None or found.charge.payload_sha256 != payload):

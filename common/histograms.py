@@ -28,6 +28,15 @@ RECORDS = "records"
 ALL = "all"
 OTHER_GROUP = "(any other)"
 MOST_BINS = 2**16
+# Whatever is counted, and the noise on it, is far below; sums over sites stay whole in int64.
+MOST_COUNT = 2**52
+COLUMNS: dict[MetricName, tuple[str, ...]] = {
+    "accuracy": (RIGHT, WRONG),
+    "classes": (RIGHT, WRONG),
+    "entities": (FOUND, MISSED, SPURIOUS),
+    "loss": (RECORDS,),
+    "groups": (RIGHT, WRONG),
+}
 
 Group = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Edge = Annotated[float, Field(gt=0, le=1e6)]
@@ -119,16 +128,17 @@ def histograms_of(
     >>> histograms_of(asked, ("a", "b"), ())
     (Histogram(name='accuracy', rows=('all',), columns=('right', 'wrong'), most=1),)
     """
-    made = {
-        "accuracy": lambda: Histogram("accuracy", (ALL,), (RIGHT, WRONG)),
-        "classes": lambda: Histogram("classes", tuple(labels), (RIGHT, WRONG)),
-        "entities": lambda: Histogram(
-            "entities", tuple(kinds), (FOUND, MISSED, SPURIOUS), section.entities_per_record or 1
-        ),
-        "loss": lambda: Histogram("loss", _between(section.loss_edges), (RECORDS,)),
-        "groups": lambda: Histogram("groups", (*section.groups, OTHER_GROUP), (RIGHT, WRONG)),
+    rows: dict[MetricName, tuple[str, ...]] = {
+        "accuracy": (ALL,),
+        "classes": tuple(labels),
+        "entities": tuple(kinds),
+        "loss": _between(section.loss_edges),
+        "groups": (*section.groups, OTHER_GROUP),
     }
-    return tuple(made[name]() for name in section.release)
+    most = {"entities": section.entities_per_record or 1}
+    return tuple(
+        Histogram(name, rows[name], COLUMNS[name], most.get(name, 1)) for name in section.release
+    )
 
 
 def bins(histograms: Sequence[Histogram]) -> int:

@@ -18,11 +18,13 @@ from scipy.stats import norm
 
 from common.config import Name, Section
 from common.estimates import CONFIDENCE, Estimate, estimates
-from common.histograms import Histogram, MetricName, bins, sensitivity
+from common.histograms import COLUMNS, MOST_COUNT, Histogram, MetricName, bins, sensitivity
 from common.job import Job
 from common.privacy.counts import variance
+from common.privacy.noise import MAX_DEVIATION
 
 _Share = Annotated[float, Field(ge=0, le=1)]
+_Count = Annotated[int, Field(gt=-MOST_COUNT, lt=MOST_COUNT)]
 
 
 class _Record(Section):
@@ -35,7 +37,13 @@ class HistogramResult(_Record):
     name: MetricName
     rows: Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
     columns: Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
-    most: Annotated[int, Field(ge=1)]
+    most: Annotated[int, Field(ge=1, le=10_000)]
+
+    @model_validator(mode="after")
+    def _has_its_columns(self) -> Self:
+        if self.columns != COLUMNS[self.name]:
+            raise ValueError(f"columns of {self.name} must be {', '.join(COLUMNS[self.name])}")
+        return self
 
     @property
     def as_histogram(self) -> Histogram:
@@ -47,7 +55,7 @@ class SiteCounts(_Record):
     """A site's counts as they came, noise and all: some may be below 0."""
 
     site: Name
-    counts: Annotated[tuple[int, ...], Field(strict=False, min_length=1)]
+    counts: Annotated[tuple[_Count, ...], Field(strict=False, min_length=1)]
 
 
 class ShareResult(_Record):
@@ -86,12 +94,12 @@ class MetricsResult(_Record):
     """
 
     hold_out: _Share
-    records_per_unit: Annotated[int, Field(ge=1)]
+    records_per_unit: Annotated[int, Field(ge=1, le=10_000)]
     sensitivity: Annotated[float, Field(gt=0)]
-    deviation: Annotated[float, Field(gt=0)]
+    deviation: Annotated[float, Field(gt=0, le=MAX_DEVIATION)]
     confidence: _Share
     histograms: Annotated[tuple[HistogramResult, ...], Field(strict=False, min_length=1)]
-    sites: Annotated[tuple[SiteCounts, ...], Field(strict=False)]
+    sites: Annotated[tuple[SiteCounts, ...], Field(strict=False, max_length=1000)]
     silent: Annotated[tuple[Name, ...], Field(strict=False)]
     together: Annotated[tuple[int, ...], Field(strict=False)]
     estimates: Annotated[tuple[EstimateResult, ...], Field(strict=False)]

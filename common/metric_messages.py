@@ -15,7 +15,7 @@ from flwr.app import ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
 from common.errors import UpdateRejected
-from common.histograms import bins
+from common.histograms import MOST_COUNT, bins
 from common.job import Job
 from common.messages import HEAD, read_head
 from common.privacy.ledger import Head
@@ -23,8 +23,6 @@ from common.privacy.ledger import Head
 METRICS = "query.metrics"
 # What a site says when its reasons are its own.
 NO_COUNTS = "counts could not be made"
-# Whatever is counted, and the noise on it, is far below; sums over sites stay whole in int64.
-MOST_COUNT = 2**52
 
 _BODY = "counts"
 _KEYS = {"counts", "input_sha256"}

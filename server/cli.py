@@ -280,9 +280,10 @@ def export(
         typer.Option(metavar="JSON", help="An audit's report to go with it; may be repeated."),
     ] = None,
 ) -> None:
-    """Write a finished job's evidence, for: fl-audit verify FILE --root root.pem.
+    """Write a finished job's evidence for an auditor.
 
-    Refused, with 1, when a claim fails or an audit contradicts it.
+    It is checked by: fl-audit verify FILE --root root.pem. Refused, with 1, when a claim fails or
+    an audit contradicts it.
     """
     from common.errors import Refusal
     from server.export import export as write_evidence

@@ -64,7 +64,7 @@ def job_tables(shown: Line) -> None:
     _section("agreed in the job", _table(["", ""], agreed))
     _section("rounds", rounds_table(shown["closed"]))
     _section("sites, by what was recorded", sites_table(shown["spent"]))
-    if shown["metrics"]:
+    if shown.get("metrics"):
         _section("on the sites' own held-out records", measured_table(shown["metrics"]))
     if shown["outcome"]:
         _print(Text(f"\noutcome: {shown['outcome']}"))
@@ -77,7 +77,7 @@ def outcome_tables(shown: Line) -> None:
     kept = next(record for record in shown["closed"] if record["round"] == wanted)
     best = "" if kept is last else f" (the best: round {kept['round']})"
     _print(sites_table(shown["spent"]))
-    if shown["metrics"]:
+    if shown.get("metrics"):
         _print(measured_table(shown["metrics"]))
     seconds = sum(record["seconds"] for record in shown["closed"])
     _print(
@@ -112,7 +112,7 @@ def sites_table(spent: Sequence[Line]) -> Table:
             site["name"],
             site["updates"],
             site["steps"],
-            site["counts"] or "",
+            site.get("counts") or "",
             "no privacy" if site["epsilon"] is None else f"{site['epsilon']:.3f}",
             "" if site["delta"] is None else f"{site['delta']:g}",
             _size(site["bytes_up"]),

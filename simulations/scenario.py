@@ -5,6 +5,7 @@ that has no groups of its own for the job's sites is dealt out anew; labels and 
 counted from it, which nobody's privacy hangs on.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,6 +86,22 @@ def load_scenario(path: Path, options: Options) -> Scenario:
     if options.data or "job.task" in options.values or "labels" not in table:
         table["labels"] = _labels(section.data, task, records)
     return Scenario(parse(Job, raw, path.name), records, section.seed)
+
+
+def shared_with_hold_out(scenario: Scenario) -> int:
+    """How many records of the public hold-out are a site's as well, word by word.
+
+    Both are public here, so their hashes may be compared. Of private records nobody may: whether
+    one of them is in a public set is a fact about it.
+    """
+    job = scenario.job
+    held = catalogue.load(job.evaluation.data, job.evaluation.split, job.hold_out_columns)
+    at_sites = {_digest(record) for rows in scenario.records.values() for record in rows}
+    return sum(_digest(record) in at_sites for record in held)
+
+
+def _digest(record: Record) -> bytes:
+    return hashlib.sha256(repr((record.text, record.words)).encode()).digest()
 
 
 def _simulation(raw: dict[str, Any], options: Options) -> dict[str, Any]:

@@ -25,7 +25,15 @@ from common import cli, log
 from common.errors import InvalidInput, StorageFailed
 from common.files import make_folder
 from common.result import Result, read_result
-from simulations.scenario import DEFAULT, Options, Scenario, load_scenario, parse_value
+from common.words import counted
+from simulations.scenario import (
+    DEFAULT,
+    Options,
+    Scenario,
+    load_scenario,
+    parse_value,
+    shared_with_hold_out,
+)
 from simulations.show import Rounds, summary
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -93,9 +101,18 @@ def simulate(
     begun = time.monotonic()
     loaded = load_scenario(scenario, options)
     _introduce(loaded, grid)
+    _warn(loaded)
     with _Work(work) as folder:
         result = _run(loaded, grid, folder, out, seeded_noise)
     summary(result, loaded.job, out, time.monotonic() - begun)
+
+
+def _warn(scenario: Scenario) -> None:
+    if shared := shared_with_hold_out(scenario):
+        console.print(
+            f"[bold]hold-out[/bold]: {counted(shared, 'record')} of it at a site as well, so its "
+            "scores flatter the adapter"
+        )
 
 
 def _introduce(scenario: Scenario, grid: str) -> None:

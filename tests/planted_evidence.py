@@ -6,6 +6,7 @@ somebody else none. ``docs/evidence.md`` shows this table.
 
 import io
 import stat
+import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -703,3 +704,7 @@ def smaller(story: Story, size: int) -> HeadOf:
 def table() -> str:
     """The rows of the table in ``docs/evidence.md``."""
     return "".join(f"| {p.part} | {p.fault} | `{p.caught}` |\n" for p in PLANTED)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(table())

@@ -82,6 +82,7 @@ class Mechanism(_Part):
     """Enough to compute every epsilon again.
 
     ``noise_deviation``: of the noise on a step's sum, in units of the gradient, before rounding.
+    ``counts_noise_multiplier``: of figures that sites release beside updates; null: none are.
     """
 
     name: Literal["DP-SGD: Poisson-subsampled Gaussian"]
@@ -92,10 +93,13 @@ class Mechanism(_Part):
     sampling_rate: Annotated[float, Field(gt=0, le=1)]
     steps_per_round: Annotated[int, Field(ge=1)]
     most_steps: Count
+    counts_noise_multiplier: Annotated[float, Field(gt=0)] | None
 
 
 class CountsReleased(_Part):
     """A second mechanism, in every epsilon: counts of held-out records, once a site.
+
+    Absent where a job has none.
 
     Attributes:
         hold_out: the share of a site's units that train nothing and are counted.
@@ -163,7 +167,7 @@ class SiteSpent(_Part):
         population: declared in the job, never counted.
         steps: charged to it; ``steps_signed`` of them by rows that it signed, the rest for rounds
             that it was asked for and never answered, or that were not closed.
-        counts: releases of counts that are charged to it; ``epsilon`` is with them.
+        releases_of_counts: that are charged to it, 0 or 1; ``epsilon`` is with them.
         person_epsilon: of somebody with ``person_records`` records at this site.
     """
 
@@ -172,13 +176,13 @@ class SiteSpent(_Part):
     steps: Count
     steps_signed: Count
     rounds_asked: Count
+    releases_of_counts: Count
     epsilon: Epsilon | None
     delta: Delta
     figures: Figures
     person_records: Annotated[int, Field(ge=1)]
     person_epsilon: Epsilon | None
     lifetime: Lifetime
-    counts: Annotated[int, Field(ge=0, le=1)] = 0
 
 
 class Together(_Part):
@@ -302,11 +306,9 @@ def to_json(certificate: Certificate) -> bytes:
 
 def _content(certificate: Certificate) -> dict[str, Any]:
     """What is written: of counts nothing where there are none, as before there were any."""
-    content = certificate.model_dump(mode="json")
-    if certificate.counts is None:
-        for part in (content, *content["sites"]):
-            del part["counts"]
-    return content
+    return certificate.model_dump(
+        mode="json", exclude={"counts"} if certificate.counts is None else None
+    )
 
 
 def read_certificate(data: bytes) -> Certificate:
@@ -345,10 +347,15 @@ def require_agreement(certificate: Certificate, result: Result) -> None:
         ("delta", certificate.promise.delta, wanted.delta),
     ]
     counts, noise = certificate.counts, wanted.metrics_noise_multiplier
+    pairs.append(("counts_noise_multiplier", stated.counts_noise_multiplier, noise))
     pairs.append(("counts", counts.noise_multiplier if counts else None, noise))
     claims = {s.name: (s.epsilon, s.delta, s.steps, s.counts) for s in result.sites}
     pairs += [
-        (f"sites.{s.name}", (s.epsilon, s.delta, s.steps, s.counts), claims.get(s.name))
+        (
+            f"sites.{s.name}",
+            (s.epsilon, s.delta, s.steps, s.releases_of_counts),
+            claims.get(s.name),
+        )
         for s in certificate.sites
     ]
     most = max((site.epsilon or math.inf for site in certificate.sites), default=math.inf)

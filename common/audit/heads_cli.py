@@ -30,7 +30,7 @@ def heads_command(
     site: Annotated[str, typer.Option(help="Heads of this site alone.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Show every ledger head that a site confirmed or saw: its own and its peers'.
+    """Show the ledger heads that a site keeps: its own and its peers'.
 
     Exit status 1 when a ledger forked or shrank, or a receipt was not as it must be.
     """

@@ -138,6 +138,18 @@ def _tell(
         added / moved * (subject.public_divisor / (sure.clip_norm or 1.0)),
         releases,
     )
+    return tell_apart(without, with_it, level, moved)
+
+
+def tell_apart(without: Scores, with_it: Scores, level: float, moved: float) -> Told:
+    """Choose a threshold on every other score, and bound both error rates on the rest.
+
+    Args:
+        without: scores without the adversary, (n,).
+        with_it: with it, (n,); higher.
+        level: how often the least mu may be above the true one.
+        moved: told on.
+    """
     threshold = _best_threshold(without[0::2], with_it[0::2], level)
     mu, positives, negatives = _rates(without[1::2], with_it[1::2], threshold, level)
     return Told(mu, positives, negatives, threshold, moved)

@@ -108,7 +108,8 @@ class SignedCharge(Section):
         since: the head of this site that was confirmed before; ``None`` for the first.
         consistency: RFC 9162 proof from ``since`` to ``head``; empty without ``since``.
         hand_overs: every entry from ``since`` to ``head`` that named a key, oldest first; without
-            ``since`` the first of them is the ledger's first entry.
+            ``since``, or where the key changed between the charge and a later ``since``, all from
+            the ledger's first entry on.
         also: proofs from other heads, by which somebody who missed some may know this ledger.
     """
 
@@ -184,8 +185,9 @@ def is_continued(since: HeadOf, head: HeadOf, consistency: Sequence[str]) -> boo
 
 def _keys(charge: SignedCharge) -> list[tuple[int, str]]:
     """(first entry that it signs, key) from ``since`` to the head, checked link by link."""
-    first = charge.since.size if charge.since else 0
-    keys = [(0, charge.since.public_key)] if charge.since else []
+    since = None if _begins(charge) else charge.since
+    first = since.size if since else 0
+    keys = [(0, since.public_key)] if since else []
     for row in charge.hand_overs:
         entry = _entry(row)
         if not isinstance(entry, Created | Rekeyed) or isinstance(entry, Created) != (not keys):
@@ -200,7 +202,14 @@ def _keys(charge: SignedCharge) -> list[tuple[int, str]]:
         keys.append((row.seq, entry.public_key))
     if not keys:
         raise UpdateRejected("charge must show the entry that names its key, got none")
+    if charge.since and _key_at(keys, charge.since.size - 1) != charge.since.public_key:
+        raise UpdateRejected("charge's earlier head must be by the ledger's key, got another")
     return keys
+
+
+def _begins(charge: SignedCharge) -> bool:
+    """Whether the keys are shown from the ledger's first entry on."""
+    return charge.since is None or any(row.seq == 0 for row in charge.hand_overs[:1])
 
 
 def _key_at(keys: list[tuple[int, str]], seq: int) -> str:

@@ -176,7 +176,7 @@ def residual_risks(sites: Sequence[Spending], unit: str) -> tuple[str, ...]:
 
 def _strength(sites: Sequence[Spending], unit: str) -> list[str]:
     words = []
-    most = max(sites, key=lambda spent: spent.promise.steps).promise
+    most = max(sites, key=lambda spent: spent.promise.epsilon or 0.0).promise
     if most.epsilon is not None and most.epsilon > MEANINGFUL_EPSILON:
         words.append(
             f"Epsilon {bound(most.epsilon)} is too large to mean much: it does not exclude that a "

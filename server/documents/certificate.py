@@ -78,7 +78,7 @@ def number(figure: float | None) -> float | None:
 
 def worst(sites: Sequence[Spending]) -> Spending:
     """The site that spent most."""
-    return max(sites, key=lambda spent: (spent.promise.steps, spent.counts))
+    return max(sites, key=lambda spent: spent.promise.epsilon or 0.0)
 
 
 def _job(evidence: Evidence) -> Parts:
@@ -125,7 +125,8 @@ def _mechanism(stated: PrivacyStatement, sites: Sequence[Spending]) -> Parts:
         "sampling_scheme": stated.sampler,
         "sampling_rate": stated.sampling_rate,
         "steps_per_round": stated.local_steps,
-        "most_steps": worst(sites).promise.steps,
+        "most_steps": max(spent.promise.steps for spent in sites),
+        "counts_noise_multiplier": stated.metrics_noise_multiplier,
     }
 
 
@@ -182,9 +183,9 @@ def _site(spent: Spending) -> Parts:
         "name": promise.name,
         "population": promise.population,
         "steps": promise.steps,
-        "counts": spent.counts,
         "steps_signed": min(spent.signed, promise.steps),
         "rounds_asked": spent.asked,
+        "releases_of_counts": spent.counts,
         "epsilon": number(promise.epsilon),
         "delta": promise.delta,
         "figures": {

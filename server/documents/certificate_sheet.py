@@ -4,9 +4,10 @@ Everything is taken from the certificate as it stands in JSON. Not covered: seal
 """
 
 from common.audit.certificate import Audit, Certificate, SiteSpent
-from common.config import RECORD
 from common.words import counted
+from server.documents import certificate_tables as tables
 from server.documents.assurances import ADVERSARY
+from server.documents.certificate_tables import figure
 from server.documents.sheet import (
     Block,
     Bullets,
@@ -20,7 +21,7 @@ from server.documents.sheet import (
     prose,
     section,
 )
-from server.report.figures import NOTHING, bound, plain, power, share
+from server.report.figures import power, share
 
 _RISKS_FIRST = "Not covered by this promise"
 
@@ -41,12 +42,12 @@ def certificate_sheet(certificate: Certificate) -> Sheet:
             _promise(certificate),
             _who(certificate),
             section(_RISKS_FIRST, Bullets(certificate.exclusions)),
-            _sites(certificate),
-            _several(certificate),
-            _lifetimes(certificate),
+            tables.sites(certificate),
+            tables.several(certificate),
+            tables.lifetimes(certificate),
             _mechanism(certificate),
             *_counts(certificate),
-            _accountants(certificate),
+            tables.accountants(certificate),
             _trust(certificate),
             _implementation(certificate),
             section("Who may spend how much", Bullets(certificate.budget_policy.words)),
@@ -54,16 +55,11 @@ def certificate_sheet(certificate: Certificate) -> Sheet:
             _audits(certificate.audits),
             section("What remains a risk", Bullets(certificate.residual_risks)),
             section("Security", Bullets(certificate.security_controls)),
-            _signatures(certificate),
+            tables.signatures(certificate),
         ),
         made_at=certificate.made_at,
         foot=f"{certificate.id} · {certificate.job.name} · job {certificate.job.sha256[:16]}",
     )
-
-
-def figure(epsilon: float | None) -> str:
-    """An epsilon of the certificate, rounded up; null is for no bound."""
-    return "no bound" if epsilon is None else bound(epsilon)
 
 
 def _title(certificate: Certificate) -> str:
@@ -121,91 +117,6 @@ def _who(certificate: Certificate) -> Section:
 _TASKS = {"seq-cls": "to classify texts", "token-cls": "to tag words"}
 
 
-def _sites(certificate: Certificate) -> Section:
-    unit = certificate.promise.unit
-    person = certificate.sites[0].person_records
-    heads = (
-        "Site",
-        "Declared population",
-        "Steps charged",
-        "of them signed",
-        "ε",
-        f"ε, {person} records",
-        "δ",
-    )
-    rows = tuple(
-        (
-            site.name,
-            f"{site.population:,}",
-            f"{site.steps:,}",
-            f"{site.steps_signed:,}",
-            figure(site.epsilon),
-            figure(site.person_epsilon),
-            power(site.delta),
-        )
-        for site in certificate.sites
-    )
-    note = (
-        "Steps that were charged, whether or not an update came of them; signed: by rows of the "
-        "site's own ledger. The rest are rounds that it was asked for and did not answer, or that "
-        f"were not closed, counted as charged. ε is about one {unit}; ε, {person} records is about "
-        f"somebody with {person} records at that site"
-        + (", who is more than one unit." if unit == RECORD else ", who is one unit here.")
-    )
-    numeric = frozenset(range(1, len(heads)))
-    table = Table(heads, rows, numeric, (34, 26, 18, 18, 18, 26, 20))
-    return section("What each site spent", table, Prose(note), on_new_page=True)
-
-
-def _several(certificate: Certificate) -> Section:
-    unit = certificate.promise.unit
-    rows = tuple(
-        (counted(row.sites, "site"), figure(row.epsilon), power(row.delta))
-        for row in certificate.known_to_several_sites
-    )
-    words = (
-        "A person spends at every site that has records of them. One "
-        f"{unit} at each of the sites that spent most:"
-    )
-    table = Table(("Known to", "ε together", "δ"), rows, frozenset({1, 2}), (80, 45, 45))
-    return section("Somebody known to several sites", Prose(words), table)
-
-
-def _lifetimes(certificate: Certificate) -> Section:
-    heads = (
-        "Site",
-        "This job",
-        "Cap of its lifetime",
-        "by the cap's count",
-        "Ledger entries",
-        "of them shown",
-    )
-    rows = tuple(_lifetime(site) for site in certificate.sites)
-    words = (
-        "A site's records may serve several jobs, and epsilon adds up over all of them. This is "
-        "what the evidence shows of it: the job's own charges, the cap in the first entry of the "
-        "site's ledger, and how many entries the ledger has in all. What the entries that are not "
-        "shown say is in the ledger's export, which the site can have checked (fl-audit ledger)."
-    )
-    table = Table(heads, rows, frozenset({1, 3, 4, 5}), (26, 20, 58, 24, 22, 20))
-    return section("Over the life of the data", Prose(words), table)
-
-
-def _lifetime(site: SiteSpent) -> tuple[str, ...]:
-    life = site.lifetime
-    cap = "none that this evidence tells"
-    if life.cap_epsilon is not None:
-        cap = f"ε {plain(life.cap_epsilon)} at δ {power(life.cap_delta)}, {life.cap_accountant}"
-    return (
-        site.name,
-        f"ε {figure(life.epsilon_shown)}",
-        cap,
-        NOTHING if life.cap_epsilon is None else figure(life.cap_figure),
-        NOTHING if life.ledger_entries is None else f"{life.ledger_entries:,}",
-        f"{life.entries_shown:,}",
-    )
-
-
 def _mechanism(certificate: Certificate) -> Section:
     stated, promise = certificate.mechanism, certificate.promise
     return section(
@@ -233,7 +144,10 @@ def _counts(certificate: Certificate) -> tuple[Section, ...]:
     stated = certificate.counts
     if stated is None:
         return ()
-    unit, charged = certificate.promise.unit, sum(site.counts for site in certificate.sites)
+    unit, charged = (
+        certificate.promise.unit,
+        sum(site.releases_of_counts for site in certificate.sites),
+    )
     alone = f"ε {figure(stated.epsilon)} at δ {power(stated.delta)}"
     terms = Terms(
         (
@@ -260,28 +174,6 @@ def _contribution(certificate: Certificate) -> str:
     return (
         f"{words}, whose at most {counted(promise.unit_cap, 'record')} of a step are summed first"
     )
-
-
-def _accountants(certificate: Certificate) -> Section:
-    software = tuple((a.name.upper(), a.software, a.role) for a in certificate.accountants)
-    rows = tuple(
-        (
-            site.name,
-            *(_exact(value) for value in (site.figures.pld, site.figures.prv, site.figures.rdp)),
-            site.figures.doubt or "agree",
-        )
-        for site in certificate.sites
-    )
-    heads = ("Site", "ε by PLD", "ε by PRV", "ε by RDP", "Verdict")
-    return section(
-        "Three accountants",
-        Table(("Accountant", "Software", "Role"), software, frozenset(), (24, 46, 100)),
-        Table(heads, rows, frozenset({1, 2, 3}), (40, 28, 28, 28, 46)),
-    )
-
-
-def _exact(value: float | None) -> str:
-    return "none" if value is None else f"{value:.4f}"
 
 
 def _trust(certificate: Certificate) -> Section:
@@ -347,18 +239,3 @@ def _audits(audits: tuple[Audit, ...]) -> Section:
     )
     table: Block = Table(heads, rows, frozenset({1, 2, 3}), (40, 28, 32, 24, 46))
     return section(title, table, Prose(note))
-
-
-def _signatures(certificate: Certificate) -> Section:
-    rows = tuple(
-        (row.what, f"{row.by}, {row.algorithm}", row.where, Code(row.key))
-        for row in certificate.signatures
-    )
-    words = (
-        "This document is listed by its sha256 in the bundle's manifest.json, which the server's "
-        f"key signs. Its id, {certificate.id}, follows from its content: certificate.json beside "
-        "it holds the same, and fl-audit verify checks the whole bundle against the federation's "
-        "root."
-    )
-    heads = ("Signed", "by", "in the bundle", "key or certificate (sha256)")
-    return section("Signatures", Prose(words), Table(heads, rows, frozenset(), (42, 38, 36, 54)))

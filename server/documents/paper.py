@@ -7,18 +7,14 @@ scripts; tags for screen readers, for whom the HTML is.
 
 import math
 import tempfile
-from collections.abc import Iterator
 from datetime import datetime
-from functools import lru_cache
-from io import BytesIO
 from pathlib import Path
 
-import pymupdf_fonts
-from fontTools.ttLib import TTFont
 from fpdf import FPDF, FontFace, XPos, YPos
 from fpdf.enums import Align, TableBordersLayout, VAlign, WrapMode
 from fpdf.table import Table as PdfTable
 
+from server.documents.face import FACES, drawn, face
 from server.documents.sheet import (
     Alarm,
     Block,
@@ -30,11 +26,8 @@ from server.documents.sheet import (
     Sheet,
     Table,
     Terms,
-    shown,
 )
 
-_FACES = (("sans", "", "figo"), ("sans", "B", "figbo"), ("mono", "", "ubuntm"))
-_SHAPING = {"GDEF", "GPOS", "GSUB", "kern"}
 _INK, _SOFT, _RULE = (27, 36, 48), (90, 100, 114), (214, 210, 200)
 _STYLES = {"lead": (18, 96, 122), "cost": (165, 86, 29), "": _INK}
 _ALARM = (140, 21, 18)
@@ -51,9 +44,9 @@ def pdf_of(sheet: Sheet) -> bytes:
     """The whole document."""
     with tempfile.TemporaryDirectory() as folder:
         paper = _Paper(sheet.foot)
-        for family, style, name in _FACES:
+        for family, style, name in FACES:
             path = Path(folder, f"{name}.ttf")
-            path.write_bytes(_face(name))
+            path.write_bytes(face(name))
             paper.add_font(family, style, path)
         _describe(paper, sheet)
         paper.add_page()
@@ -81,13 +74,13 @@ class _Paper(FPDF):
         self.line(_MARGIN, self.y - 2, _MARGIN + _WIDTH, self.y - 2)
         self.set_font("sans", "", 7.5)
         self.set_text_color(*_SOFT)
-        self.cell(_WIDTH - 25, 4, _drawn(self._foot), align=Align.L)
+        self.cell(_WIDTH - 25, 4, drawn(self._foot), align=Align.L)
         self.cell(25, 4, f"{self.page_no()} / {{nb}}", align=Align.R)
 
 
 def _describe(paper: FPDF, sheet: Sheet) -> None:
     paper.set_creation_date(datetime.fromisoformat(sheet.made_at))
-    paper.set_title(_drawn(f"{sheet.title}: {sheet.kind}"))
+    paper.set_title(drawn(f"{sheet.title}: {sheet.kind}"))
     paper.set_author("Veiltune")
     paper.set_producer("fpdf2")
     paper.set_lang("en")
@@ -195,7 +188,7 @@ def _keep(paper: FPDF, words: str, width: float) -> None:
     """Begin a page where the words would be parted that one page can hold."""
     _font(paper, _BODY, _INK, code=isinstance(words, Code))
     height = paper.multi_cell(
-        width, _LINE, _drawn(words), dry_run=True, output="HEIGHT", wrapmode=WrapMode.WORD
+        width, _LINE, drawn(words), dry_run=True, output="HEIGHT", wrapmode=WrapMode.WORD
     )
     if isinstance(height, float) and height < _TALLEST and paper.will_page_break(height):
         paper.add_page()
@@ -217,10 +210,10 @@ def _table(paper: FPDF, block: Table) -> None:
         padding=(1.1, 3.0, 1.1, 0),
         v_align=VAlign.T,
         wrapmode=WrapMode.WORD,
-    ) as drawn:
-        _row(drawn, block.heads)
+    ) as grid:
+        _row(grid, block.heads)
         for row in block.rows:
-            _row(drawn, row)
+            _row(grid, row)
     paper.ln(2.5)
 
 
@@ -232,18 +225,18 @@ def _height(paper: FPDF, block: Table) -> float:
     height = 0.0
     for row in (block.heads, *block.rows):
         cells = zip(row, widths, strict=True)
-        lines = max(math.ceil(1.1 * paper.get_string_width(_drawn(c)) / w) for c, w in cells)
+        lines = max(math.ceil(1.1 * paper.get_string_width(drawn(c)) / w) for c, w in cells)
         height += max(1, lines) * _SMALL_LINE + 2.2
         if height > _LONG_TABLE:
             return 0.0
     return height
 
 
-def _row(drawn: PdfTable, cells: tuple[str, ...]) -> None:
-    row = drawn.row()
+def _row(grid: PdfTable, cells: tuple[str, ...]) -> None:
+    row = grid.row()
     for words in cells:
         is_code = isinstance(words, Code)
-        row.cell(_drawn(words), style=FontFace(family="mono", size_pt=8) if is_code else None)
+        row.cell(drawn(words), style=FontFace(family="mono", size_pt=8) if is_code else None)
 
 
 def _alarm(paper: FPDF, alarm: Alarm) -> None:
@@ -276,7 +269,7 @@ def _write(
     paper.multi_cell(
         width,
         line,
-        _drawn(words),
+        drawn(words),
         align=Align.L,
         new_x=XPos.LMARGIN,
         new_y=YPos.NEXT,
@@ -294,32 +287,3 @@ def _font(
 ) -> None:
     paper.set_font("mono" if code else "sans", "B" if bold else "", size)
     paper.set_text_color(*color)
-
-
-def _drawn(words: str) -> str:
-    """Words of characters that the face has."""
-    return "".join(_characters(shown(words)))
-
-
-def _characters(words: str) -> Iterator[str]:
-    known = _known()
-    for character in words:
-        yield character if ord(character) in known else f"U+{ord(character):04X}"
-
-
-@lru_cache(maxsize=len(_FACES))
-def _face(name: str) -> bytes:
-    """A face without its tables for shaping, which nothing here reads and which take seconds."""
-    font = TTFont(BytesIO(pymupdf_fonts.myfont(name)), recalcTimestamp=False)
-    for table in _SHAPING & set(font.keys()):
-        del font[table]
-    saved = BytesIO()
-    font.save(saved)
-    return saved.getvalue()
-
-
-@lru_cache(maxsize=1)
-def _known() -> frozenset[int]:
-    """What both faces of words can draw."""
-    cmaps = [TTFont(BytesIO(_face(name))).getBestCmap() for *_, name in _FACES[:2]]
-    return frozenset(cmaps[0]) & frozenset(cmaps[1])

@@ -92,7 +92,7 @@ def _compared(events: tuple[GaussianSteps, ...], delta: float) -> Epsilons:
 
 def together(sites: Sequence[Spending]) -> tuple[tuple[int, float], ...]:
     """(k, epsilon) of one unit at the k sites that spent most: 1 to 5, and all."""
-    ordered = sorted(sites, key=lambda s: (-s.promise.steps, -s.counts))
+    ordered = sorted(sites, key=lambda s: -(s.promise.epsilon or 0.0))
     numbers = sorted({*range(1, min(_ABREAST, len(sites)) + 1), len(sites)})
     delta = _delta(sites[0])
 

@@ -21,9 +21,10 @@ from flwr.app import ConfigRecord, Message, RecordDict
 
 from client.anchor import Anchor
 from client.config import SiteConfig
-from common import messages, pki
+from common import messages, metric_messages, pki
 from common.audit.certificate import read_certificate as read_privacy_certificate
 from common.audit.events import read_events
+from common.audit.evidence import MANIFEST, open_bundle
 from common.audit.ledger import read_public
 from common.audit.report import read_report
 from common.bundle import Bundle, read_bundle
@@ -32,6 +33,7 @@ from common.config import parse, read_toml
 from common.data.readers import read_records
 from common.data.records import ColumnMap
 from common.flower import become_server, message_from_bytes, message_to_bytes
+from common.histograms import MetricsSection
 from common.job import Job, load_job, parse_signed_job, sign_job
 from common.keys import load_key
 from common.link import framing
@@ -39,12 +41,26 @@ from common.link.codecs import CODECS
 from common.link.framing import Assembler
 from common.link.identity import read_certificate
 from common.link.payload import pack, unpack
+from common.phases import read_confirm, read_receipts
+from common.privacy.charge import HeadOf, LedgerRow, SignedCharge
 from common.privacy.extract import read_extract, replay
+from common.privacy.ledger import Head
+from common.receipt import (
+    Confirmation,
+    RoundReceipt,
+    SignedReceipt,
+    read_charge,
+    read_receipt,
+    to_bytes,
+)
 from common.result import read_result
+from common.stored_zip import pack as pack_zip
+from common.stored_zip import unpack as unpack_zip
 from server import control
 from server.config import load_server_config
 from server.roster import Roster
 from simulations.benchmarks.link import OneTensor
+from tests.story import told
 from tests.unit.common.audit.test_report import report as audit_report
 from tests.unit.common.test_result import example
 
@@ -71,6 +87,37 @@ class Parser:
 
     read: Callable[[bytes], object]
     whole: bytes
+
+
+_DIGEST, _AT = "ab" * 32, "2026-03-04T05:06:07Z"
+
+
+def _charge() -> SignedCharge:
+    head = HeadOf(size=3, root=_DIGEST, signature="30" * 70, public_key="30" * 91)
+    row = LedgerRow(
+        seq=2, before=_DIGEST, body="{}", hash=_DIGEST, signature="30" * 70, inclusion=(_DIGEST,)
+    )
+    return SignedCharge(row=row, head=head, since=head, consistency=(_DIGEST,), hand_overs=(row,))
+
+
+def _receipt() -> SignedReceipt:
+    receipt = RoundReceipt(
+        job_sha256=_DIGEST,
+        round=1,
+        closed_at=_AT,
+        before="",
+        input_sha256=_DIGEST,
+        output_sha256=_DIGEST,
+        asked=("A",),
+        replies=(),
+        charges={"A": _charge()},
+        heads={"A": _charge().head},
+    )
+    return SignedReceipt(receipt=receipt, signature="30" * 70, chain="-----BEGIN\n")
+
+
+def _confirmation() -> Confirmation:
+    return Confirmation(job_sha256=_DIGEST, round=1, site="A", head=_charge().head, at=_AT)
 
 
 def _as_file(name: str, read: Callable[[Path], object]) -> Callable[[bytes], object]:
@@ -170,6 +217,18 @@ def _job_toml() -> bytes:
     return tomli_w.dumps(_job().model_dump(mode="json", exclude_none=True)).encode()
 
 
+@cache
+def _counting_job() -> Job:
+    asked = {"release": ["accuracy"], "hold_out": 0.25, "share": 0.125}
+    return _job().model_copy(update={"metrics": MetricsSection.model_validate(asked)})
+
+
+def _counts() -> RecordDict:
+    head = Head(7, "ab" * 32, "cd" * 64, "ef" * 91)
+    counts = np.array([5, -3], dtype=np.int64)
+    return metric_messages.counts_reply(metric_messages.Counts(counts, "12" * 32, head))
+
+
 def _bundle() -> bytes:
     root, chain, *_ = _pki()
     return Bundle(
@@ -185,6 +244,17 @@ def _roster_json() -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         Roster(Path(folder) / "roster.json").enroll(_pki()[1])
         return (Path(folder) / "roster.json").read_bytes()
+
+
+@cache
+def _evidence() -> bytes:
+    none: dict[str, Any] = {"mode": "none", "epsilon": None, "delta": None, "clip_norm": None}
+    return told(("A",), 1, **none).bundle()
+
+
+def _manifest(data: bytes) -> object:
+    """Behind the container: the manifest's bytes in a sound one."""
+    return open_bundle(pack_zip(unpack_zip(_evidence(), "bundle") | {MANIFEST: data}))
 
 
 def _head() -> bytes:
@@ -212,6 +282,10 @@ def parsers() -> dict[str, Parser]:
                 job=ConfigRecord({"manifest": _signed_job()}),
                 round=ConfigRecord({"round": 2, "receipt": receipt}),
             ),
+        ),
+        "counts": Parser(
+            _content(lambda content: metric_messages.read_counts(content, _counting_job())),
+            _message(**_counts()),
         ),
         "closing": Parser(
             _content(messages.read_close),
@@ -262,6 +336,18 @@ def parsers() -> dict[str, Parser]:
             _as_file("r.csv.gz", lambda path: list(read_records(path, columns))),
             gzip.compress(b"text,label\na,x\n", mtime=0),
         ),
+        "evidence": Parser(open_bundle, _evidence()),
+        "evidence's manifest": Parser(_manifest, unpack_zip(_evidence(), "bundle")[MANIFEST]),
         "privacy certificate": Parser(read_privacy_certificate, CERTIFICATE.read_bytes()),
+        "charge": Parser(read_charge, to_bytes(_charge())),
+        "receipt": Parser(read_receipt, to_bytes(_receipt())),
+        "receipts": Parser(
+            _content(read_receipts),
+            _message(receipts=ConfigRecord({"signed": [to_bytes(_receipt())]})),
+        ),
+        "confirmation": Parser(
+            _content(read_confirm),
+            _message(confirm=ConfigRecord({"unsigned": to_bytes(_confirmation())})),
+        ),
         "result.json": Parser(_as_file("result.json", read_result), json.dumps(example()).encode()),
     }

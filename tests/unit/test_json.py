@@ -41,6 +41,7 @@ SHOWS = {
     "fl-audit calibrate",
     "fl-audit compose",
     "fl-audit ledger",
+    "fl-audit heads",
     "fl-audit result",
     "fl-audit mechanism",
     "fl-audit canary",

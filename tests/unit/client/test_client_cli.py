@@ -13,8 +13,9 @@ import pytest
 import tomli_w
 
 from client import cli
+from client.account import open_account
 from client.approval import require_approval
-from client.config import SiteHome
+from client.config import SiteHome, load_home
 from client.outbox import Outbox
 from common import systemd
 from common.errors import JobWaits
@@ -98,10 +99,17 @@ def test_a_site_is_set_up_by_init_and_install(tmp_path: Path, capsys: Capture) -
     assert f"operator key {operator}" in out
     assert "max_epsilon = 3.5" in (home / "site.toml").read_text()
 
+    assert "map your data in site.toml, then:" in out
+
     assert run(home, "install", str(made.bundle), "--max-epsilon", "9") == 0
     assert "kept as it was, with its limits" in capsys.readouterr().out
     assert run(home, "status") == 0
     assert "left of 3.5" in capsys.readouterr().out
+    open_account(load_home(home, "A"))
+    assert run(home, "install", str(made.bundle)) == 0
+    out = capsys.readouterr().out
+    assert f"let it sign the ledger:  fl-client --site A --home {home} ledger rekey\n" in out
+    assert "map your data" not in out
     assert run(home, "init") == 0
     assert "was made before" in capsys.readouterr().out
 

@@ -21,7 +21,7 @@ def example() -> dict[str, Any]:
         "task": "seq-cls",
         "grid": "link",
         "private": True,
-        "sites": [{"name": "A", "epsilon": 2.5, "delta": 1e-5, "steps": 16}],
+        "sites": [{"name": "A", "epsilon": 2.5, "delta": 1e-5, "steps": 16, "counts": 0}],
         "start": {"accuracy": 0.125, "macro_f1": 0.0625, "entity_f1": None},
         "rounds": [
             {
@@ -59,7 +59,9 @@ def example() -> dict[str, Any]:
             "accountant": "pld",
             "accountant_version": "dp-accounting 0.6.0",
             "seeded": False,
+            "metrics_noise_multiplier": None,
         },
+        "metrics": None,
         "seconds": 12.5,
         "adapter_sha256": "cd" * 32,
         "vector_sha256": "ef" * 32,

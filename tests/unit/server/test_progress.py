@@ -68,7 +68,7 @@ def test_an_outcome_counts_its_rounds(
 def test_a_site_without_privacy_has_no_epsilon() -> None:
     site = {"name": "A", "updates": 2, "steps": 8, "epsilon": None, "delta": None, "bytes_up": 999}
     cells = [next(iter(column.cells)) for column in progress.sites_table([site]).columns]
-    assert [str(cell) for cell in cells] == ["A", "2", "8", "no privacy", "", "999 B"]
+    assert [str(cell) for cell in cells] == ["A", "2", "8", "", "no privacy", "", "999 B"]
 
 
 def test_a_job_of_entities_shows_their_f1_and_the_round_that_is_kept(

@@ -1,6 +1,7 @@
 """Scenarios are jobs; what a simulation deals out is whole, its own and counted."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,14 @@ from common.errors import InvalidInput
 from common.job import load_job
 from common.privacy.accounting import GaussianSteps, epsilon
 from simulations.homes import write_home
-from simulations.scenario import DEFAULT, FOLDER, Options, load_scenario, parse_value
+from simulations.scenario import (
+    DEFAULT,
+    FOLDER,
+    Options,
+    load_scenario,
+    parse_value,
+    shared_with_hold_out,
+)
 
 EXAMPLES = sorted(FOLDER.glob("*.toml"))
 
@@ -145,3 +153,24 @@ def test_the_hospitals_that_look_for_diseases_get_sentences_and_their_tag_set() 
     assert scenario.job == load_job(FOLDER / "disease.toml")
     made = load_scenario(FOLDER / "disease.toml", Options(data="ncbi_disease", sites=2))
     assert made.job.data.labels == ("O", "B-Disease", "I-Disease")
+
+
+def test_hold_out_records_that_a_site_has_as_well_are_counted() -> None:
+    scenario = load_scenario(DEFAULT, Options())
+    assert shared_with_hold_out(scenario) == 0
+    evaluation = scenario.job.evaluation
+    held = catalogue.load(evaluation.data, evaluation.split, scenario.job.hold_out_columns)
+    crossed = replace(scenario, records={**scenario.records, "A": held[:5]})
+    assert shared_with_hold_out(crossed) == 5
+
+
+def test_a_job_with_counts_is_allowed_at_its_homes_and_no_privacy_takes_them_out(
+    tmp_path: Path,
+) -> None:
+    asked = {"release": ["accuracy"], "hold_out": 0.25, "share": 0.1}
+    values = {f"metrics.{key}": value for key, value in asked.items()}
+    scenario = load_scenario(DEFAULT, Options(values=values))
+    home = write_home(tmp_path / "A", "A", scenario.records["A"], scenario.job, signer="ab" * 32)
+    assert home.config.policy.allowed_releases == ("update", "metrics")
+    plain = load_scenario(DEFAULT, Options(values=values, no_privacy=True))
+    assert plain.job.metrics is None

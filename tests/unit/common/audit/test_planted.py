@@ -23,7 +23,7 @@ from tests.unit.common.privacy.test_selfcheck import PLANTED, Plant, plant_noise
 
 MakeJob = Callable[..., Job]
 
-RELEASES, LEVEL = 1000, 1e-3
+RELEASES, LEVEL = 3000, 1e-3
 CANARIES = 350
 
 FAULTS: dict[str, Plant] = {
@@ -54,9 +54,28 @@ FAULTS: dict[str, Plant] = {
 }
 
 # Told by thousands of releases.
-BY_RELEASES: set[str] = set()
+BY_RELEASES = {
+    "a quarter of the noise",
+    "half the noise",
+    "no noise",
+    "reused noise",
+    "one draw for all",
+    "no clip",
+    "per-coordinate clip",
+    "clip to 2 C",
+    "realised-batch divisor",
+    "skipped empty batch",
+}
 # Told by canaries in one run.
-BY_CANARIES: set[str] = set()
+BY_CANARIES = {
+    "a quarter of the noise",
+    "no noise",
+    "one draw for all",
+    "no clip",
+}
+
+# Expected just below the claim, so that chance decides.
+EITHER_WAY = {"half the noise", "clip to 2 C"}
 
 
 @pytest.fixture(autouse=True)
@@ -67,12 +86,12 @@ def _no_model_is_left_changed() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def audited(make_job: MakeJob) -> Callable[[], Setting]:
-    """A site's trainer for a job of 60 steps at epsilon 1.5, with 36 public units."""
+    """A site's trainer for a job of 40 steps at epsilon 3, with 36 public units."""
 
     def make() -> Setting:
         job = make_job(
-            training={"rounds": 3, "local_steps": 20, "learning_rate": 0.05},
-            privacy={"epsilon": 1.5, "sampling_rate": 0.1},
+            training={"rounds": 2, "local_steps": 20, "learning_rate": 0.05},
+            privacy={"epsilon": 3.0, "sampling_rate": 0.25},
         )
         trainer = trainer_of(job, load_adapter(job, Path(job.model.base), "cpu"), "A", rows=4)
         public = AuditRehearsal(trainer, "A")
@@ -107,5 +126,6 @@ def test_each_fault_is_noticed_where_the_table_says(
     FAULTS[fault](monkeypatch)
     with pytest.raises(SelfCheckFailed):
         run_checks(AuditRehearsal(setting.trainer, "A"))
-    found = (by_releases(setting), by_canaries(setting))
-    assert found == (fault in BY_RELEASES, fault in BY_CANARIES)
+    assert by_releases(setting) == (fault in BY_RELEASES)
+    if fault not in EITHER_WAY:
+        assert by_canaries(setting) == (fault in BY_CANARIES)

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.audit.verify import verify
+from common.result import privacy_statement
 from tests.planted_evidence import PLANTED, Planted, table
 from tests.reference_verifier import fault_of
-from tests.story import Story, begin, told
+from tests.story import COUNTS, Story, begin, told, told_with_counts
 
 NO_PRIVACY: dict[str, Any] = {"mode": "none", "epsilon": None, "delta": None, "clip_norm": None}
 DOCS = Path(__file__).resolve().parents[4] / "docs" / "evidence.md"
@@ -34,6 +35,31 @@ def test_a_true_bundle_passes_both_verifiers(whole: Story) -> None:
     data, root = whole.bundle(), whole.by.root.certificate
     assert {claim.status for claim in verify(data, root).claims} == {"pass"}
     assert fault_of(data, root) == ""
+
+
+@pytest.mark.parametrize("silent", [(), ("B",)])
+def test_counts_are_in_every_epsilon_for_both_verifiers(silent: tuple[str, ...]) -> None:
+    """Who was asked for counts is charged, whether or not it gave any."""
+    story = told_with_counts(silent=silent)
+    data, root = story.bundle(), story.by.root.certificate
+    report = verify(data, root)
+    assert {claim.status for claim in report.claims} == {"pass"}
+    assert fault_of(data, root) == ""
+    found = [claim.found for claim in report.claims if claim.name == "epsilon"]
+    assert all("4 steps and its counts" in words for words in found)
+    plain, stated = privacy_statement(story.job, seeded=False), story.result().sites
+    assert all(site.epsilon > (plain.epsilon(4) or 9) for site in stated if site.epsilon)
+
+
+def test_counts_after_rounds_that_patience_ended_have_their_own_number() -> None:
+    story = told(rounds=4, metrics=COUNTS)
+    del story.receipts[2:]
+    assert "rounds" in failed(story.bundle(), story.by.root.certificate)
+    story.count()
+    assert story.receipts[-1].round == 5
+    # Two rounds of four are no end, but the counts' number is not what is wrong.
+    words = {c.name: c.found for c in verify(story.bundle(), story.by.root.certificate).failed}
+    assert words["rounds"].startswith("job must end after 4 rounds")
 
 
 def test_without_a_root_the_issuer_alone_is_not_checkable(whole: Story) -> None:

@@ -53,7 +53,7 @@ def subject(make_job: MakeJob) -> Callable[..., Rehearsal]:
         job = make_job(**sections)
         adapter = load_adapter(job, Path(job.model.base), "cpu")
         mechanism = mechanism_of(job, "A", keys)
-        trainer = Trainer(job, adapter, [], mechanism, per_example_loss, rows=8, engine=engine)
+        trainer = Trainer(job, adapter, [], mechanism, per_example_loss, rows=4, engine=engine)
         return Rehearsal(trainer, "A", is_seeded)
 
     return make

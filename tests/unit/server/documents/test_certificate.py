@@ -22,6 +22,8 @@ from common.audit.evidence import Evidence, write_bundle
 from common.audit.verify import verify
 from common.errors import InvalidInput
 from server.documents.certificate import certificate_of
+from server.documents.certificate_sheet import certificate_sheet
+from server.documents.screen import html_of
 from server.documents.spending import spendings
 from tests.story import told
 
@@ -211,3 +213,12 @@ def test_there_is_room_for_a_second_epsilon(certificate: made.Certificate) -> No
 def test_what_is_no_certificate_is_refused(data: bytes) -> None:
     with pytest.raises(InvalidInput):
         read_certificate(data)
+
+
+def test_a_report_that_was_handed_in_is_shown_and_never_called_a_measurement(
+    certificate: made.Certificate,
+) -> None:
+    page = html_of(certificate_sheet(certificate)).decode()
+    for words in ("0.875", "0.001", "2.75", "canary", "consistent with it and measures nothing"):
+        assert words in page
+    assert "epsilon measured" not in page
