@@ -588,7 +588,7 @@ def _(story: Story) -> Made:
     return write_bundle(evidence, {"certificate.json": said}, story.by.server)
 
 
-@plant(LEDGER, "the counts' receipt left out", "rounds")
+@plant(SIGNED, "the counts' receipt left out", "rounds")
 def _(_: Story) -> Made:
     story = told_with_counts()
     result = story.result()
@@ -596,7 +596,7 @@ def _(_: Story) -> Made:
     return story.bundle(result=result), story.by.root.certificate
 
 
-@plant(LEDGER, "counts that are used without their charge", "replies")
+@plant(SIGNED, "counts that are used without their charge", "replies")
 def _(_: Story) -> Made:
     story = told_with_counts()
     last = story.receipts[-1]
@@ -618,7 +618,7 @@ def _(_: Story) -> Made:
     return shown(told_with_counts(entry={"purpose": "update"}))
 
 
-@plant(LEDGER, "counts of another adapter than the one that was kept", "links")
+@plant(SIGNED, "counts of another adapter than the one that was kept", "links")
 def _(_: Story) -> Made:
     story, other = told_with_counts(), digest("another")
     change(story, 2, input_sha256=other, output_sha256=other)

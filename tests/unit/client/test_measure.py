@@ -19,6 +19,7 @@ from common.job import Job, SignedJob, sign_job
 from common.messages import Order, read_verdict
 from common.metric_messages import NO_COUNTS, read_counts
 from common.phases import read_charged
+from common.privacy.charge import HeadOf
 from common.receipt import Confirmation
 from common.tasks.batches import Batch
 
@@ -43,8 +44,17 @@ def released(made: Site, signed: SignedJob, vector: Vector) -> RecordDict:
     job = signed.job
     shown = read_charged(made.measure(order(signed), vector))
     assert shown.reserved.purpose == "metrics"
-    head = {"round": job.metrics_round, "site": made.home.site, "head": shown.head}
-    return made.release(Confirmation(job_sha256=job.sha256, at="2026-11-28T01:00:00Z", **head))
+    return made.release(confirmation(job, shown.head))
+
+
+def confirmation(job: Job, head: HeadOf) -> Confirmation:
+    return Confirmation(
+        job_sha256=job.sha256,
+        round=job.metrics_round,
+        site="A",
+        head=head,
+        at="2026-11-28T01:00:00Z",
+    )
 
 
 def order(signed: SignedJob, round_: int | None = None) -> Order:
@@ -135,7 +145,6 @@ def test_nothing_leaves_before_the_charges_head_is_confirmed(
 ) -> None:
     made: Site = site(policy=ALLOWED)
     job, start = signed.job, made.consider(signed).adapter.initial
-    said = {"job_sha256": job.sha256, "round": job.metrics_round, "at": "2026-11-28T01:00:00Z"}
     shown = made.measure(order(signed), start)
     assert set(shown) == {"charge"}
     charge = read_charged(shown)
@@ -143,8 +152,8 @@ def test_nothing_leaves_before_the_charges_head_is_confirmed(
     early = charge.head.model_copy(update={"size": charge.row.seq})
     for head in (other, early):
         with pytest.raises(RoundRefused, match="confirmed head must be this ledger's"):
-            made.release(Confirmation(site="A", head=head, **said))
-    assert set(made.release(Confirmation(site="A", head=charge.head, **said))) == {"counts", "head"}
+            made.release(confirmation(job, head))
+    assert set(made.release(confirmation(job, charge.head))) == {"counts", "head"}
 
 
 def test_a_site_that_does_not_allow_counts_refuses_the_job(
