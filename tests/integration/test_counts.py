@@ -7,12 +7,17 @@ from typing import Any
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
+from client.peers import Peers
+from common import pki
+from common.audit.heads_cli import read_heads
 from common.audit.recompute import check_outcome
 from common.flower import content_from_bytes, content_to_bytes
 from common.job import Job
 from common.metric_messages import METRICS
 from common.phases import RELEASE
 from common.privacy import accounting
+from common.privacy.charge import check_charge
+from common.receipt import ServerKey, verify_signed
 from server import views
 from server.measuring import answers
 
@@ -129,3 +134,43 @@ def test_counts_without_a_confirmed_charge_are_not_taken(
     assert result.metrics.silent == ("A",)
     assert answers(fed.checkpoints, made.sha256)["A"].reason.startswith("counts must follow")
     assert [site.counts for site in result.sites] == [1, 1]
+
+
+def test_a_server_that_signs_binds_the_counts_charges_to_the_last_round(
+    job: MakeJob, federation: MakeFederation
+) -> None:
+    """Sites that trust its root take the receipt, and a server started anew asks nobody again."""
+    made = job(training={"rounds": 1}, metrics=ASKED)
+    fed = federation(made, **ALLOWED)
+    root = pki.create_root("counts")
+    issued = pki.issue_server(pki.create_intermediate(root), ["127.0.0.1"])
+    fed.server_key = lambda: ServerKey(issued.certificate, issued.key)
+    for site in fed.sites.values():
+        (site.home.folder / "pki").mkdir(exist_ok=True)
+        (site.home.folder / "pki/root.pem").write_bytes(root.certificate)
+    result = fed.run()
+    last, counts = fed.checkpoints.round_receipts(made.sha256)
+    verify_signed(counts, root.certificate)
+    receipt = counts.receipt
+    assert (receipt.round, receipt.before) == (made.metrics_round, last.sha256)
+    assert receipt.input_sha256 == receipt.output_sha256 == result.vector_sha256
+    assert receipt.asked == ("A", "B")
+    for site, charge in receipt.charges.items():
+        entry = check_charge(charge, {charge.head.public_key}.__contains__)
+        assert (entry.purpose, entry.charge.noise_multiplier) == (
+            "metrics",
+            made.metrics_event.noise_multiplier if made.metrics_event else 0,
+        )
+        assert charge.since is not None
+        assert charge.since.is_same(last.receipt.heads[site])
+        kept = fed.sites[site].outbox.charges()[-1]
+        (reply,) = [reply for reply in receipt.replies if reply.site == site]
+        assert reply.payload_sha256 == kept.payload_sha256
+        home = fed.sites[site].home
+        assert Peers(fed.sites[site].outbox, home).alarms() == []
+        others, _ = read_heads(home.folder, "B" if site == "A" else "A")
+        assert [row.state for row in others] == ["first", "consistent"]
+    before = len(fed.requests)
+    assert fed.run().metrics == result.metrics
+    again = [m.metadata.message_type for _, m in fed.requests[before:]]
+    assert METRICS not in again
