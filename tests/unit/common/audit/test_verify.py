@@ -68,7 +68,7 @@ def test_the_certificate_states_counts_as_the_result_does() -> None:
     assert found == (stated.deviation, stated.sensitivity, 0.1)
     # What the counts cost alone is their share of the job's epsilon, at its share of delta.
     assert made.counts.epsilon == pytest.approx(0.6, abs=0.002)
-    assert made.counts.delta == 1e-6
+    assert made.counts.delta == pytest.approx(1e-6)
     assert [site.releases_of_counts for site in made.sites] == [1, 1]
     assert {s.name: s.epsilon for s in made.sites} == {
         s.name: s.epsilon for s in evidence.result.sites
