@@ -30,7 +30,9 @@ def heads_command(
     site: Annotated[str, typer.Option(help="Heads of this site alone.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Show the ledger heads that a site keeps: its own and its peers'.
+    """Show the ledger heads that a site keeps.
+
+    They are its own, which the server confirmed, and its peers'.
 
     Exit status 1 when a ledger forked or shrank, or a receipt was not as it must be.
     """

@@ -45,7 +45,7 @@ def test_a_ledger_that_is_whole_is_verified(whole: Make, look: Look, charge: Cha
     assert {f.mark for f in found.values()} == {"ok"}
     assert found["ledger"].found.startswith("whole: 3 entries")
     assert found["anchor"].found == "remembers 3 of the ledger's 3, and agrees"
-    assert set(found) == {"database", "ledger", "anchor", "limits"}
+    assert set(found) == {"database", "ledger", "anchor", "limits", "heads"}
 
 
 def flip(home: Path, _: Charge) -> None:
@@ -142,7 +142,7 @@ TROUBLES: dict[str, tuple[Callable[[Path, Charge], object], Expected]] = {
         "limits": ("fault", "policy.max_epsilon must be the ledger's 7", "as the ledger has them"),
     }),
     "a write was cut off": (cut_off, {
-        "ledger": CUT_OFF, "anchor": CUT_OFF, "limits": CUT_OFF,
+        "ledger": CUT_OFF, "anchor": CUT_OFF, "limits": CUT_OFF, "heads": CUT_OFF,
     }),
 }  # fmt: skip
 

@@ -4,6 +4,7 @@ The oracle is tests/reference_verifier.py, which imports nothing of ours, and fo
 the claim that the table names.
 """
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ from common.audit.certificate import identified, read_certificate, to_json
 from common.audit.evidence import write_bundle
 from common.audit.verify import verify
 from common.result import privacy_statement
+from common.stored_zip import pack, unpack
 from server.documents import write_documents
 from tests.planted_evidence import PLANTED, Planted, table
-from tests.reference_verifier import fault_of
-from tests.story import COUNTS, Story, begin, told, told_with_counts
+from tests.reference_verifier import canonical, fault_of
+from tests.story import COUNTS, Story, authorities, begin, told, told_with_counts
 
 NO_PRIVACY: dict[str, Any] = {"mode": "none", "epsilon": None, "delta": None, "clip_norm": None}
 DOCS = Path(__file__).resolve().parents[4] / "docs" / "evidence.md"
@@ -104,6 +106,17 @@ def test_a_planted_fault_is_caught_by_its_claim(planted: Planted) -> None:
     data, root = planted.make()
     assert planted.caught in failed(data, root)
     assert fault_of(data, root)
+
+
+def test_without_a_root_other_certificates_for_the_same_key_are_noticed_too(
+    smallest: tuple[bytes, bytes],
+) -> None:
+    files = unpack(smallest[0], "bundle")
+    sealed = json.loads(files["manifest.sig"])
+    leaf = sealed["chain"].split("-----BEGIN")[1]
+    stranger = authorities().intermediate.certificate.decode()
+    files["manifest.sig"] = canonical(sealed | {"chain": f"-----BEGIN{leaf}{stranger}"})
+    assert failed(pack(files), None) == {"manifest"}
 
 
 def test_a_forgery_under_another_root_is_whole_but_for_the_root() -> None:
