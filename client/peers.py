@@ -152,16 +152,29 @@ def _last_receipt(db: sqlite3.Connection, receipt: RoundReceipt) -> int | None:
     return None if found is None else int(found)
 
 
-def _sha256_of(db: sqlite3.Connection, receipt: RoundReceipt, *, back: int = 0) -> str:
-    """The hash of the receipt of that round, or of one some rounds before; empty for none."""
+def _sha256_of(db: sqlite3.Connection, receipt: RoundReceipt) -> str:
+    """The hash of the receipt of that round; empty for none."""
     query = "SELECT sha256 FROM round_receipt WHERE job_sha256 = ? AND round = ?"
-    row = db.execute(query, (receipt.job_sha256, receipt.round - back)).fetchone()
+    row = db.execute(query, (receipt.job_sha256, receipt.round)).fetchone()
+    return "" if row is None else str(row[0])
+
+
+def _sha256_before(db: sqlite3.Connection, receipt: RoundReceipt) -> str:
+    """The hash of the last receipt before it; empty for none.
+
+    Between the last round and the counts there are numbers that patience left out.
+    """
+    query = (
+        "SELECT sha256 FROM round_receipt WHERE job_sha256 = ? AND round < ? "
+        "ORDER BY round DESC LIMIT 1"
+    )
+    row = db.execute(query, (receipt.job_sha256, receipt.round)).fetchone()
     return "" if row is None else str(row[0])
 
 
 def _require_next(db: sqlite3.Connection, last: int | None, receipt: RoundReceipt) -> None:
     """The receipt follows what is known; a server that was restored may make a round anew."""
-    known = _sha256_of(db, receipt, back=1)
+    known = _sha256_before(db, receipt)
     if last is not None and receipt.round <= last:
         log.warning("server closed a round anew", round=receipt.round, job=receipt.job_sha256[:12])
         if known and receipt.before != known:

@@ -273,9 +273,10 @@ class Site:
         log.info("round ready to send", job=job.job.name, round=round_, epsilon=cost)
 
     def measure(self, order: Order, vector: Vector) -> RecordDict:
-        """Release the job's counts of an adapter, or give again the bytes of a first answer.
+        """Count for the job unless that was done, and show the charge; the counts stay here.
 
-        Charged before a held-out record is looked at; one release a job, of one adapter.
+        Charged before a held-out record is looked at; one release a job, of one adapter. As a
+        round's bytes they leave by ``release``.
 
         Raises:
             JobRefused, SelfCheckFailed: see ``consider``.
@@ -284,20 +285,21 @@ class Site:
         """
         trainer = self.consider(order.signed)
         job, event = trainer.job, trainer.job.metrics_event
+        self._peers.take(order.rounds, job.sha256)
+        self._peers.require_quiet(job)
         if event is None or order.round != job.metrics_round:
             raise RoundRefused("metrics must be those of the job, after its rounds, got others")
         if order.receipt is not None:
             self._note(job.sha256, order.receipt)
         key = RoundKey(job.sha256, order.round, vector_sha256(vector))
-        stored = self.outbox.stored(key)
-        if stored is None:
+        if self.outbox.stored(key) is None:
             start = vector.astype("<f4").tobytes()
             self.outbox.reserve(
                 key, event, start, _terms(job), within=self._life_allows, purpose="metrics"
             )
-            stored = self.outbox.store(key, self._counts(trainer, key, vector))
+            self.outbox.store(key, self._counts(trainer, key, vector))
             log.info("counts ready to send", job=job.job.name)
-        return content_from_bytes(stored)
+        return charged(self._heads.charge(job.sha256, order.round, order.prove))
 
     def _counts(self, trainer: Trainer, key: RoundKey, vector: Vector) -> bytes:
         """The one answer, as ``_content`` makes a round's: counts or, in fixed words, none."""

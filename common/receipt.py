@@ -78,7 +78,11 @@ class Reply(Section):
 
 
 class RoundReceipt(Section):
-    """One closed round.
+    """One closed round, or the one asking for a job's counts.
+
+    Counts have the number after the last round that the job may have, also where patience ended it
+    earlier; ``input_sha256`` and ``output_sha256`` are then both of the adapter that was kept, and
+    ``replies`` are the counts that were taken.
 
     Attributes:
         job_sha256: the job's.

@@ -272,6 +272,9 @@ class _Run:
                 self._receipt_for(site),
                 self.checkpoints.head(site),
                 packed=packed,
+                shown=phases.shown(
+                    *self.checkpoints.to_show(self.job.sha256, site, self.job.metrics_round)
+                ),
             )
 
         took_part = {s for s, receipt in self.receipts.items() if receipt.accepted}
@@ -292,8 +295,8 @@ class _Run:
     def _tell(self, state: str, vector: Vector | None) -> None:
 
         def content(site: str) -> RecordDict:
-            last = self.closed[-1].round + 1
-            receipts, _ = self.checkpoints.to_show(self.job.sha256, site, last)
+            after_all = self.job.metrics_round + 1
+            receipts, _ = self.checkpoints.to_show(self.job.sha256, site, after_all)
             return messages.close(
                 self.job.sha256,
                 state,

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
 from common.errors import InvalidInput, StorageFailed
-from common.job import SignedJob, find_job, parse_signed_job
+from common.job import Job, SignedJob, find_job, parse_signed_job
 from common.privacy.charge import HeadOf, SignedCharge
 from common.privacy.ledger import Head
 from common.receipt import (
@@ -345,8 +345,31 @@ class Checkpoints:
         key = self._server_key()
         return said if key is None else key.confirm(said)
 
+    def close_counts(self, job: Job, vector_sha256: str, replies: Iterable[Reply]) -> None:
+        """Sign, once, who was asked for a job's counts, who gave some, and every charge for them.
+
+        Args:
+            job: whose counts nobody is asked for any more.
+            vector_sha256: of the adapter that they are of.
+            replies: the counts that were taken.
+
+        Raises:
+            StorageFailed: the write is in doubt.
+        """
+        key, ends = self._server_key(), (vector_sha256, vector_sha256)
+        if key is None:
+            return
+        with self._database.writing() as connection:
+            if not receipts_of(connection, job.sha256, job.metrics_round):
+                make_receipt(connection, job.sha256, job.metrics_round, ends, list(replies), key)
+
+    def are_counts_closed(self, job: Job) -> bool:
+        """Whether a receipt says what came of asking for a job's counts."""
+        with self._database.reading() as connection:
+            return bool(receipts_of(connection, job.sha256, job.metrics_round))
+
     def round_receipts(self, job_sha256: str) -> list[SignedReceipt]:
-        """The signed receipt of every closed round that has one, first to last."""
+        """The signed receipt of every closed round that has one, first to last; counts' after."""
         with self._database.reading() as connection:
             return [read_receipt(content) for content in receipts_of(connection, job_sha256)]
 

@@ -1,7 +1,10 @@
 """Asking the sites for their counts, once, of the adapter that is kept.
 
-Who is asked is durable before they are, and counts as charged whatever comes back. The first answer
-of a site is the one; asked again after a crash, a site gives the same bytes.
+Who is asked is durable before they are, and counts as charged whatever comes back. As in a round a
+site shows its charge first, and its counts leave once the server has confirmed the head that holds
+it. The first answer of a site is the one; asked again after a crash, a site gives the same bytes.
+At the end a signed receipt, bound to that of the last round, holds every charge; nobody is asked
+after it.
 
 Not covered: what the counts say (common/estimates.py).
 """
@@ -16,19 +19,21 @@ import structlog
 from flwr.app import Message, RecordDict
 from numpy.typing import NDArray
 
-from common import messages
+from common import messages, phases
 from common.adapter import vector_sha256
 from common.errors import UpdateRejected
 from common.flower import content_to_bytes, message_to_bytes
 from common.job import Job
 from common.metric_messages import METRICS, read_counts
 from common.model import bytes_sha256
+from common.phases import RELEASE, is_charge
+from common.receipt import Reply
 from common.trace import exchange_id
 from server import tables
 from server.checkpoint import Checkpoints, Receipt
 from server.participants import Participants
 from server.round import ASK_AGAIN_S, site_of
-from server.witness import witness
+from server.witness import confirm, witness
 
 _GROUP = "metrics"
 
@@ -96,7 +101,7 @@ def measure(
     """
     job = sites.job
     end = time.monotonic() + job.training.deadline_s
-    while True:
+    while not checkpoints.are_counts_closed(job):
         known = answers(checkpoints, job.sha256)
         done = {site for site, answer in known.items() if answer.is_answered}
         sites.offer()
@@ -107,10 +112,20 @@ def measure(
         ask = wanted & sites.accepted & sites.connected()
         if ask:
             _note_asked(checkpoints, job.sha256, ask)
+            confirmed: dict[str, RecordDict] = {}
             for reply in sites.send(ask, METRICS, content, _GROUP, left_s):
-                _take(job, checkpoints, vector_sha256(vector), reply)
+                _take(job, checkpoints, vector_sha256(vector), reply, confirmed)
+            for reply in sites.send(confirmed, RELEASE, confirmed.__getitem__, _GROUP, left_s):
+                _take(job, checkpoints, vector_sha256(vector), reply, None)
         time.sleep(min(ASK_AGAIN_S, 0.1 if ask else 1.0, max(0.0, left_s)))
-    return _receipts(job, answers(checkpoints, job.sha256))
+    known = answers(checkpoints, job.sha256)
+    replies = (
+        Reply(site=site, payload_sha256=answer.payload_sha256, accepted=True)
+        for site, answer in known.items()
+        if answer.counts is not None
+    )
+    checkpoints.close_counts(job, vector_sha256(vector), replies)
+    return _receipts(job, known)
 
 
 def _note_asked(checkpoints: Checkpoints, job_sha256: str, asked: set[str]) -> None:
@@ -124,15 +139,41 @@ def _note_asked(checkpoints: Checkpoints, job_sha256: str, asked: set[str]) -> N
             connection.execute(table.insert(), fresh)
 
 
-def _take(job: Job, checkpoints: Checkpoints, input_sha256: str, reply: Message) -> None:
+def _take(
+    job: Job,
+    checkpoints: Checkpoints,
+    input_sha256: str,
+    reply: Message,
+    confirmed: dict[str, RecordDict] | None,
+) -> None:
+    """Take a reply in; a charge's confirmation goes into ``confirmed``, ``None`` after that."""
     site = site_of(job, reply)
     asked = reply.metadata.reply_to_message_id
     identifier = exchange_id(job.sha256, str(job.metrics_round), asked)
     if reason := messages.not_yet(reply):
         log.warning("no counts yet", id=identifier, site=site, reason=reason)
         return
-    witness(checkpoints, site, reply)
-    counts, reason = _read(job, input_sha256, reply)
+    counts, reason = None, ""
+    if confirmed is not None and is_charge(reply.content):
+        try:
+            said = confirm(checkpoints, job, job.metrics_round, input_sha256, site, reply)
+            confirmed[site] = phases.confirm(said)
+            log.info("charge taken", id=identifier, site=site)
+            return
+        except UpdateRejected as error:
+            reason = str(error)
+    else:
+        witness(checkpoints, site, reply)
+        counts, reason = _read(job, input_sha256, reply, is_confirmed=confirmed is None)
+    _keep(job, checkpoints, reply, counts, reason)
+
+
+def _keep(
+    job: Job, checkpoints: Checkpoints, reply: Message, counts: bytes | None, reason: str
+) -> None:
+    """A site's one answer, durable."""
+    site = site_of(job, reply)
+    identifier = exchange_id(job.sha256, str(job.metrics_round), reply.metadata.reply_to_message_id)
     if reason:
         log.warning("no counts", id=identifier, site=site, reason=reason)
     else:
@@ -152,12 +193,16 @@ def _take(job: Job, checkpoints: Checkpoints, input_sha256: str, reply: Message)
         )
 
 
-def _read(job: Job, input_sha256: str, reply: Message) -> tuple[bytes | None, str]:
+def _read(
+    job: Job, input_sha256: str, reply: Message, *, is_confirmed: bool
+) -> tuple[bytes | None, str]:
     """A reply's counts, or why there are none."""
     verdict = messages.read_verdict(reply.content)
     if verdict is not None:
         return None, verdict.reason or "refused"
     try:
+        if not is_confirmed:
+            raise UpdateRejected("counts must follow their confirmed charge, got none")
         found = read_counts(reply.content, job)
         if found.input_sha256 != input_sha256:
             raise UpdateRejected("counts must be of the adapter that was sent, got another's")

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from common.errors import UpdateRejected
-from common.job import parse_signed_job
+from common.job import Job, parse_signed_job
 from common.privacy.charge import HeadOf, SignedCharge
 from common.receipt import (
     Reply,
@@ -88,17 +88,15 @@ def make_receipt(
     replies: list[Reply],
     key: ServerKey,
 ) -> None:
-    """Sign and keep the receipt of a round that is being closed.
+    """Sign and keep the receipt of a round that is being closed, or of a job's counts.
 
-    ``hashes``: of the global adapter that went in and of the one that came out.
+    ``hashes``: of the global adapter that went in and of the one that came out; of counts both are
+    of the adapter that was kept.
     """
     of_round = tables.charges.c.job_sha256 == job_sha256, tables.charges.c.round == round_
     found = connection.execute(sa.select(tables.charges).where(*of_round)).mappings()
-    asked = sa.select(tables.dispatches.c.site).where(
-        tables.dispatches.c.job_sha256 == job_sha256, tables.dispatches.c.round == round_
-    )
-    sites = _sites(connection, job_sha256)
-    heads = {site: _head(connection, tables.confirmed_heads, site) for site in sites}
+    job = _job(connection, job_sha256)
+    heads = {site: _head(connection, tables.confirmed_heads, site) for site in job.sites}
     last = sa.select(tables.round_receipts.c.sha256).where(
         tables.round_receipts.c.job_sha256 == job_sha256
     )
@@ -110,7 +108,7 @@ def make_receipt(
         before=before or "",
         input_sha256=hashes[0],
         output_sha256=hashes[1],
-        asked=tuple(sorted(connection.execute(asked).scalars())),
+        asked=_asked(connection, job, round_),
         replies=tuple(sorted(replies, key=lambda reply: reply.site)),
         charges={row["site"]: read_charge(bytes(row["content"])) for row in found},
         heads={site: head for site, head in heads.items() if head is not None},
@@ -180,9 +178,18 @@ def _last_receipts(connection: Connection) -> list[SignedReceipt]:
     return [read_receipt(bytes(content)) for content in connection.execute(query).scalars()]
 
 
-def _sites(connection: Connection, job_sha256: str) -> tuple[str, ...]:
+def _job(connection: Connection, job_sha256: str) -> Job:
     query = sa.select(tables.jobs.c.signed).where(tables.jobs.c.sha256 == job_sha256)
-    return parse_signed_job(bytes(connection.execute(query).scalar_one())).job.sites
+    return parse_signed_job(bytes(connection.execute(query).scalar_one())).job
+
+
+def _asked(connection: Connection, job: Job, round_: int) -> tuple[str, ...]:
+    """Who may have been asked, for a round or for the counts after the last."""
+    counts, table = tables.counts.c, tables.dispatches.c
+    query = sa.select(counts.site).where(counts.job_sha256 == job.sha256)
+    if round_ != job.metrics_round:
+        query = sa.select(table.site).where(table.job_sha256 == job.sha256, table.round == round_)
+    return tuple(sorted(connection.execute(query).scalars()))
 
 
 def _head(connection: Connection, table: sa.Table, site: str) -> HeadOf | None:

@@ -2,7 +2,7 @@
 
 A site whose ledger is an older copy, or went on from one, finds that out by it. A round's charge is
 checked against the job and the site's admitted keys before its head is confirmed, and no update is
-taken before that.
+taken before that, nor any counts.
 """
 
 import hashlib
@@ -16,7 +16,8 @@ from common.errors import UpdateRejected
 from common.job import Job
 from common.phases import read_charged
 from common.privacy.charge import check_charge
-from common.privacy.entries import Reserved
+from common.privacy.entries import Purpose, Reserved
+from common.privacy.event import GaussianSteps
 from common.receipt import Confirmation, SignedConfirmation
 from server.checkpoint import Checkpoints
 
@@ -71,15 +72,26 @@ def _require_planned(entry: Reserved, job: Job, round_: int, input_sha256: str) 
             f"{entry.input_sha256[:12]}"
         )
     plan, charge, terms = job.privacy, entry.charge, entry.terms
+    event, purpose = _planned(job, round_)
     # Each side calibrates the noise itself: equal but for how a machine rounds.
-    is_planned = charge.sampling_rate == plan.sampling_rate and math.isclose(
-        charge.noise_multiplier, job.noise_multiplier, rel_tol=1e-6
+    is_planned = charge.sampling_rate == event.sampling_rate and math.isclose(
+        charge.noise_multiplier, event.noise_multiplier, rel_tol=1e-6
     )
-    if charge.steps != job.training.local_steps or not is_planned:
+    if charge.steps != event.steps or not is_planned:
         raise UpdateRejected(
-            f"charge must be {job.training.local_steps} steps at rate {plan.sampling_rate:g} and "
-            f"noise {job.noise_multiplier:g}, got {charge.steps} at {charge.sampling_rate:g} and "
+            f"charge must be {event.steps} steps at rate {event.sampling_rate:g} and "
+            f"noise {event.noise_multiplier:g}, got {charge.steps} at {charge.sampling_rate:g} and "
             f"{charge.noise_multiplier:g}"
         )
+    if entry.purpose != purpose:
+        raise UpdateRejected(f"charge must be for {purpose}, got one for {entry.purpose}")
     if (terms.unit, terms.unit_cap, terms.delta) != (plan.unit, plan.unit_cap, plan.delta):
         raise UpdateRejected("charge must be under the job's terms, got other terms")
+
+
+def _planned(job: Job, round_: int) -> tuple[GaussianSteps, Purpose]:
+    """What a site is charged under that number: a round, or the counts after the last."""
+    if job.metrics_event is not None and round_ == job.metrics_round:
+        return job.metrics_event, "metrics"
+    rate, steps = job.privacy.sampling_rate, job.training.local_steps
+    return GaussianSteps(rate, job.noise_multiplier, steps), "update"

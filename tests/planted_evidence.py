@@ -29,6 +29,7 @@ from server.documents.certificate import certificate_of
 from server.documents.spending import spendings
 from tests.story import (
     BEFORE,
+    COUNTS,
     Ledger,
     Story,
     authorities,
@@ -36,6 +37,7 @@ from tests.story import (
     digest,
     make_job,
     told,
+    told_with_counts,
 )
 
 BYTES, SIGNED, LEDGER, CLAIM = "the file", "the server's word", "a site's ledger", "what is claimed"
@@ -584,6 +586,82 @@ def _(story: Story) -> Made:
         site["epsilon"] = half
     said = to_json_certificate(identified(**parts))
     return write_bundle(evidence, {"certificate.json": said}, story.by.server)
+
+
+@plant(SIGNED, "the counts' receipt left out", "rounds")
+def _(_: Story) -> Made:
+    story = told_with_counts()
+    result = story.result()
+    del story.receipts[-1]
+    return story.bundle(result=result), story.by.root.certificate
+
+
+@plant(SIGNED, "counts that are used without their charge", "replies")
+def _(_: Story) -> Made:
+    story = told_with_counts()
+    last = story.receipts[-1]
+    heads = last.heads | {"B": story.receipts[-2].heads["B"]}
+    change(story, 2, charges={"A": last.charges["A"]}, heads=heads)
+    return shown(story)
+
+
+@plant(LEDGER, "counts charged with twice the noise that they have", "charges")
+def _(_: Story) -> Made:
+    counts = make_job(metrics=COUNTS).metrics_event
+    noise = 2 * counts.noise_multiplier if counts else 0.0
+    charge = {"sampling_rate": 1.0, "noise_multiplier": noise, "steps": 1}
+    return shown(told_with_counts(entry={"charge": charge}))
+
+
+@plant(LEDGER, "counts charged as a round of training", "charges")
+def _(_: Story) -> Made:
+    return shown(told_with_counts(entry={"purpose": "update"}))
+
+
+@plant(SIGNED, "counts of another adapter than the one that was kept", "links")
+def _(_: Story) -> Made:
+    story, other = told_with_counts(), digest("another")
+    change(story, 2, input_sha256=other, output_sha256=other)
+    return shown(story)
+
+
+@plant(CLAIM, "counts that are charged, and left out of a site's epsilon", "epsilon")
+def _(_: Story) -> Made:
+    story = told_with_counts()
+    less = privacy_statement(story.job, seeded=False).epsilon(4)
+    return altered(story, lambda r: r["sites"][0].update(epsilon=less)), story.by.root.certificate
+
+
+@plant(CLAIM, "a site that was asked for counts and gave none, as if it had not been", "epsilon")
+def _(_: Story) -> Made:
+    story = told_with_counts(silent=["B"])
+    less = privacy_statement(story.job, seeded=False).epsilon(4)
+
+    def forgotten(result: dict[str, Any]) -> None:
+        result["metrics"]["silent"] = []
+        result["sites"][1] |= {"counts": 0, "epsilon": less}
+
+    return altered(story, forgotten), story.by.root.certificate
+
+
+@plant(CLAIM, "the counts forgotten by the whole result", "result")
+def _(_: Story) -> Made:
+    story = told_with_counts()
+    less = privacy_statement(story.job, seeded=False).epsilon(4)
+
+    def forgotten(result: dict[str, Any]) -> None:
+        result["metrics"] = result["privacy"]["metrics_noise_multiplier"] = None
+        for site in result["sites"]:
+            site |= {"counts": 0, "epsilon": less}
+
+    return altered(story, forgotten), story.by.root.certificate
+
+
+@plant(CLAIM, "less noise on the counts than is charged for them", "result")
+def _(_: Story) -> Made:
+    story = told_with_counts()
+    half = story.job.metrics_deviation / 2
+    return altered(story, lambda r: r["metrics"].update(deviation=half)), story.by.root.certificate
 
 
 def change(story: Story, index: int, **fields: object) -> None:

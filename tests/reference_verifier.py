@@ -14,7 +14,7 @@ import re
 import struct
 import zipfile
 import zlib
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import Any
 
 import dp_accounting as dpa
@@ -69,10 +69,15 @@ def _verify(data: bytes, root: x509.Certificate) -> None:
     job = signed_job(files["job.json"], manifest)
     result = json.loads(files["result.json"])
     receipts = rounds_of(files, job, result, manifest, root)
-    asked = {site: [site in r["asked"] for r in receipts] for site in job["data"]["population"]}
+    counting = receipts[-1] if "metrics" in job else None
+    rounds = [receipt for receipt in receipts if receipt is not counting]
+    asked = {site: [site in r["asked"] for r in rounds] for site in job["data"]["population"]}
     for site in asked:
         site_story(site, receipts, files[f"sites/{site}/certificate.pem"], job, result, root)
-    claims(job, result, manifest, asked)
+    claims(job, result, manifest, asked, set(counting["asked"]) if counting else set())
+    if counting:
+        counts(counting, job, result)
+    need((result["metrics"] is None) == (counting is None), "counts")
     promises = [n for n in files if n.startswith("documents/") and "/certificate." in n]
     need(result["private"] or not promises, "a certificate of nothing")
     for name in promises:
@@ -125,6 +130,8 @@ def rounds_of(
         signed = json.loads(files[name])
         need(canonical(signed) == files[name], f"{name} is not canonical")
         receipt = signed["receipt"]
+        is_counting = "metrics" in job and number == len(names)
+        number = job["training"]["rounds"] + 1 if is_counting else number
         need(name == f"rounds/{number:05}.json" and receipt["round"] == number, f"gap at {number}")
         need(receipt["before"] == before, f"round {number} follows another")
         need(receipt["job_sha256"] == manifest["job_sha256"], f"round {number} of another job")
@@ -132,14 +139,33 @@ def rounds_of(
         key = server_key(signed["chain"].encode(), root, when(receipt["closed_at"]))
         message = b"veiltune round receipt v1\n" + canonical(receipt)
         key.verify(bytes.fromhex(signed["signature"]), message, SHA)
-        replies(receipt, job)
+        replies(receipt, job, 0 if is_counting else job["training"]["quorum"])
         before, output = sha(files[name]), receipt["output_sha256"]
         receipts.append(receipt)
-    ending(receipts, job, result)
+    ending(receipts[:-1] if "metrics" in job else receipts, job, result)
     return receipts
 
 
-def replies(receipt: dict[str, Any], job: dict[str, Any]) -> None:
+def counts(receipt: dict[str, Any], job: dict[str, Any], result: dict[str, Any]) -> None:
+    """What the result makes of the counts, beside what was signed of them."""
+    stated, asked = result["metrics"], job["metrics"]
+    given = {reply["site"] for reply in receipt["replies"]}
+    need(receipt["input_sha256"] == result["vector_sha256"], "counts of another adapter")
+    need(receipt["output_sha256"] == result["vector_sha256"], "counts of another adapter")
+    need({one["site"] for one in stated["sites"]} == given, "counts of others")
+    need(set(receipt["asked"]) - given <= set(stated["silent"]), "silent sites left out")
+    need(stated["hold_out"] == asked["hold_out"], "hold-out")
+    need({h["name"] for h in stated["histograms"]} == set(asked["release"]), "histograms")
+    most = asked.get("records_per_unit", 1)
+    need(stated["records_per_unit"] == most, "cap of a unit")
+    # A record adds at most ``most`` to a histogram, all of a unit's perhaps to the same bin.
+    moved = most * math.sqrt(sum(h["most"] ** 2 for h in stated["histograms"]))
+    noise = result["privacy"]["metrics_noise_multiplier"]
+    need(math.isclose(stated["sensitivity"], moved, rel_tol=1e-9), "sensitivity")
+    need(math.isclose(stated["deviation"], noise * moved, rel_tol=1e-6), "noise on the counts")
+
+
+def replies(receipt: dict[str, Any], job: dict[str, Any], quorum: int) -> None:
     asked, sites = receipt["asked"], job["data"]["population"]
     need(asked == sorted(set(asked)) and set(asked) <= set(sites), "asked strangers")
     named = [reply["site"] for reply in receipt["replies"]]
@@ -147,7 +173,7 @@ def replies(receipt: dict[str, Any], job: dict[str, Any]) -> None:
     need(set(receipt["charges"]) <= set(asked) and set(receipt["heads"]) <= set(sites), "charges")
     accepted = [reply["site"] for reply in receipt["replies"] if reply["accepted"]]
     need(set(accepted) <= set(receipt["charges"]), "an update without its charge")
-    need(len(accepted) >= job["training"]["quorum"], "no quorum")
+    need(len(accepted) >= quorum, "no quorum")
 
 
 def ending(receipts: list[dict[str, Any]], job: dict[str, Any], result: dict[str, Any]) -> None:
@@ -246,16 +272,22 @@ def planned(
     need(entry["kind"] == "reserved", "no charge")
     for name in ("job_sha256", "round", "input_sha256"):
         need(entry[name] == receipt[name], f"charge of another {name}")
-    need(said["steps"] == job["training"]["local_steps"], "steps")
-    need(said["sampling_rate"] == privacy["sampling_rate"], "rate")
-    noise = result["privacy"]["noise_multiplier"]
+    is_counting = receipt["round"] > job["training"]["rounds"]
+    need(entry.get("purpose", "update") == ("metrics" if is_counting else "update"), "purpose")
+    need(said["steps"] == (1 if is_counting else job["training"]["local_steps"]), "steps")
+    need(said["sampling_rate"] == (1 if is_counting else privacy["sampling_rate"]), "rate")
+    noise = result["privacy"]["metrics_noise_multiplier" if is_counting else "noise_multiplier"]
     need(math.isclose(said["noise_multiplier"], noise, rel_tol=1e-6), "noise")
     need(terms["unit"] == privacy["unit"] and terms["delta"] == privacy.get("delta"), "terms")
     need(terms.get("unit_cap") == privacy.get("unit_cap"), "cap")
 
 
 def claims(
-    job: dict[str, Any], result: dict[str, Any], manifest: dict[str, Any], asked: dict[str, Any]
+    job: dict[str, Any],
+    result: dict[str, Any],
+    manifest: dict[str, Any],
+    asked: dict[str, Any],
+    counted: set[str],
 ) -> None:
     privacy, steps, stated = job["privacy"], job["training"]["local_steps"], result["privacy"]
     need(result["job_sha256"] == manifest["job_sha256"], "result of another job")
@@ -268,14 +300,18 @@ def claims(
     if privacy["mode"] == "none":
         return
     rate, noise, delta = stated["sampling_rate"], stated["noise_multiplier"], stated["delta"]
-    whole = by_pld(rate, noise, job["training"]["rounds"] * steps, delta)
+    beside = stated["metrics_noise_multiplier"]
+    need((beside is None) == ("metrics" not in job), "noise of counts")
+    whole = by_pld(rate, noise, job["training"]["rounds"] * steps, delta, beside)
     need(whole <= privacy["epsilon"] + 0.01, "plan costs too much")
     for site in result["sites"]:
         need(site["steps"] >= sum(asked[site["name"]]) * steps, "fewer steps than asked")
         need(site["delta"] == delta, "delta")
-        found = by_pld(rate, noise, site["steps"], delta)
+        need(site["counts"] >= (site["name"] in counted), "counts left out")
+        mine = beside if site["counts"] else None
+        found = by_pld(rate, noise, site["steps"], delta, mine)
         need(math.isclose(site["epsilon"], found, rel_tol=0.004, abs_tol=0.004), "epsilon")
-        need(site["epsilon"] <= by_rdp(rate, noise, site["steps"], delta), "above RDP")
+        need(site["epsilon"] <= by_rdp(rate, noise, site["steps"], delta, mine), "above RDP")
     for number, row in enumerate(result["rounds"], start=1):
         most = max(sum(them[:number]) for them in asked.values())
         need(row["epsilon"] >= by_pld(rate, noise, most * steps, delta) - 0.004, "round's epsilon")
@@ -293,17 +329,33 @@ def certified(certificate: dict[str, Any], result: dict[str, Any]) -> None:
 
 
 @lru_cache(maxsize=64)
-def by_pld(rate: float, noise: float, steps: int, delta: float) -> float:
+def by_pld(
+    rate: float, noise: float, steps: int, delta: float, beside: float | None = None
+) -> float:
     one = privacy_loss_distribution.from_gaussian_mechanism(
         noise, sampling_prob=rate, value_discretization_interval=2e-4
     )
-    return float(one.self_compose(steps).get_epsilon_for_delta(delta)) if steps else 0.0
+    whole = [one.self_compose(steps)] if steps else []
+    if beside is not None:
+        whole.append(
+            privacy_loss_distribution.from_gaussian_mechanism(
+                beside, value_discretization_interval=2e-4
+            )
+        )
+    if not whole:
+        return 0.0
+    return float(reduce(lambda a, b: a.compose(b), whole).get_epsilon_for_delta(delta))
 
 
 @lru_cache(maxsize=64)
-def by_rdp(rate: float, noise: float, steps: int, delta: float) -> float:
+def by_rdp(
+    rate: float, noise: float, steps: int, delta: float, beside: float | None = None
+) -> float:
     event = dpa.PoissonSampledDpEvent(rate, dpa.GaussianDpEvent(noise))
-    return float(RdpAccountant().compose(event, steps).get_epsilon(delta))
+    accountant = RdpAccountant().compose(event, steps)
+    if beside is not None:
+        accountant.compose(dpa.GaussianDpEvent(beside))
+    return float(accountant.get_epsilon(delta))
 
 
 def climbed(index: int, size: int, leaf: bytes, path: list[bytes]) -> bytes:

@@ -7,16 +7,20 @@ changes is signed again with the very keys, as a dishonest server or site would.
 import datetime as dt
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common import pki
 from common.audit.evidence import Evidence, write_bundle
+from common.histograms import bins
 from common.job import Job, SignedJob, sign_job
+from common.measured import measured
 from common.privacy.charge import HeadOf, LedgerRow, SignedCharge
 from common.privacy.entries import Created, Rekeyed, Released, Reserved, write_entry
+from common.privacy.event import GaussianSteps
 from common.privacy.ledger import Chain, Row, public_hex
 from common.receipt import Reply, RoundReceipt, ServerKey, SignedReceipt
 from common.result import Result, privacy_statement, site_result
@@ -35,10 +39,19 @@ def digest(words: str) -> str:
     return hashlib.sha256(words.encode()).hexdigest()
 
 
-def make_job(sites: Sequence[str] = ("A", "B"), rounds: int = 2, **privacy: object) -> Job:
-    """A job of two steps a round."""
+COUNTS = {"release": ["accuracy", "classes"], "hold_out": 0.25, "share": 0.1, "records_per_unit": 2}
+
+
+def make_job(
+    sites: Sequence[str] = ("A", "B"),
+    rounds: int = 2,
+    metrics: Mapping[str, object] | None = None,
+    **privacy: object,
+) -> Job:
+    """A job of two steps a round; with ``metrics`` it has counts after the last."""
     return Job.model_validate(
-        {
+        ({} if metrics is None else {"metrics": dict(metrics)})
+        | {
             "job": {"name": "small"},
             "model": {"base": "builtin:none", "sha256": digest("base")},
             "adapter": {"targets": ("query",)},
@@ -193,6 +206,37 @@ class Story:
             )
         )
 
+    def count(self, *, silent: Sequence[str] = (), entry: Mapping[str, Any] | None = None) -> None:
+        """Ask all sites for their counts; a silent one had charged, and sent nothing after it."""
+        job, last = self.job, self.receipts[-1]
+        number = job.metrics_round
+        charges = {
+            site: self._charge(site, number, last.heads.get(site), entry or {}, {})
+            for site in job.sites
+        }
+        self.receipts.append(
+            RoundReceipt(
+                job_sha256=job.sha256,
+                round=number,
+                closed_at=f"{self.begun + dt.timedelta(minutes=30 + number):%Y-%m-%dT%H:%M:%SZ}",
+                before="",
+                input_sha256=last.output_sha256,
+                output_sha256=last.output_sha256,
+                asked=job.sites,
+                replies=tuple(
+                    Reply(site=s, payload_sha256=digest(f"{s}{number}"), accepted=True)
+                    for s in charges
+                    if s not in silent
+                ),
+                charges=charges,
+                heads=last.heads | {site: charge.head for site, charge in charges.items()},
+            )
+        )
+
+    def _counted(self) -> RoundReceipt | None:
+        last = self.receipts[-1] if self.receipts else None
+        return last if last and last.round == self.job.metrics_round and self.job.metrics else None
+
     def _charge(
         self,
         site: str,
@@ -202,16 +246,15 @@ class Story:
         named: Mapping[str, int],
     ) -> SignedCharge:
         ledger, job, privacy = self.ledgers[site], self.job, self.job.privacy
+        event = GaussianSteps(privacy.sampling_rate, job.noise_multiplier, job.training.local_steps)
+        if (counts := job.metrics_event) is not None and number == job.metrics_round:
+            event, entry = counts, {"purpose": "metrics"} | dict(entry)
         said: dict[str, Any] = {
             "job_sha256": job.sha256,
             "round": number,
-            "input_sha256": digest(f"adapter {number - 1}"),
+            "input_sha256": digest(f"adapter {min(number - 1, len(self.receipts))}"),
             "start_sha256": digest(f"start {number - 1}"),
-            "charge": {
-                "sampling_rate": privacy.sampling_rate,
-                "noise_multiplier": job.noise_multiplier,
-                "steps": job.training.local_steps,
-            },
+            "charge": asdict(event),
             "terms": {"unit": privacy.unit, "unit_cap": privacy.unit_cap, "delta": privacy.delta},
             "code_sha256": digest("code"),
             "accountant": "pld",
@@ -237,6 +280,11 @@ class Story:
         """What ``result.json`` states, each epsilon by the library's accountant."""
         job, privacy = self.job, privacy_statement(self.job, seeded=self.is_simulation)
         steps = job.training.local_steps
+        counting = self._counted()
+        given = {reply.site for reply in counting.replies} if counting else set[str]()
+        size = bins(job.histograms)
+        counts = {site: np.arange(9, 9 + size, dtype=np.int64) for site in given}
+        silent = sorted(set(counting.asked) - given) if counting else ()
         asked = {
             site: [sum(site in r.asked for r in self.receipts[:n]) * steps for n in self._numbers()]
             for site in job.sites
@@ -248,7 +296,16 @@ class Story:
             "task": job.job.task,
             "grid": "link",
             "private": privacy.is_private,
-            "sites": [site_result(site, asked[site][-1], privacy) for site in job.sites],
+            "sites": [
+                site_result(
+                    site,
+                    asked[site][-1],
+                    privacy,
+                    is_counted=counting is not None and site in counting.asked,
+                )
+                for site in job.sites
+            ],
+            "metrics": measured(job, counts, silent),
             "start": None,
             "rounds": [
                 quality
@@ -269,7 +326,7 @@ class Story:
         return Result.model_validate(data | self.changes)
 
     def _numbers(self) -> range:
-        return range(1, len(self.receipts) + 1)
+        return range(1, len(self.receipts) + (self._counted() is None))
 
     def evidence(self) -> Evidence:
         """All of it."""
@@ -291,7 +348,7 @@ class Story:
 def begin(sites: Sequence[str] = ("A", "B"), rounds: int = 2, **privacy: object) -> Story:
     """Everybody enrolled, no round yet."""
     by = authorities()
-    story = Story(by, sign_job(make_job(sites, rounds, **privacy), by.operator))
+    story = Story(by, sign_job(make_job(sites, rounds, **privacy), by.operator))  # type: ignore[arg-type]
     story.enrol()
     return story
 
@@ -301,4 +358,13 @@ def told(sites: Sequence[str] = ("A", "B"), rounds: int = 2, **privacy: object) 
     story = begin(sites, rounds, **privacy)
     for _ in range(rounds):
         story.round()
+    return story
+
+
+def told_with_counts(
+    *, silent: Sequence[str] = (), entry: Mapping[str, Any] | None = None
+) -> Story:
+    """The same, with counts after the last round."""
+    story = told(metrics=COUNTS)
+    story.count(silent=silent, entry=entry)
     return story

@@ -10,7 +10,7 @@ the bundle's manifest carries.
 import hashlib
 import json
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import rfc8785
 from pydantic import ConfigDict, Field, StringConstraints
@@ -96,6 +96,32 @@ class Mechanism(_Part):
     counts_noise_multiplier: Annotated[float, Field(gt=0)] | None
 
 
+class CountsReleased(_Part):
+    """A second mechanism, in every epsilon: counts of held-out records, once a site.
+
+    Absent where a job has none.
+
+    Attributes:
+        hold_out: the share of a site's units that train nothing and are counted.
+        share: the share of the job's epsilon and delta that the counts alone may cost.
+        records_per_unit: the most records of a unit that count.
+        sensitivity: what one unit can move all of a site's counts together, in L2.
+        noise_multiplier: noise over sensitivity; ``noise_deviation``: on each count.
+        epsilon: of the counts by themselves, at ``delta``.
+    """
+
+    name: Literal["Gaussian, rounded to whole numbers, on every count"]
+    histograms: Annotated[tuple[Text, ...], Field(strict=False, min_length=1)]
+    hold_out: Annotated[float, Field(gt=0, lt=1)]
+    share: Annotated[float, Field(gt=0, lt=1)]
+    records_per_unit: Annotated[int, Field(ge=1)]
+    sensitivity: Annotated[float, Field(gt=0)]
+    noise_multiplier: Annotated[float, Field(gt=0)]
+    noise_deviation: Annotated[float, Field(gt=0)]
+    epsilon: Epsilon | None
+    delta: Delta
+
+
 class Accountant(_Part):
     """One of three that computed every epsilon."""
 
@@ -141,6 +167,7 @@ class SiteSpent(_Part):
         population: declared in the job, never counted.
         steps: charged to it; ``steps_signed`` of them by rows that it signed, the rest for rounds
             that it was asked for and never answered, or that were not closed.
+        releases_of_counts: that are charged to it, 0 or 1; ``epsilon`` is with them.
         person_epsilon: of somebody with ``person_records`` records at this site.
     """
 
@@ -238,6 +265,7 @@ class Certificate(_Part):
     job: JobNamed
     promise: Promise
     mechanism: Mechanism
+    counts: CountsReleased | None = None
     accountants: Annotated[tuple[Accountant, ...], Field(strict=False, min_length=1)]
     sites: Annotated[tuple[SiteSpent, ...], Field(strict=False, min_length=1)]
     known_to_several_sites: Annotated[tuple[Together, ...], Field(strict=False)]
@@ -264,15 +292,23 @@ def identified(**parts: object) -> Certificate:
 
 def id_of(certificate: Certificate) -> str:
     """A short hash of everything but the id: the first 48 bits of a sha256."""
-    content = certificate.model_dump(mode="json", exclude={"id"})
+    content = _content(certificate)
+    del content["id"]
     digest = hashlib.sha256(rfc8785.dumps(content)).hexdigest()
     return "-".join(("VT", digest[:4], digest[4:8], digest[8:12]))
 
 
 def to_json(certificate: Certificate) -> bytes:
     """The file's bytes."""
-    content = certificate.model_dump(mode="json")
+    content = _content(certificate)
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _content(certificate: Certificate) -> dict[str, Any]:
+    """What is written: of counts nothing where there are none, as before there were any."""
+    return certificate.model_dump(
+        mode="json", exclude={"counts"} if certificate.counts is None else None
+    )
 
 
 def read_certificate(data: bytes) -> Certificate:
@@ -310,9 +346,16 @@ def require_agreement(certificate: Certificate, result: Result) -> None:
         ("unit", certificate.promise.unit, wanted.unit),
         ("delta", certificate.promise.delta, wanted.delta),
     ]
-    claims = {site.name: (site.epsilon, site.delta, site.steps) for site in result.sites}
+    counts, noise = certificate.counts, wanted.metrics_noise_multiplier
+    pairs.append(("counts_noise_multiplier", stated.counts_noise_multiplier, noise))
+    pairs.append(("counts", counts.noise_multiplier if counts else None, noise))
+    claims = {s.name: (s.epsilon, s.delta, s.steps, s.counts) for s in result.sites}
     pairs += [
-        (f"sites.{s.name}", (s.epsilon, s.delta, s.steps), claims.get(s.name))
+        (
+            f"sites.{s.name}",
+            (s.epsilon, s.delta, s.steps, s.releases_of_counts),
+            claims.get(s.name),
+        )
         for s in certificate.sites
     ]
     most = max((site.epsilon or math.inf for site in certificate.sites), default=math.inf)

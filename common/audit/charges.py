@@ -79,7 +79,7 @@ def check_certificates(site: str, evidence: Evidence, roots: bytes) -> str:
 
 
 def check_charges(site: str, evidence: Evidence, roots: bytes) -> str:
-    """Each charge is signed, under its head, and what the job's plan says of that round."""
+    """Each charge is signed, under its head, and what the job's plan says of it."""
     keys, count = certified_keys(site, evidence), 0
     for receipt, charge in _charges(site, evidence):
         moment = moment_of(receipt.closed_at)
@@ -90,6 +90,8 @@ def check_charges(site: str, evidence: Evidence, roots: bytes) -> str:
             raise Refusal(f"round {receipt.round}: {error}") from error
         count += 1
     words = f"{counted(count, 'charge')} signed and as planned"
+    if evidence.counting and site in evidence.counting.charges:
+        words += ", one of them of counts"
     asked = sum(site in signed.receipt.asked for signed in evidence.receipts)
     return words + (f"; {asked - count} of {asked} orders without one" if asked > count else "")
 
@@ -153,15 +155,20 @@ def _require_growth(last: HeadOf | None, head: HeadOf, where: str) -> None:
 def _require_plan(entry: Reserved, receipt: RoundReceipt, evidence: Evidence) -> None:
     """The ledger's own words against job and receipt."""
     job, charge = evidence.job.job, entry.charge
-    privacy, noise = job.privacy, evidence.result.privacy.noise_multiplier
+    privacy = job.privacy
+    is_counting = receipt is evidence.counting
+    event = evidence.result.privacy.events(job.training.local_steps, int(is_counting))[-1]
     said = {
         "job": entry.job_sha256 == job.sha256,
         "round": entry.round == receipt.round,
         "input": entry.input_sha256 == receipt.input_sha256,
-        "steps": charge.steps == job.training.local_steps,
-        "sampling rate": charge.sampling_rate == privacy.sampling_rate,
+        "purpose": entry.purpose == ("metrics" if is_counting else "update"),
+        "steps": charge.steps == event.steps,
+        "sampling rate": charge.sampling_rate == event.sampling_rate,
         # Each side calibrates the noise itself: equal but for how a machine rounds.
-        "noise multiplier": math.isclose(charge.noise_multiplier, noise, rel_tol=1e-6),
+        "noise multiplier": math.isclose(
+            charge.noise_multiplier, event.noise_multiplier, rel_tol=1e-6
+        ),
         "unit": (entry.terms.unit, entry.terms.unit_cap) == (privacy.unit, privacy.unit_cap),
         "delta": entry.terms.delta == privacy.delta,
     }

@@ -28,7 +28,7 @@ from common.errors import InvalidInput, Refusal
 from common.job import Hex64, SignedJob, parse_signed_job
 from common.keys import MAX_PEM_BYTES
 from common.privacy.entries import Stamp
-from common.receipt import SignedReceipt, read_receipt, to_bytes
+from common.receipt import RoundReceipt, SignedReceipt, read_receipt, to_bytes
 from common.result import MAX_RESULT_BYTES, Result, to_json
 from common.signed import Hex, Pem
 from common.stored_zip import MOST_MEMBERS, is_plain, pack, unpack
@@ -51,7 +51,7 @@ class Evidence:
 
     Attributes:
         job: the manifest that the operator signed.
-        receipts: of every closed round, 1 first.
+        receipts: of every closed round, 1 first, and after them that of the job's counts.
         certificates: each site's certificates (PEM), for every key that signed a charge of it: a
             leaf, then its intermediate, and so on.
         result: what the job claims.
@@ -67,6 +67,19 @@ class Evidence:
     is_simulation: bool
     made_at: str
     software: str
+
+    @cached_property
+    def rounds(self) -> tuple[SignedReceipt, ...]:
+        """The receipts of rounds alone."""
+        last = self.job.job.training.rounds
+        return tuple(signed for signed in self.receipts if signed.receipt.round <= last)
+
+    @cached_property
+    def counting(self) -> RoundReceipt | None:
+        """The receipt of the counts, where the job has any."""
+        job = self.job.job
+        numbered = (s.receipt for s in self.receipts if s.receipt.round == job.metrics_round)
+        return None if job.metrics is None else next(numbered, None)
 
 
 class Manifest(Section):

@@ -3,7 +3,8 @@
 Every function says what it found and raises Refusal at the first thing that does not hold.
 
 Not covered: the sites' charges in them (common/audit/charges.py); that the mean of the updates is
-what came out, since no update is in a bundle.
+what came out, since no update is in a bundle; that a site sent the counts that the result states,
+since what it sent is named by a hash over more than them.
 """
 
 from itertools import pairwise
@@ -19,6 +20,10 @@ def check_chain(evidence: Evidence) -> str:
     """No round is missing, added, or of another job; each receipt names the one before by hash."""
     job, receipts = evidence.job.job, evidence.receipts
     numbers = [signed.receipt.round for signed in receipts]
+    if job.metrics is not None:
+        if job.metrics_round not in numbers[-1:]:
+            raise Refusal(f"job's counts must have the last receipt, got {numbers[-20:]}")
+        numbers = numbers[:-1]
     if not numbers or numbers != list(range(1, len(numbers) + 1)):
         raise Refusal(f"rounds must be 1 to the last, each once, got {numbers[:20]}")
     before = ""
@@ -37,7 +42,8 @@ def check_chain(evidence: Evidence) -> str:
             f"job must end after {job.training.rounds} rounds or by its patience, "
             f"got {len(numbers)} rounds"
         )
-    return f"rounds 1 to {numbers[-1]} of {job.training.rounds}, each bound to the one before"
+    words = f"rounds 1 to {numbers[-1]} of {job.training.rounds}, each bound to the one before"
+    return words if job.metrics is None else f"{words}, and the counts after them"
 
 
 def check_signatures(evidence: Evidence, roots: bytes) -> str:
@@ -54,7 +60,7 @@ def check_signatures(evidence: Evidence, roots: bytes) -> str:
 
 def check_links(evidence: Evidence) -> str:
     """What came out of a round went into the next, and the kept round's is the result's adapter."""
-    for one, other in pairwise(signed.receipt for signed in evidence.receipts):
+    for one, other in pairwise(signed.receipt for signed in evidence.rounds):
         if other.input_sha256 != one.output_sha256:
             raise Refusal(
                 f"round {other.round} must start from what round {one.round} made, got another"
@@ -63,9 +69,12 @@ def check_links(evidence: Evidence) -> str:
     kept = kept_round(evidence.job.job, result.rounds)
     if result.kept_round not in (None, kept):
         raise Refusal(f"kept round must be {kept}, got {result.kept_round}")
-    if kept > len(evidence.receipts):
+    if kept > len(evidence.rounds):
         raise Refusal(f"kept round must be one with a receipt, got {kept}")
-    output = evidence.receipts[kept - 1].receipt.output_sha256
+    output = evidence.rounds[kept - 1].receipt.output_sha256
+    counting = evidence.counting
+    if counting and {counting.input_sha256, counting.output_sha256} != {output}:
+        raise Refusal(f"counts must be of the adapter that round {kept} made, got another's")
     if result.vector_sha256 != output:
         found = (result.vector_sha256 or "none")[:16]
         raise Refusal(f"result's adapter must be what round {kept} made, got {found}")
@@ -76,10 +85,12 @@ def check_replies(evidence: Evidence) -> str:
     """Only sites of the job were asked and answered; whose update counts had charged for it."""
     for signed in evidence.receipts:
         _check_replies(signed.receipt, evidence)
-    replies = sum(len(signed.receipt.replies) for signed in evidence.receipts)
+    replies = sum(len(signed.receipt.replies) for signed in evidence.rounds)
     asked = sum(len(signed.receipt.asked) for signed in evidence.receipts)
     silent = asked - sum(len(signed.receipt.charges) for signed in evidence.receipts)
     words = f"{counted(asked, 'order')}, {replies} answered with an update"
+    if counting := evidence.counting:
+        words += f", {len(counting.replies)} with counts"
     return f"{words}; {silent} without a charge count as charged" if silent else words
 
 
@@ -95,7 +106,18 @@ def _check_replies(receipt: RoundReceipt, evidence: Evidence) -> None:
     accepted = {reply.site for reply in receipt.replies if reply.accepted}
     if uncharged := accepted - set(receipt.charges):
         raise Refusal(f"{where} must hold {min(uncharged)}'s charge beside its update, got none")
-    if len(accepted) < job.training.quorum:
+    if receipt is evidence.counting:
+        _require_stated(receipt, evidence)
+    elif len(accepted) < job.training.quorum:
         raise Refusal(
             f"{where} must have a quorum of {job.training.quorum}, got {len(accepted)} updates"
         )
+
+
+def _require_stated(receipt: RoundReceipt, evidence: Evidence) -> None:
+    """The result has counts of those who gave some, and names the others who were asked."""
+    stated, given = evidence.result.metrics, {reply.site for reply in receipt.replies}
+    if stated is None or {one.site for one in stated.sites} != given:
+        raise Refusal(f"result must hold the counts of {', '.join(sorted(given))}, got others")
+    if not set(receipt.asked) - given <= set(stated.silent):
+        raise Refusal("result must name every site that was asked and gave no counts, got fewer")

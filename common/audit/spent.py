@@ -1,8 +1,8 @@
 """What the signed rounds cost, against what ``result.json`` claims.
 
-A site is counted for every round that it was asked for, whether or not it answered: silence is no
-proof that nothing was trained. Every function says what it found and raises Refusal at the first
-thing that does not hold.
+A site is counted for every round that it was asked for, and for its counts where it was asked for
+some, whether or not it answered: silence is no proof that nothing was trained. Every function says
+what it found and raises Refusal at the first thing that does not hold.
 
 Not covered: what a person known to several sites spends; other jobs on the same records.
 """
@@ -13,6 +13,7 @@ from functools import lru_cache
 from common.audit.evidence import Evidence
 from common.audit.recompute import TOLERANCE
 from common.errors import AccountingInDoubt, Refusal
+from common.measured import measured
 from common.privacy import accounting, crosscheck
 from common.privacy.event import GaussianSteps
 from common.result import PrivacyStatement, privacy_statement
@@ -21,8 +22,13 @@ from common.words import counted
 
 def asked_rounds(site: str, evidence: Evidence, last: int | None = None) -> int:
     """In how many rounds, up to ``last``, the site was asked."""
-    receipts = evidence.receipts[: len(evidence.receipts) if last is None else last]
+    receipts = evidence.rounds[: len(evidence.rounds) if last is None else last]
     return sum(site in signed.receipt.asked for signed in receipts)
+
+
+def asked_counts(site: str, evidence: Evidence) -> int:
+    """1 where the site was asked for its counts, else 0."""
+    return int(evidence.counting is not None and site in evidence.counting.asked)
 
 
 def check_statement(evidence: Evidence) -> str:
@@ -35,18 +41,39 @@ def check_statement(evidence: Evidence) -> str:
     if result.privacy.seeded != evidence.is_simulation:
         raise Refusal("a run whose noise can be repeated must be marked SIMULATION, got another")
     _require_same_mechanism(result.privacy, privacy_statement(job, seeded=evidence.is_simulation))
+    counts = _require_same_counts(evidence)
     if not job.is_private or job.privacy.epsilon is None or job.privacy.delta is None:
         return "no privacy is claimed"
-    plan = accounting.epsilon([result.privacy.spent(job.steps)], job.privacy.delta)
+    plan = accounting.epsilon(result.privacy.events(job.steps, counts), job.privacy.delta)
+    whole = f"all {job.steps} steps" + (" with the counts" if counts else "")
     if plan > job.privacy.epsilon + TOLERANCE:
-        raise Refusal(
-            f"all {job.steps} steps must cost at most epsilon {job.privacy.epsilon:g}, "
-            f"got {plan:.4f}"
-        )
+        raise Refusal(f"{whole} must cost at most epsilon {job.privacy.epsilon:g}, got {plan:.4f}")
     return (
-        f"noise multiplier {result.privacy.noise_multiplier:.4g}: all {job.steps} steps would "
+        f"noise multiplier {result.privacy.noise_multiplier:.4g}: {whole} would "
         f"cost epsilon {plan:.4f} of {job.privacy.epsilon:g} at delta {job.privacy.delta:g}"
     )
+
+
+def _require_same_counts(evidence: Evidence) -> int:
+    """The result counts what the job says, with its noise on them; how many releases there are."""
+    job, stated = evidence.job.job, evidence.result.metrics
+    noise = evidence.result.privacy.metrics_noise_multiplier
+    due = measured(job, {}, ())
+    if due is None or stated is None or noise is None:
+        if (due is None) != (stated is None):
+            raise Refusal("result must state counts where the job has any, and nowhere else")
+        return 0
+    free = {"deviation", "sites", "silent", "together", "estimates"}
+    if due.model_dump(exclude=free) != stated.model_dump(exclude=free):
+        raise Refusal("result must state the job's histograms, cap and hold-out, got others")
+    if not math.isclose(stated.deviation, noise * due.sensitivity, rel_tol=TOLERANCE):
+        raise Refusal(
+            f"counts must have noise {noise:.6g} times what one unit can add, "
+            f"{due.sensitivity:.6g}, got {stated.deviation:.6g}"
+        )
+    if stated.recomputed() != stated:
+        raise Refusal("shares must be those that the counts beside them give, got others")
+    return 1
 
 
 def check_epsilon(site: str, evidence: Evidence) -> str:
@@ -62,14 +89,18 @@ def check_epsilon(site: str, evidence: Evidence) -> str:
             f"{site} must state the {steps} steps of the {counted(rounds, 'round')} that it was "
             f"asked for, got {stated.steps}"
         )
+    if stated.counts < asked_counts(site, evidence):
+        raise Refusal(f"{site} must state the counts that it was asked for, got none")
     if result.privacy.mode == "none" or result.privacy.delta is None:
         return f"{counted(stated.steps, 'step')} without privacy, none claimed"
     if stated.epsilon is None or stated.delta != result.privacy.delta:
         raise Refusal(f"{site} must state an epsilon at delta {result.privacy.delta}, got another")
-    found = _compared(result.privacy.spent(stated.steps), result.privacy.delta)
-    _require_same(stated.epsilon, found.pld, f"{site}'s epsilon for {stated.steps} steps")
+    events = result.privacy.events(stated.steps, stated.counts)
+    found = _compared(events, result.privacy.delta)
+    spent = counted(stated.steps, "step") + (" and its counts" if stated.counts else "")
+    _require_same(stated.epsilon, found.pld, f"{site}'s epsilon for {spent}")
     return (
-        f"{found.pld:.4f} for {counted(stated.steps, 'step')} at delta {stated.delta:g} "
+        f"{found.pld:.4f} for {spent} at delta {stated.delta:g} "
         f"(PRV {found.prv:.4f}, RDP at most {found.rdp:.4f})"
     )
 
@@ -95,8 +126,8 @@ def check_rounds(evidence: Evidence) -> str:
 
 
 @lru_cache(maxsize=256)
-def _compared(event: GaussianSteps, delta: float) -> crosscheck.Epsilons:
-    found = crosscheck.compare(event, delta)
+def _compared(events: tuple[GaussianSteps, ...], delta: float) -> crosscheck.Epsilons:
+    found = crosscheck.compare(events, delta)
     if found.doubt:
         raise AccountingInDoubt(found.doubt)
     return found
@@ -109,7 +140,7 @@ def _require_same(stated: float, found: float, what: str) -> None:
 
 def _require_same_mechanism(stated: PrivacyStatement, planned: PrivacyStatement) -> None:
     """Libraries of another version may calibrate otherwise; the plan's cost is checked instead."""
-    free = {"accountant_version", "noise_multiplier"}
+    free = {"accountant_version", "noise_multiplier", "metrics_noise_multiplier"}
     said, due = stated.model_dump(exclude=free), planned.model_dump(exclude=free)
     if wrong := [name for name in due if said[name] != due[name]]:
         raise Refusal(f"result must state the job's mechanism, got another {' and '.join(wrong)}")

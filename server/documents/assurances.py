@@ -9,19 +9,21 @@ from collections.abc import Sequence
 from common.config import RECORD
 from common.privacy.clipping import LATTICE
 from common.privacy.group import MEANINGFUL_EPSILON
+from common.result import Result
 from server.documents.spending import Spending
 from server.report.figures import bound, plain, power
 from server.report.statement import PERSON_RECORDS
 
+_SERVER = "The server and its operator"
 # Party, what it sees, what it never sees.
-PARTIES = (
+_PARTIES = (
     (
         "The site itself",
         "its own records, its gradients before clipping and noise, its ledger",
         "records or updates of other sites; only their mean, as the next adapter",
     ),
     (
-        "The server and its operator",
+        _SERVER,
         "every site's noised update, each by itself; who took part, when and for how long; "
         "addresses and sizes; heads of ledgers",
         "records, gradients without noise, counts, losses or metrics of a site",
@@ -42,6 +44,20 @@ PARTIES = (
         "any content",
     ),
 )
+
+_COUNTS = "noised counts of each site's held-out records, once, which are in every epsilon"
+
+
+def parties(result: Result) -> tuple[tuple[str, str, str], ...]:
+    """Who sees what of a run."""
+    if result.metrics is None:
+        return _PARTIES
+    never = "records, gradients without noise, counts without noise"
+    return tuple(
+        (who, f"{sees}; {_COUNTS}", never) if who == _SERVER else (who, sees, hidden)
+        for who, sees, hidden in _PARTIES
+    )
+
 
 # Against whom the promise holds, in one sentence.
 ADVERSARY = (
@@ -69,7 +85,7 @@ IMPLEMENTATION = {
     "side_channels": "Timing and memory access are not hidden, and are outside the promise.",
 }
 
-EXCLUSIONS = (
+_EXCLUSIONS = (
     "That a site took part, in which rounds, when and how long it took. The server sees it.",
     "Choices made by looking at earlier runs on the same records: learning rate, rank, clip norm.",
     "Training, copying or looking at the records outside this tool.",
@@ -78,8 +94,15 @@ EXCLUSIONS = (
     "counts them; this document does not show them.",
     "What the base model had learned before.",
     "What the model says about groups of people: privacy protects a unit, not a fact.",
-    "Scores on the hold-out: they come from public records at the server; no site released any.",
+    "Scores on the hold-out: they come from public records at the server",
 )
+
+
+def exclusions(result: Result) -> tuple[str, ...]:
+    """What the promise is not about."""
+    more = "no site released any" if result.metrics is None else "what sites counted is in epsilon"
+    return (*_EXCLUSIONS[:-1], f"{_EXCLUSIONS[-1]}; {more}.")
+
 
 BUDGET = (
     "Epsilon and delta of the job stand in the manifest that its operator signed before any record "
@@ -102,10 +125,18 @@ SECURITY = (
     "shown to all sites, so that a ledger that shrinks or forks is noticed.",
 )
 
-UTILITY = (
-    "Measured at the server on a public hold-out, which costs no privacy. Results for groups of "
-    "people are not known: no site released any. Noise tends to cost rare classes most."
-)
+
+def utility(result: Result) -> str:
+    """What the score is of."""
+    counts = (
+        "Results for groups of people are not known: no site released any."
+        if result.metrics is None
+        else "What sites counted on their own held-out records is in result.json and the report."
+    )
+    return (
+        f"Measured at the server on a public hold-out, which costs no privacy. {counts} Noise "
+        "tends to cost rare classes most."
+    )
 
 
 def caps(sites: Sequence[Spending]) -> tuple[str, ...]:

@@ -11,7 +11,8 @@ from common.audit.certificate import Audit, Certificate, identified
 from common.audit.evidence import Evidence
 from common.certificates import fingerprint
 from common.errors import InvalidInput
-from common.privacy import crosscheck
+from common.privacy import accounting, crosscheck
+from common.privacy.event import GaussianSteps
 from common.privacy.selfcheck import CHECKS
 from common.result import PrivacyStatement, Result
 from common.words import counted
@@ -51,15 +52,16 @@ def certificate_of(
         job=_job(evidence),
         promise=_promise(result, chosen),
         mechanism=_mechanism(result.privacy, chosen),
+        counts=_counts(evidence),
         accountants=_accountants(result.privacy),
         sites=[_site(spent) for spent in chosen],
         known_to_several_sites=_together(result, sites),
         trust_model=[
             {"party": party, "sees": sees, "never_sees": never}
-            for party, sees, never in assurances.PARTIES
+            for party, sees, never in assurances.parties(result)
         ],
         implementation={**assurances.IMPLEMENTATION, "self_checks": tuple(CHECKS)},
-        exclusions=assurances.EXCLUSIONS,
+        exclusions=assurances.exclusions(result),
         budget_policy=_budget(evidence, chosen),
         utility=_utility(evidence),
         security_controls=assurances.SECURITY,
@@ -124,7 +126,29 @@ def _mechanism(stated: PrivacyStatement, sites: Sequence[Spending]) -> Parts:
         "sampling_rate": stated.sampling_rate,
         "steps_per_round": stated.local_steps,
         "most_steps": max(spent.promise.steps for spent in sites),
-        "counts_noise_multiplier": None,
+        "counts_noise_multiplier": stated.metrics_noise_multiplier,
+    }
+
+
+def _counts(evidence: Evidence) -> Parts | None:
+    """The second mechanism, where the job has counts; at its share of delta."""
+    job, result = evidence.job.job, evidence.result
+    noise, stated = result.privacy.metrics_noise_multiplier, result.metrics
+    delta = job.privacy.delta
+    if job.metrics is None or noise is None or stated is None or delta is None:
+        return None
+    alone = job.metrics.share * delta
+    return {
+        "name": "Gaussian, rounded to whole numbers, on every count",
+        "histograms": [one.name for one in stated.histograms],
+        "hold_out": stated.hold_out,
+        "share": job.metrics.share,
+        "records_per_unit": stated.records_per_unit,
+        "sensitivity": stated.sensitivity,
+        "noise_multiplier": noise,
+        "noise_deviation": stated.deviation,
+        "epsilon": number(accounting.epsilon([GaussianSteps(1.0, noise, 1)], alone)),
+        "delta": alone,
     }
 
 
@@ -161,7 +185,7 @@ def _site(spent: Spending) -> Parts:
         "steps": promise.steps,
         "steps_signed": min(spent.signed, promise.steps),
         "rounds_asked": spent.asked,
-        "releases_of_counts": 0,
+        "releases_of_counts": spent.counts,
         "epsilon": number(promise.epsilon),
         "delta": promise.delta,
         "figures": {
@@ -217,7 +241,7 @@ def _utility(evidence: Evidence) -> Parts:
         "worst_class": None if low is None else low.label,
         "worst_class_f1": None if low is None else low.f1,
         "data": f"{statement.public_name(job.evaluation.data)} ({job.evaluation.split})",
-        "words": assurances.UTILITY,
+        "words": assurances.utility(result),
     }
 
 
@@ -226,7 +250,9 @@ def _signatures(evidence: Evidence, sites: Sequence[Spending]) -> list[Parts]:
         _signature("the job manifest", "the operator", "Ed25519", "job.json", evidence.job.signer)
     ]
     leaves = sorted({fingerprint(s.chain.encode()) for s in evidence.receipts})
-    rounds = counted(len(evidence.receipts), "round receipt")
+    rounds = counted(len(evidence.rounds), "round receipt")
+    if evidence.counting:
+        rounds += " and that of the counts"
     found += [
         _signature(rounds, "the server's certificate", "ECDSA P-256", "rounds/", leaf)
         for leaf in leaves

@@ -46,6 +46,7 @@ def certificate_sheet(certificate: Certificate) -> Sheet:
             tables.several(certificate),
             tables.lifetimes(certificate),
             _mechanism(certificate),
+            *_counts(certificate),
             tables.accountants(certificate),
             _trust(certificate),
             _implementation(certificate),
@@ -136,6 +137,33 @@ def _mechanism(certificate: Certificate) -> Section:
             )
         ),
     )
+
+
+def _counts(certificate: Certificate) -> tuple[Section, ...]:
+    """The second mechanism; nothing where no counts left a site."""
+    stated = certificate.counts
+    if stated is None:
+        return ()
+    unit, charged = (
+        certificate.promise.unit,
+        sum(site.releases_of_counts for site in certificate.sites),
+    )
+    alone = f"ε {figure(stated.epsilon)} at δ {power(stated.delta)}"
+    terms = Terms(
+        (
+            ("Mechanism", stated.name),
+            ("Counted", ", ".join(stated.histograms)),
+            ("Of", f"{stated.hold_out:.0%} of a site's units, which trained nothing"),
+            ("Contribution bound", f"{counted(stated.records_per_unit, 'record')} of a {unit}"),
+            ("Sensitivity", f"{stated.sensitivity:.6g} in L2, all histograms together"),
+            ("Noise multiplier", f"{stated.noise_multiplier:.6g}"),
+            ("Noise on a count", f"standard deviation {stated.noise_deviation:.6g}"),
+            ("By themselves", f"{alone}: {stated.share:.0%} of the job's"),
+            ("Charged to", counted(charged, "site")),
+        )
+    )
+    words = "Sent once, after the last round. Every ε of a site so charged includes them."
+    return (section("Counts of the sites' own records", terms, Prose(words)),)
 
 
 def _contribution(certificate: Certificate) -> str:

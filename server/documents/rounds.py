@@ -9,7 +9,7 @@ Not covered: signatures (``fl-audit verify``).
 from collections.abc import Iterator
 
 from common.audit.evidence import Evidence
-from common.receipt import SignedReceipt
+from common.receipt import RoundReceipt, SignedReceipt
 from common.words import counted
 from server.documents.sheet import Block, Bullets, Code, Prose, Sheet, Table, section
 from server.documents.spending import Spending
@@ -28,7 +28,7 @@ def receipts_sheet(evidence: Evidence, sites: tuple[Spending, ...]) -> Sheet:
     if not evidence.receipts:
         return page(evidence, "round receipts", (section("Rounds", Prose(_NO_RECEIPTS)),))
     shown = evidence.receipts[:MOST_ROWS]
-    rows = tuple(_row(signed) for signed in shown)
+    rows = tuple(_row(signed, evidence) for signed in shown)
     heads = ("Round", "Closed at (UTC)", "Asked", "Used", "Rejected", "Charges", "Adapter out")
     left = len(evidence.receipts) - len(shown)
     more = Prose(f"{left:,} more in the bundle's rounds/.") if left else None
@@ -52,11 +52,16 @@ def receipts_sheet(evidence: Evidence, sites: tuple[Spending, ...]) -> Sheet:
     )
 
 
-def _row(signed: SignedReceipt) -> tuple[str, ...]:
+def _number(evidence: Evidence, receipt: RoundReceipt) -> str:
+    """Counts have the number after the last round that the job may have."""
+    return "counts" if receipt is evidence.counting else f"{receipt.round:,}"
+
+
+def _row(signed: SignedReceipt, evidence: Evidence) -> tuple[str, ...]:
     receipt = signed.receipt
     used = sum(reply.accepted for reply in receipt.replies)
     return (
-        f"{receipt.round:,}",
+        _number(evidence, receipt),
         receipt.closed_at.replace("T", " ").removesuffix("Z"),
         str(len(receipt.asked)),
         str(used),
@@ -123,6 +128,7 @@ def _refusals(evidence: Evidence) -> Iterator[tuple[str, ...]]:
             reply = replies.get(site)
             charged = "charged" if site in receipt.charges else "counted as charged"
             if reply is None:
-                yield f"{receipt.round:,}", site, f"asked, no update in time; {charged}"
+                what = "counts" if receipt is evidence.counting else "update in time"
+                yield _number(evidence, receipt), site, f"asked, no {what}; {charged}"
             elif not reply.accepted:
-                yield f"{receipt.round:,}", site, f"update not used; {charged}"
+                yield _number(evidence, receipt), site, f"update not used; {charged}"

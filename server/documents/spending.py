@@ -11,7 +11,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain
 
 from common.audit.evidence import Evidence
 from common.errors import InvalidInput, UpdateRejected
@@ -41,7 +40,8 @@ class Spending:
         entries: entries of its ledger by its last head; ``None`` without one.
         cap: over the life of its data; ``None`` where the evidence does not open the entry.
         keys: sha256 of each key (SubjectPublicKeyInfo, DER) that signed a head.
-        events: all that it is charged, for accountants.
+        counts: releases of counts that it is charged, 0 or 1.
+        events: what it is charged, for accountants.
     """
 
     promise: SitePromise
@@ -51,11 +51,12 @@ class Spending:
     entries: int | None
     cap: LifetimeCap | None
     keys: tuple[str, ...]
+    counts: int
     events: tuple[GaussianSteps, ...]
 
     @property
     def cap_figure(self) -> float | None:
-        """What the steps cost by the cap's own accounting."""
+        """What it is charged costs by the cap's own accounting."""
         return None if self.cap is None else self.cap.epsilon(self.events)
 
 
@@ -72,8 +73,10 @@ def spendings(evidence: Evidence) -> tuple[Spending, ...]:
         _require_borne_out(evidence, site, found)
         _require_epsilon(evidence, site)
     promises = site_promises(result, job)  # which takes seconds
-    events = ((result.privacy.spent(site.steps),) for site in result.sites)
-    return tuple(map(_spending, rows, promises, events))
+    return tuple(
+        _spending(found, promise, site.counts, result.privacy.events(site.steps, site.counts))
+        for found, promise, site in zip(rows, promises, result.sites, strict=True)
+    )
 
 
 def figures(spending: Spending) -> Epsilons:
@@ -89,10 +92,14 @@ def _compared(events: tuple[GaussianSteps, ...], delta: float) -> Epsilons:
 
 def together(sites: Sequence[Spending]) -> tuple[tuple[int, float], ...]:
     """(k, epsilon) of one unit at the k sites that spent most: 1 to 5, and all."""
-    ordered = [spent.events for spent in sorted(sites, key=lambda s: -(s.promise.epsilon or 0.0))]
-    counts = sorted({*range(1, min(_ABREAST, len(sites)) + 1), len(sites)})
+    ordered = sorted(sites, key=lambda s: -(s.promise.epsilon or 0.0))
+    numbers = sorted({*range(1, min(_ABREAST, len(sites)) + 1), len(sites)})
     delta = _delta(sites[0])
-    return tuple((k, accounting.epsilon(chain.from_iterable(ordered[:k]), delta)) for k in counts)
+
+    def epsilon(number: int) -> float:
+        return accounting.epsilon([e for s in ordered[:number] for e in s.events], delta)
+
+    return tuple((number, epsilon(number)) for number in numbers)
 
 
 def _delta(spending: Spending) -> float:
@@ -109,6 +116,7 @@ class _Rows:
     asked: int
     answered: int
     steps: int
+    counts: int
     heads: tuple[HeadOf, ...]
 
 
@@ -116,16 +124,21 @@ def _rows(evidence: Evidence, site: SiteResult) -> _Rows:
     receipts = [signed.receipt for signed in evidence.receipts]
     charges = tuple(r.charges[site.name] for r in receipts if site.name in r.charges)
     reserved = {row.round: row for row in (_reserved(evidence, c) for c in charges)}
+    updates = [row for row in reserved.values() if row.purpose == "update"]
+    counting = evidence.counting
     return _Rows(
         charges=charges,
-        asked=sum(site.name in receipt.asked for receipt in receipts),
-        answered=len(reserved),
-        steps=sum(row.charge.steps for row in reserved.values()),
+        asked=sum(site.name in signed.receipt.asked for signed in evidence.rounds),
+        answered=len(updates),
+        steps=sum(row.charge.steps for row in updates),
+        counts=int(counting is not None and site.name in counting.asked),
         heads=tuple(r.heads[site.name] for r in receipts if site.name in r.heads),
     )
 
 
-def _spending(rows: _Rows, promise: SitePromise, events: tuple[GaussianSteps, ...]) -> Spending:
+def _spending(
+    rows: _Rows, promise: SitePromise, counts: int, events: tuple[GaussianSteps, ...]
+) -> Spending:
     return Spending(
         promise=promise,
         asked=rows.asked,
@@ -134,6 +147,7 @@ def _spending(rows: _Rows, promise: SitePromise, events: tuple[GaussianSteps, ..
         entries=rows.heads[-1].size if rows.heads else None,
         cap=_cap(rows.charges),
         keys=tuple(sorted({_sha256(head.public_key) for head in rows.heads})),
+        counts=counts,
         events=events,
     )
 
@@ -145,11 +159,12 @@ def _reserved(evidence: Evidence, charge: SignedCharge) -> Reserved:
     except UpdateRejected as error:
         raise InvalidInput(f"evidence must hold charges, got: {error}") from error
     stated = evidence.result.privacy
+    event = stated.events(row.charge.steps, int(row.purpose == "metrics"))[-1]
     found = (row.job_sha256, row.charge.sampling_rate, row.charge.noise_multiplier, row.terms.unit)
     wanted = (
         evidence.result.job_sha256,
-        stated.sampling_rate,
-        stated.noise_multiplier,
+        event.sampling_rate,
+        event.noise_multiplier,
         stated.unit,
     )
     if found != wanted:
@@ -164,6 +179,8 @@ def _require_borne_out(evidence: Evidence, site: SiteResult, rows: _Rows) -> Non
 
     More may be: a round that the site was asked for and that was never closed.
     """
+    if site.counts < rows.counts:
+        raise InvalidInput(f"result.sites.{site.name}.counts must be 1 by the receipts, got 0")
     silent = max(0, rows.asked - rows.answered)
     least = rows.steps + silent * evidence.result.privacy.local_steps
     if site.steps < least:
@@ -174,12 +191,12 @@ def _require_borne_out(evidence: Evidence, site: SiteResult, rows: _Rows) -> Non
 
 
 def _require_epsilon(evidence: Evidence, site: SiteResult) -> None:
-    found = evidence.result.privacy.epsilon(site.steps)
+    found = evidence.result.privacy.epsilon(site.steps, site.counts)
     if (found is None) != (site.epsilon is None) or not math.isclose(
         found or 0.0, site.epsilon or 0.0, rel_tol=TOLERANCE, abs_tol=TOLERANCE
     ):
         raise InvalidInput(
-            f"result.sites.{site.name}.epsilon must be {found} by its steps, got {site.epsilon}"
+            f"result.sites.{site.name}.epsilon must be {found} by its charges, got {site.epsilon}"
         )
 
 

@@ -7,16 +7,20 @@ from typing import Any
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from flwr.app import RecordDict
 from torch import Tensor, nn
 
 from client.measure import judged
 from client.site import Site
-from common.adapter import vector_sha256
+from common.adapter import Vector, vector_sha256
 from common.errors import JobRefused, RoundRefused
 from common.flower import content_to_bytes
 from common.job import Job, SignedJob, sign_job
 from common.messages import Order, read_verdict
 from common.metric_messages import NO_COUNTS, read_counts
+from common.phases import read_charged
+from common.privacy.charge import HeadOf
+from common.receipt import Confirmation
 from common.tasks.batches import Batch
 
 MakeJob = Callable[..., Job]
@@ -33,6 +37,24 @@ ALLOWED = {"allowed_releases": ["update", "metrics"]}
 @pytest.fixture
 def signed(job: MakeJob, operator: Ed25519PrivateKey) -> SignedJob:
     return sign_job(job(metrics=ASKED), operator)
+
+
+def released(made: Site, signed: SignedJob, vector: Vector) -> RecordDict:
+    """What leaves once the charge was shown and its head confirmed."""
+    job = signed.job
+    shown = read_charged(made.measure(order(signed), vector))
+    assert shown.reserved.purpose == "metrics"
+    return made.release(confirmation(job, shown.head))
+
+
+def confirmation(job: Job, head: HeadOf) -> Confirmation:
+    return Confirmation(
+        job_sha256=job.sha256,
+        round=job.metrics_round,
+        site="A",
+        head=head,
+        at="2026-11-28T01:00:00Z",
+    )
 
 
 def order(signed: SignedJob, round_: int | None = None) -> Order:
@@ -52,10 +74,10 @@ def test_counts_are_charged_before_a_record_is_looked_at_and_given_once(
 
     made._trainers = {job.sha256: replace(trainer, losses=watched)}
     start = trainer.adapter.initial
-    first = made.measure(order(signed), start)
+    first = released(made, signed, start)
     assert len(seen) == len(trainer.held)
     assert all(charged == ["metrics"] for charged in seen)
-    assert content_to_bytes(made.measure(order(signed), start)) == content_to_bytes(first)
+    assert content_to_bytes(released(made, signed, start)) == content_to_bytes(first)
     assert len(seen) == len(trainer.held)  # asked again, no record is looked at
     found = read_counts(first, job)
     assert found.input_sha256 == vector_sha256(start)
@@ -69,7 +91,7 @@ def test_counts_are_charged_before_a_record_is_looked_at_and_given_once(
     again: Site = site(policy=ALLOWED)
     held = again.consider(signed).held
     assert held == trainer.held
-    assert content_to_bytes(again.measure(order(signed), start)) == content_to_bytes(first)
+    assert content_to_bytes(released(again, signed, start)) == content_to_bytes(first)
 
 
 def test_no_unit_both_trains_and_counts_and_the_counts_are_the_models(
@@ -84,7 +106,7 @@ def test_no_unit_both_trains_and_counts_and_the_counts_are_the_models(
     assert trains
     assert not {e.input_ids for e in held} & {e.input_ids for e in trains}
     job = signed.job
-    found = read_counts(made.measure(order(signed), trainer.adapter.initial), job).counts
+    found = read_counts(released(made, signed, trainer.adapter.initial), job).counts
     # The counts by hand, from what the model says of each record.
     verdicts = [judged(trainer, pair) for unit in trainer.held for pair in unit]
     right = sum(v.is_right for v in verdicts)
@@ -108,14 +130,30 @@ def test_what_goes_wrong_is_answered_once_in_fixed_words(site: MakeSite, signed:
         raise ValueError("w12 w13 is somebody's record")
 
     made._trainers = {signed.job.sha256: replace(trainer, losses=broken)}
-    said = made.measure(order(signed), trainer.adapter.initial)
+    said = released(made, signed, trainer.adapter.initial)
     verdict = read_verdict(said)
     assert verdict is not None
     assert (verdict.is_accepted, verdict.reason) == (False, NO_COUNTS)
     made._trainers = {signed.job.sha256: trainer}  # mended, it says the same
-    again = made.measure(order(signed), trainer.adapter.initial)
+    again = released(made, signed, trainer.adapter.initial)
     assert content_to_bytes(again) == content_to_bytes(said)
     assert [c.purpose for c in made.outbox.charges()] == ["metrics"]
+
+
+def test_nothing_leaves_before_the_charges_head_is_confirmed(
+    site: MakeSite, signed: SignedJob
+) -> None:
+    made: Site = site(policy=ALLOWED)
+    job, start = signed.job, made.consider(signed).adapter.initial
+    shown = made.measure(order(signed), start)
+    assert set(shown) == {"charge"}
+    charge = read_charged(shown)
+    other = charge.head.model_copy(update={"root": "ab" * 32})
+    early = charge.head.model_copy(update={"size": charge.row.seq})
+    for head in (other, early):
+        with pytest.raises(RoundRefused, match="confirmed head must be this ledger's"):
+            made.release(confirmation(job, head))
+    assert set(made.release(confirmation(job, charge.head))) == {"counts", "head"}
 
 
 def test_a_site_that_does_not_allow_counts_refuses_the_job(

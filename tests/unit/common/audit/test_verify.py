@@ -13,11 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.audit.certificate import identified, read_certificate, to_json
+from common.audit.evidence import write_bundle
 from common.audit.verify import verify
+from common.result import privacy_statement
 from common.stored_zip import pack, unpack
+from server.documents import write_documents
 from tests.planted_evidence import PLANTED, Planted, table
 from tests.reference_verifier import canonical, fault_of
-from tests.story import Story, authorities, begin, told
+from tests.story import COUNTS, Story, authorities, begin, told, told_with_counts
 
 NO_PRIVACY: dict[str, Any] = {"mode": "none", "epsilon": None, "delta": None, "clip_norm": None}
 DOCS = Path(__file__).resolve().parents[4] / "docs" / "evidence.md"
@@ -36,6 +40,59 @@ def test_a_true_bundle_passes_both_verifiers(whole: Story) -> None:
     data, root = whole.bundle(), whole.by.root.certificate
     assert {claim.status for claim in verify(data, root).claims} == {"pass"}
     assert fault_of(data, root) == ""
+
+
+@pytest.mark.parametrize("silent", [(), ("B",)])
+def test_counts_are_in_every_epsilon_for_both_verifiers(silent: tuple[str, ...]) -> None:
+    """Who was asked for counts is charged, whether or not it gave any."""
+    story = told_with_counts(silent=silent)
+    data, root = story.bundle(), story.by.root.certificate
+    report = verify(data, root)
+    assert {claim.status for claim in report.claims} == {"pass"}
+    assert fault_of(data, root) == ""
+    found = [claim.found for claim in report.claims if claim.name == "epsilon"]
+    assert all("4 steps and its counts" in words for words in found)
+    plain, stated = privacy_statement(story.job, seeded=False), story.result().sites
+    assert all(site.epsilon > (plain.epsilon(4) or 9) for site in stated if site.epsilon)
+
+
+def test_the_certificate_states_counts_as_the_result_does() -> None:
+    story = told_with_counts(silent=["B"])
+    evidence = story.evidence()
+    files = write_documents(evidence, [])
+    data = write_bundle(evidence, files, story.by.server)
+    assert not failed(data, story.by.root.certificate)
+    assert fault_of(data, story.by.root.certificate) == ""
+    stated, made = evidence.result.metrics, read_certificate(files["certificate.json"])
+    assert made.counts is not None
+    assert stated is not None
+    found = (made.counts.noise_deviation, made.counts.sensitivity, made.counts.share)
+    assert found == (stated.deviation, stated.sensitivity, 0.1)
+    # What the counts cost alone is their share of the job's epsilon, at its share of delta.
+    assert made.counts.epsilon == pytest.approx(0.6, abs=0.002)
+    assert made.counts.delta == pytest.approx(1e-6)
+    assert [site.releases_of_counts for site in made.sites] == [1, 1]
+    assert {s.name: s.epsilon for s in made.sites} == {
+        s.name: s.epsilon for s in evidence.result.sites
+    }
+    page = files["certificate.html"].decode()
+    assert "Counts of the sites" in page
+    assert "no site released any" not in page
+    parts = made.model_dump()
+    parts["counts"]["noise_multiplier"] *= 2
+    forged = {"certificate.json": to_json(identified(**parts))}
+    assert failed(write_bundle(evidence, forged, story.by.server), None) == {"documents"}
+
+
+def test_counts_after_rounds_that_patience_ended_have_their_own_number() -> None:
+    story = told(rounds=4, metrics=COUNTS)
+    del story.receipts[2:]
+    assert "rounds" in failed(story.bundle(), story.by.root.certificate)
+    story.count()
+    assert story.receipts[-1].round == 5
+    # Two rounds of four are no end, but the counts' number is not what is wrong.
+    words = {c.name: c.found for c in verify(story.bundle(), story.by.root.certificate).failed}
+    assert words["rounds"].startswith("job must end after 4 rounds")
 
 
 def test_without_a_root_the_issuer_alone_is_not_checkable(whole: Story) -> None:

@@ -45,8 +45,8 @@ def another_job(data: dict[str, Any]) -> None:
     ("edit", "said"),
     [
         (fewer_steps, r"result.sites.riverside.steps must be at least 96 by the receipts, got 88"),
-        (more_steps, r"result.sites.riverside.epsilon must be 3\.0.* by its steps, got 2\.9"),
-        (less_epsilon, r"result.sites.riverside.epsilon must be 2\.9.* by its steps, got 1\.4"),
+        (more_steps, r"result.sites.riverside.epsilon must be 3\.0.* by its charges, got 2\.9"),
+        (less_epsilon, r"result.sites.riverside.epsilon must be 2\.9.* by its charges, got 1\.4"),
         (more_noise, r"charge of round 1 must be of the job's mechanism"),
         (another_job, r"result.job_sha256 must be that of the job"),
     ],
