@@ -55,7 +55,9 @@ def test_totals_are_those_of_the_durable_state(
             Receipt("A", round_, "aa" * 32, 4, 4, bytes_up=300, accepted=True),
             Receipt("B", round_, "bb" * 32, 4, 4, bytes_up=70, accepted=round_ != 2),
         ]
-        record = RoundRecord(round_, 0.5, 0.4, 370 * bool(round_), 1.75, "", f"{round_}")
+        record = RoundRecord(
+            round_, 0.5, 0.4, 370 * bool(round_), 1.75, "ab" * 32, f"{round_:064x}"
+        )
         kept.save_round(sha256, record, b"", receipts if round_ else [])
     found = samples(measured)
     assert found["veiltune_server_jobs", "running"] == 1
