@@ -11,10 +11,8 @@ Not covered: what the counts say (common/estimates.py).
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import numpy as np
-import sqlalchemy as sa
 import structlog
 from flwr.app import Message, RecordDict
 from numpy.typing import NDArray
@@ -31,6 +29,7 @@ from common.receipt import Reply
 from common.trace import exchange_id
 from server import tables
 from server.checkpoint import Checkpoints, Receipt
+from server.counts import Answer, answers, note_asked
 from server.participants import Participants
 from server.round import ASK_AGAIN_S, site_of
 from server.witness import confirm, witness
@@ -38,46 +37,6 @@ from server.witness import confirm, witness
 _GROUP = "metrics"
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What became of asking a site; ``counts`` is ``None`` where it gave none (yet)."""
-
-    site: str
-    counts: NDArray[np.int64] | None
-    reason: str
-    payload_sha256: str
-    bytes_up: int
-
-    @property
-    def is_answered(self) -> bool:
-        """Whether nobody needs to ask again."""
-        return bool(self.payload_sha256)
-
-
-def answers(checkpoints: Checkpoints, job_sha256: str) -> dict[str, Answer]:
-    """What each site that was asked has answered; all of them count as charged."""
-    table = tables.counts
-    query = sa.select(table).where(table.c.job_sha256 == job_sha256).order_by(table.c.site)
-    with checkpoints.reading() as connection:
-        rows = connection.execute(query).mappings().all()
-    return {
-        row["site"]: Answer(
-            row["site"],
-            None if row["counts"] is None else np.frombuffer(row["counts"], "<i8").astype(np.int64),
-            row["reason"],
-            row["payload_sha256"],
-            row["bytes_up"],
-        )
-        for row in rows
-    }
-
-
-def assume_asked(checkpoints: Checkpoints, job: Job) -> None:
-    """Record that every site may have been asked, as after a restored backup."""
-    if job.metrics is not None:
-        _note_asked(checkpoints, job.sha256, set(job.sites))
 
 
 def measure(
@@ -111,7 +70,7 @@ def measure(
             break
         ask = wanted & sites.accepted & sites.connected()
         if ask:
-            _note_asked(checkpoints, job.sha256, ask)
+            note_asked(checkpoints, job.sha256, ask)
             confirmed: dict[str, RecordDict] = {}
             for reply in sites.send(ask, METRICS, content, _GROUP, left_s):
                 _take(job, checkpoints, vector_sha256(vector), reply, confirmed)
@@ -126,17 +85,6 @@ def measure(
     )
     checkpoints.close_counts(job, vector_sha256(vector), replies)
     return _receipts(job, known)
-
-
-def _note_asked(checkpoints: Checkpoints, job_sha256: str, asked: set[str]) -> None:
-    table = tables.counts
-    with checkpoints.writing() as connection:
-        query = sa.select(table.c.site).where(table.c.job_sha256 == job_sha256)
-        known = set(connection.execute(query).scalars())
-        empty = {"counts": None, "reason": "", "payload_sha256": "", "bytes_up": 0}
-        fresh = [{"job_sha256": job_sha256, "site": s, **empty} for s in sorted(asked - known)]
-        if fresh:
-            connection.execute(table.insert(), fresh)
 
 
 def _take(

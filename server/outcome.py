@@ -30,7 +30,7 @@ from common.stopping import kept_round
 from common.tasks.metrics import Metrics
 from server.charges import charged_steps
 from server.checkpoint import Checkpoints, RoundRecord
-from server.measuring import answers
+from server.counts import answers
 from server.model_card import model_card
 from server.report import write_report
 

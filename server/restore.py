@@ -38,9 +38,9 @@ from server.authority import NEXT_INTERMEDIATE
 from server.backup import database_of
 from server.checkpoint import Checkpoints
 from server.config import CONFIG_FILE, load_server_config
+from server.counts import assume_asked
 from server.enrolment import ROSTER_FILE
 from server.home import LOCK_NAME, alone
-from server.measuring import assume_asked
 from server.notices import read_documents
 from server.publication import published
 from server.roster import Roster

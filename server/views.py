@@ -14,7 +14,7 @@ from common.result import privacy_statement, site_result
 from common.stopping import kept_round
 from server.charges import charged_steps
 from server.checkpoint import Checkpoints, JobRow
-from server.measuring import answers
+from server.counts import answers
 
 View = dict[str, Any]
 

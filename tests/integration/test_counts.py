@@ -19,7 +19,7 @@ from common.privacy import accounting
 from common.privacy.charge import check_charge
 from common.receipt import ServerKey, verify_signed
 from server import views
-from server.measuring import answers
+from server.counts import answers
 
 MakeJob = Callable[..., Job]
 MakeFederation = Callable[..., Any]
