@@ -219,7 +219,9 @@ class Site:
             StorageFailed: it could not be kept; nothing is handed out.
         """
         job_sha256, round_ = self._heads.confirm(said)
-        return content_from_bytes(self.outbox.released(job_sha256, round_))
+        released = content_from_bytes(self.outbox.released(job_sha256, round_))
+        log.info("round sent", job=job_sha256[:12], round=round_)
+        return released
 
     def _train(self, trainer: Trainer, key: RoundKey, vector: Vector) -> None:
         job = trainer.job

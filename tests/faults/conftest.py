@@ -39,7 +39,7 @@ PATIENCE_S = 240.0
 LABELS = ("cardiology", "surgery", "urology")
 POPULATIONS = {"A": 36, "B": 52, "C": 44, "P": 40}
 PLANTED = Path(__file__).with_name("planted.py")
-SERVER_DISK, SITE_DISK = "24m", "2m"
+SERVER_DISK, SITE_DISK = "24m", "16m"
 
 
 class Release(NamedTuple):

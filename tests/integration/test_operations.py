@@ -108,7 +108,7 @@ def ran(
 def test_one_search_finds_a_round_at_both_ends(ran: Ran) -> None:
     for round_ in range(1, ROUNDS + 1):
         at_sites = [ran.ids(site, round_) for site in "AB"]
-        assert all(len(ids) == 1 for ids in at_sites)
+        assert all(len(ids) == 2 for ids in at_sites)  # its charge, then its bytes
         assert ran.ids("server", round_) == at_sites[0] | at_sites[1]
     text = ran.federation.log("server").read_text()
     for event in ("round starts", "round closed"):
