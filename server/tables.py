@@ -1,5 +1,7 @@
 """The tables of the server's durable state (server/checkpoint.py reads and writes them)."""
 
+from typing import Any
+
 import sqlalchemy as sa
 
 metadata = sa.MetaData()
@@ -20,6 +22,17 @@ jobs = sa.Table(
 
 def _of_a_job() -> sa.Column[str]:
     return sa.Column("job_sha256", sa.ForeignKey("jobs.sha256"), primary_key=True)
+
+
+def _a_sites_head() -> list[sa.Column[Any]]:
+    return [
+        sa.Column("site", sa.String(63), primary_key=True),
+        sa.Column("size", sa.BigInteger, nullable=False),
+        sa.Column("root", sa.String(64), nullable=False),
+        sa.Column("signature", sa.String(400), nullable=False),
+        sa.Column("public_key", sa.String(400), nullable=False),
+        sa.Column("seen_at", sa.String(20), nullable=False),
+    ]
 
 
 dispatches = sa.Table(
@@ -70,23 +83,13 @@ counts = sa.Table(
 heads = sa.Table(
     "heads",
     metadata,
-    sa.Column("site", sa.String(63), primary_key=True),
-    sa.Column("size", sa.BigInteger, nullable=False),
-    sa.Column("root", sa.String(64), nullable=False),
-    sa.Column("signature", sa.String(400), nullable=False),
-    sa.Column("public_key", sa.String(400), nullable=False),
-    sa.Column("seen_at", sa.String(20), nullable=False),
+    *_a_sites_head(),
 )
 # The head of each site that was confirmed last: what its next charge is to go on from.
 confirmed_heads = sa.Table(
     "confirmed_heads",
     metadata,
-    sa.Column("site", sa.String(63), primary_key=True),
-    sa.Column("size", sa.BigInteger, nullable=False),
-    sa.Column("root", sa.String(64), nullable=False),
-    sa.Column("signature", sa.String(400), nullable=False),
-    sa.Column("public_key", sa.String(400), nullable=False),
-    sa.Column("seen_at", sa.String(20), nullable=False),
+    *_a_sites_head(),
 )
 # One charge a site and round, as common/privacy/charge.py writes it; the first one stays.
 charges = sa.Table(

@@ -1,10 +1,11 @@
-"""``fl-audit heads``: the history of ledger heads in a site's home.
+"""``fl-audit heads``: the history of ledger heads, as a site's home or a bundle of evidence has it.
 
-Not covered: how heads were judged (client/heads.py, client/peers.py): the site's own word.
+Not covered: how heads in a home were judged (client/heads.py, client/peers.py): the site's own
+word. Those in a bundle are judged here (common/audit/bundle_heads.py).
 """
 
 import sqlite3
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -16,39 +17,76 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from common.audit.bundle_heads import heads_of_bundle
 from common.audit.epsilon_cli import FAILED
+from common.audit.evidence import MAX_BUNDLE_BYTES
+from common.audit.verify_cli import UNROOTED
+from common.certificates import read_certificate
 from common.cli import AsJson, one_line, print_json
 from common.errors import InvalidInput
+from common.files import read_file
 from common.heads import Alarm, HeadRow, alarms, history
 from common.sqlite_file import is_being_written
 
 ACCOUNT = "account.db"
+_ZIP = b"PK\x03\x04"
 
 
 def heads_command(
-    home: Annotated[Path, typer.Argument(help="A site's home, or its account.db.")],
+    place: Annotated[
+        Path, typer.Argument(help="A site's home, its account.db, or a bundle of evidence.")
+    ],
     site: Annotated[str, typer.Option(help="Heads of this site alone.")] = "",
+    root: Annotated[
+        Path | None,
+        typer.Option(metavar="PEM", help="The federation's root, from elsewhere, for a bundle."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the ledger heads that a site keeps.
+    """Show ledger heads: those that a site keeps, or those of a job's evidence.
 
-    They are its own, which the server confirmed, and its peers'.
+    A site keeps its own, which the server confirmed, and its peers'. A bundle has those of every
+    site of the job, by round.
 
-    Exit status 1 when a ledger forked or shrank, or a receipt was not as it must be.
+    Ends with 1 when a ledger forked or shrank, or something was not as it must be, and with 3 when
+    a bundle was given without a root.
     """
-    rows, raised = read_heads(home, site)
+    is_bundle = _is_bundle(place)
+    if root is not None and not is_bundle:
+        raise InvalidInput(f"root must come with a bundle of evidence, got {str(place)!r}")
+    rows, raised = _of_bundle(place, root, site) if is_bundle else read_heads(place, site)
+    is_good = not raised and not any(row.is_bad for row in rows)
+    is_rooted = not is_bundle or root is not None
     if as_json:
         print_json(
             {
-                "passed": not raised and not any(row.is_bad for row in rows),
+                "passed": is_good and is_rooted,
                 "heads": [asdict(row) for row in rows],
                 "alarms": [asdict(alarm) for alarm in raised],
             }
         )
     else:
         _show(rows, raised)
-    if raised or any(row.is_bad for row in rows):
+        if not is_rooted:
+            print("no root was given (--root): whose word this is, nobody checked")
+    if not is_good:
         raise typer.Exit(FAILED)
+    if not is_rooted:
+        raise typer.Exit(UNROOTED)
+
+
+def _of_bundle(file: Path, root: Path | None, site: str) -> tuple[list[HeadRow], list[Alarm]]:
+    trusted = None if root is None else read_certificate(root)
+    return heads_of_bundle(read_file(file, max_bytes=MAX_BUNDLE_BYTES), trusted, site)
+
+
+def _is_bundle(place: Path) -> bool:
+    """Whether it begins as a ZIP does; an account begins otherwise."""
+    with suppress(OSError):  # said when it is read whole
+        if place.is_file():
+            with place.open("rb") as file:
+                return file.read(len(_ZIP)) == _ZIP
+    return False
 
 
 def read_heads(home: Path, site: str = "") -> tuple[list[HeadRow], list[Alarm]]:
@@ -74,8 +112,8 @@ def _show(rows: list[HeadRow], raised: list[Alarm]) -> None:
     console = Console()
     if not rows:
         print("no head was confirmed or seen yet")
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("site", "size", "root", "when (UTC)", "job/round", "confirmed by"):
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for heading in ("site", "size", "root", "when (UTC)", "job/round", "server"):
         table.add_column(heading, overflow="fold", justify="right" if heading == "size" else "left")
     table.add_column("goes on", no_wrap=True)
     for row in rows:
