@@ -17,7 +17,7 @@ from client.site import Site
 from common import messages
 from common.adapter import Vector
 from common.errors import InvalidInput, JobWaits, LedgerBroken, Refusal, VeiltuneError
-from common.phases import read_confirm
+from common.phases import ended, read_confirm
 from common.privacy.ledger import WITNESSED
 
 HOMES = "VEILTUNE_HOMES"
@@ -76,8 +76,8 @@ def _ask(app: ClientApp, site_of: Callable[[Context], Site]) -> None:
     def close(message: Message, context: Context) -> Message:
         def end() -> RecordDict:
             site = site_of(context)
-            site.end(messages.read_close(message.content))
-            return messages.verdict(accepted=True, head=site.outbox.head())
+            ending = site.end(messages.read_close(message.content))
+            return ended(messages.verdict(accepted=True, head=site.outbox.head()), ending)
 
         return Message(_answered(end), reply_to=message)
 

@@ -9,6 +9,7 @@ Not covered: what the heads of others say (client/peers.py); what is charged (cl
 import sqlite3
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from client import trust
 from client.config import SiteHome
@@ -18,7 +19,7 @@ from common.certificates import read_certificate
 from common.errors import RoundRefused
 from common.files import exists
 from common.heads import UNSIGNED, HeadRow, State
-from common.privacy.charge import HeadOf, LedgerRow, Link, SignedCharge
+from common.privacy.charge import HeadOf, LedgerRow, Link, SignedCharge, SignedEnding
 from common.privacy.ledger import Chain, Row
 from common.receipt import Confirmation, SignedConfirmation, to_bytes, verify_signed
 
@@ -51,7 +52,7 @@ class Heads:
             found = self._journal.account.rounds.get((job_sha256, round_))
             if found is None:
                 raise RoundRefused(f"round {round_} must be reserved to be shown, got none")
-            chain, head = self._journal.chain, HeadOf.of(self._journal.signed_head())
+            chain = self._journal.chain
             known = _own_head(db, self._home.site)
             if prove and not is_ours(chain, prove[0]):
                 raise RoundRefused(
@@ -59,15 +60,34 @@ class Heads:
                     f"confirmed, got others or fewer"
                 )
             links = _links(chain, [*prove, *([known] if known else [])])
-            named = self._naming(prove[0].size if prove else 0, found.seq)
-            return SignedCharge(
-                row=row_of(db, chain, found.seq),
-                head=head,
-                since=prove[0] if prove else None,
-                consistency=links[0].consistency if prove else (),
-                hand_overs=tuple(row_of(db, chain, seq) for seq in named),
-                also=tuple(links[1:] if prove else links),
-            )
+            proof = self._proof(db, found.seq, prove[0] if prove else None)
+            return SignedCharge(**proof, also=tuple(links[1:] if prove else links))
+
+    def ending(self, job_sha256: str, prove: Sequence[HeadOf]) -> SignedEnding | None:
+        """The entry that ended a job, with all that the job was charged, under the head of now.
+
+        ``None`` where there is none, or where ``prove`` begins with a head that is not this
+        ledger's: the job has ended all the same.
+        """
+        with self._journal.reading() as db:
+            job = self._journal.account.jobs.get(job_sha256)
+            if job is None or job.end is None:
+                return None
+            if prove and not is_ours(self._journal.chain, prove[0]):
+                return None
+            return SignedEnding(**self._proof(db, job.end, prove[0] if prove else None))
+
+    def _proof(self, db: sqlite3.Connection, seq: int, since: HeadOf | None) -> dict[str, Any]:
+        """The fields of ``SignedEntry`` for entry ``seq``."""
+        chain = self._journal.chain
+        named = self._naming(since.size if since else 0, seq)
+        return {
+            "row": row_of(db, chain, seq),
+            "head": HeadOf.of(self._journal.signed_head()),
+            "since": since,
+            "consistency": _links(chain, [since])[0].consistency if since else (),
+            "hand_overs": tuple(row_of(db, chain, place) for place in named),
+        }
 
     def _naming(self, since: int, seq: int) -> list[int]:
         """Entries that name the keys from a head of ``since`` entries on, or from the first."""

@@ -286,8 +286,15 @@ class Outbox:
             job = self._account.jobs.get(sha256)
             if job is None or not job.is_open:
                 return
-            end = {"state": state, "final_sha256": final_sha256, "is_final": True}
-            writer.append(Closed, job_sha256=sha256, **end)
+            writer.append(
+                Closed,
+                job_sha256=sha256,
+                state=state,
+                final_sha256=final_sha256,
+                is_final=True,
+                steps=self._account.charged_steps(sha256),
+                counts=self._account.releases_of_counts(sha256),
+            )
             writer.db.execute("DELETE FROM content WHERE job_sha256 = ?", (sha256,))
 
     def reserve(
@@ -332,6 +339,8 @@ class Outbox:
                 start_sha256=_sha256(start),
                 charge=steps_of(event),
                 terms=terms or job.terms,
+                job_steps=self._account.charged_steps(key.job_sha256)
+                + (event.steps if purpose == "update" else 0),
                 **({} if purpose == "update" else {"purpose": purpose}),
                 **_versions(),
             )

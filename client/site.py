@@ -58,6 +58,7 @@ from common.metric_messages import NO_COUNTS, Counts, counts_reply
 from common.model import require_base
 from common.phases import charged
 from common.privacy.accounting import GaussianSteps
+from common.privacy.charge import SignedEnding
 from common.privacy.mechanism import mechanism_of
 from common.privacy.persample import rows_within_memory
 from common.privacy.selfcheck import run_checks
@@ -318,8 +319,8 @@ class Site:
         said = verdict(accepted=False, reason=NO_COUNTS, head=self.outbox.head())
         return content_to_bytes(said)
 
-    def end(self, closing: Closing) -> None:
-        """Note the last receipts and a job's end."""
+    def end(self, closing: Closing) -> SignedEnding | None:
+        """Note the last receipts and a job's end; the ledger's last word on it, if there is one."""
         if closing.receipt is not None:
             self._note(closing.job_sha256, closing.receipt)
         try:
@@ -329,6 +330,7 @@ class Site:
         self.outbox.close_job(closing.job_sha256, closing.state, closing.final_sha256)
         self._trainers.pop(closing.job_sha256, None)
         log.info("job closed", job=closing.job_sha256[:12], state=closing.state)
+        return self._heads.ending(closing.job_sha256, closing.prove)
 
     def _note(self, job_sha256: str, receipt: Receipt) -> None:
         self.outbox.acknowledge(

@@ -339,6 +339,7 @@ class Closing:
     final_sha256: str
     receipt: Receipt | None
     rounds: tuple[SignedReceipt, ...] = ()
+    prove: tuple[HeadOf, ...] = ()
 
 
 def read_close(content: RecordDict) -> Closing:
@@ -359,7 +360,8 @@ def read_close(content: RecordDict) -> Closing:
     ):
         raise UpdateRejected("close must name a job, its end and its adapter, got something else")
     receipt = _read_receipt(body.get("receipt"))
-    return Closing(job_sha256, state, final, receipt, read_receipts(content))
+    shown = read_receipts(content), read_prove(content)
+    return Closing(job_sha256, state, final, receipt, *shown)
 
 
 def _read_receipt(value: object) -> Receipt | None:

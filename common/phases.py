@@ -3,6 +3,8 @@
     order (adapter, receipts, heads to prove from)  ->  charge, with its proofs
     confirmation of that charge's head              ->  update, or the verdict stored in its place
 
+and, when the job has ended, ``close`` -> verdict, and the site's last word on what it was charged.
+
 Not covered: what a charge proves (common/privacy/charge.py), who signs what (common/receipt.py),
 the other messages (common/messages.py).
 """
@@ -15,7 +17,7 @@ from pydantic import Field
 
 from common.config import Section
 from common.errors import UpdateRejected
-from common.privacy.charge import MAX_LINKS, HeadOf, SignedCharge
+from common.privacy.charge import MAX_LINKS, HeadOf, SignedCharge, SignedEnding
 from common.receipt import (
     MAX_SIGNED_BYTES,
     Confirmation,
@@ -23,6 +25,7 @@ from common.receipt import (
     SignedReceipt,
     read_charge,
     read_confirmation,
+    read_ending,
     read_receipt,
     read_unsigned_confirmation,
     read_whole,
@@ -31,7 +34,7 @@ from common.receipt import (
 
 RELEASE = "train.release"
 PROVE = "prove"  # the record of an order that names the heads to prove from
-_CHARGE, _CONFIRM, _RECEIPTS = "charge", "confirm", "receipts"
+_CHARGE, _CONFIRM, _RECEIPTS, _ENDING = "charge", "confirm", "receipts", "ending"
 MAX_PROOFS_ASKED = MAX_LINKS // 2
 _MAX_PROVE_BYTES = 32 * 1024
 MAX_RECEIPTS_BYTES = MAX_SIGNED_BYTES  # of all receipts in one order
@@ -61,6 +64,24 @@ def read_charged(content: RecordDict) -> SignedCharge:
     if set(content) != {_CHARGE}:
         raise UpdateRejected(f"charge must stand alone, got {sorted(content)[:6]}")
     return read_charge(_bytes(content, _CHARGE, "signed"))
+
+
+def ended(verdict: RecordDict, ending: SignedEnding | None) -> RecordDict:
+    """A site's answer to a close: its verdict and, where it can prove it, its last word."""
+    if ending is not None:
+        verdict[_ENDING] = ConfigRecord({"signed": to_bytes(ending)})
+    return verdict
+
+
+def read_ended(content: RecordDict) -> SignedEnding | None:
+    """The last word in an answer to a close, if there is one; its proofs are not checked.
+
+    Raises:
+        UpdateRejected: something else stands in its place.
+    """
+    if _ENDING not in content:
+        return None
+    return read_ending(_bytes(content, _ENDING, "signed"))
 
 
 def confirm(said: SignedConfirmation | Confirmation) -> RecordDict:

@@ -24,7 +24,7 @@ from pydantic import Field, StringConstraints
 from common import pki
 from common.config import Flag, Name, Section, Sha256, parse
 from common.errors import InvalidInput, UpdateRejected
-from common.privacy.charge import HeadOf, LedgerRow, SignedCharge
+from common.privacy.charge import HeadOf, LedgerRow, SignedCharge, SignedEnding
 from common.privacy.entries import Stamp
 from common.signed import Hex, Pem
 from common.strict_json import parse_json
@@ -38,9 +38,11 @@ __all__ = [
     "ServerKey",
     "SignedCharge",
     "SignedConfirmation",
+    "SignedEnding",
     "SignedReceipt",
     "read_charge",
     "read_confirmation",
+    "read_ending",
     "read_receipt",
     "read_unsigned_confirmation",
     "read_whole",
@@ -183,6 +185,15 @@ def read_charge(data: bytes) -> SignedCharge:
         UpdateRejected: too large, no charge, or not in canonical form.
     """
     return read_whole(SignedCharge, data, "charge", MAX_CHARGE_BYTES)
+
+
+def read_ending(data: bytes) -> SignedEnding:
+    """Parse a site's last word on a job; signatures are not checked.
+
+    Raises:
+        UpdateRejected: as ``read_charge``.
+    """
+    return read_whole(SignedEnding, data, "ending", MAX_CHARGE_BYTES)
 
 
 def read_receipt(data: bytes) -> SignedReceipt:

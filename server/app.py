@@ -35,7 +35,7 @@ from server.participants import Participants
 from server.round import collect, open_book, site_of
 from server.strategies import STRATEGIES
 from server.strategies.fedavg import global_record, read_global
-from server.witness import confirm, witness
+from server.witness import confirm, keep_ending, witness
 
 _CLOSE_TIMEOUT_S = 30.0
 _CLOSE = "close"
@@ -293,22 +293,17 @@ class _Run:
             log.warning("end untold", job=self.job.job.name, error=error)
 
     def _tell(self, state: str, vector: Vector | None) -> None:
-
         def content(site: str) -> RecordDict:
             after_all = self.job.metrics_round + 1
-            receipts, _ = self.checkpoints.to_show(self.job.sha256, site, after_all)
-            return messages.close(
-                self.job.sha256,
-                state,
-                vector,
-                self._receipt_for(site),
-                shown=phases.shown(receipts),
-            )
+            shown = phases.shown(*self.checkpoints.to_show(self.job.sha256, site, after_all))
+            receipt = self._receipt_for(site)
+            return messages.close(self.job.sha256, state, vector, receipt, shown=shown)
 
         sites = (self.sites.accepted | set(self.receipts)) & self.sites.connected()
         for reply in self.sites.send(sites, messages.CLOSE, content, _CLOSE, _CLOSE_TIMEOUT_S):
             site = site_of(self.job, reply)
             witness(self.checkpoints, site, reply)
+            keep_ending(self.checkpoints, self.job, site, reply)
             log.info("job closed", id=_close_id(self.job, reply), site=site)
 
 

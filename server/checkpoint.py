@@ -18,7 +18,7 @@ from sqlalchemy.engine import Connection, RowMapping
 
 from common.errors import InvalidInput, StorageFailed
 from common.job import Job, SignedJob, find_job, parse_signed_job
-from common.privacy.charge import HeadOf, SignedCharge
+from common.privacy.charge import HeadOf, SignedCharge, SignedEnding
 from common.privacy.ledger import Head
 from common.receipt import (
     Confirmation,
@@ -30,7 +30,15 @@ from common.receipt import (
 )
 from server import tables
 from server.database import Database
-from server.receipts import keep_charge, make_receipt, now, receipts_of, to_show
+from server.receipts import (
+    endings_of,
+    keep_charge,
+    keep_ending,
+    make_receipt,
+    now,
+    receipts_of,
+    to_show,
+)
 
 State = Literal["queued", "running", "finished", "failed", "stopped"]
 STATES: tuple[State, ...] = get_args(State)
@@ -372,6 +380,20 @@ class Checkpoints:
         """The signed receipt of every closed round that has one, first to last; counts' after."""
         with self._database.reading() as connection:
             return [read_receipt(content) for content in receipts_of(connection, job_sha256)]
+
+    def keep_ending(self, job_sha256: str, site: str, ending: SignedEnding) -> None:
+        """Keep a site's last word on a job that was checked; the first one stays.
+
+        Raises:
+            StorageFailed: the write is in doubt.
+        """
+        with self._database.writing() as connection:
+            keep_ending(connection, job_sha256, site, ending)
+
+    def endings(self, job_sha256: str) -> dict[str, SignedEnding]:
+        """The last word on a job of each site that was there when it ended."""
+        with self._database.reading() as connection:
+            return endings_of(connection, job_sha256)
 
     def to_show(self, job_sha256: str, site: str, before: int) -> tuple[list[bytes], list[HeadOf]]:
         """Receipts from before a round that a site has not seen, and heads to prove from."""

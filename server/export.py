@@ -8,7 +8,7 @@ Not covered: what the documents say (server/documents).
 
 import datetime as dt
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from common.certificates import read_certificate
 from common.cli import installed_version
 from common.errors import InvalidInput, Refusal
 from common.files import exists, write_file
-from common.receipt import SignedReceipt
+from common.receipt import SignedEnding, SignedReceipt
 from common.result import Result, read_result
 from server.authority import read_authorities
 from server.checkpoint import Checkpoints
@@ -86,6 +86,7 @@ def read_evidence(home: Path, job: str) -> Evidence:
     try:
         row = checkpoints.job(job)
         receipts = checkpoints.round_receipts(row.sha256)
+        endings = checkpoints.endings(row.sha256)
     finally:
         checkpoints.close()
     if row.state != "finished":
@@ -96,7 +97,8 @@ def read_evidence(home: Path, job: str) -> Evidence:
     return Evidence(
         job=row.signed,
         receipts=tuple(receipts),
-        certificates=_certificates(Roster(home / ROSTER_FILE), receipts),
+        certificates=_certificates(Roster(home / ROSTER_FILE), receipts, endings),
+        endings=endings,
         result=result,
         is_simulation=result.privacy.seeded,
         made_at=f"{dt.datetime.now(dt.UTC):%Y-%m-%dT%H:%M:%SZ}",
@@ -119,13 +121,15 @@ def require_sound(data: bytes, roots: bytes) -> tuple[Claim, ...]:
     return report.claims
 
 
-def _certificates(roster: Roster, receipts: Sequence[SignedReceipt]) -> dict[str, bytes]:
+def _certificates(
+    roster: Roster, receipts: Sequence[SignedReceipt], endings: Mapping[str, SignedEnding]
+) -> dict[str, bytes]:
     """For each site, the certificates of all keys that signed a head of it."""
     keys: dict[str, dict[str, None]] = {}
-    for signed in receipts:
-        for site, head in signed.receipt.heads.items():
-            digest = hashlib.sha256(bytes.fromhex(head.public_key)).hexdigest()
-            keys.setdefault(site, {})[digest] = None
+    shown = [item for signed in receipts for item in signed.receipt.heads.items()]
+    for site, head in [*shown, *((site, ending.head) for site, ending in endings.items())]:
+        digest = hashlib.sha256(bytes.fromhex(head.public_key)).hexdigest()
+        keys.setdefault(site, {})[digest] = None
     found = {}
     for site, digests in keys.items():
         pems = [roster.certificate(digest) for digest in digests]

@@ -1,4 +1,4 @@
-"""Charges, confirmed heads and the signed receipts of rounds, in the server's tables.
+"""Charges, endings, confirmed heads and the signed receipts of rounds, in the server's tables.
 
 Every function works within a transaction that its caller opened (server/checkpoint.py).
 
@@ -13,13 +13,14 @@ from sqlalchemy.engine import Connection
 
 from common.errors import UpdateRejected
 from common.job import Job, parse_signed_job
-from common.privacy.charge import HeadOf, SignedCharge
+from common.privacy.charge import HeadOf, SignedCharge, SignedEnding
 from common.receipt import (
     Reply,
     RoundReceipt,
     ServerKey,
     SignedReceipt,
     read_charge,
+    read_ending,
     read_receipt,
     to_bytes,
 )
@@ -78,6 +79,20 @@ def charge_of(
     )
     row = connection.execute(query).first()
     return None if row is None else read_charge(bytes(row[0]))
+
+
+def keep_ending(connection: Connection, job_sha256: str, site: str, ending: SignedEnding) -> None:
+    """Keep a site's last word on a job, unless there is one."""
+    if site not in endings_of(connection, job_sha256):
+        row = {"job_sha256": job_sha256, "site": site, "content": to_bytes(ending)}
+        connection.execute(tables.endings.insert().values(**row))
+
+
+def endings_of(connection: Connection, job_sha256: str) -> dict[str, SignedEnding]:
+    """The last word of each site that gave one."""
+    table = tables.endings
+    query = sa.select(table.c.site, table.c.content).where(table.c.job_sha256 == job_sha256)
+    return {site: read_ending(bytes(content)) for site, content in connection.execute(query)}
 
 
 def make_receipt(

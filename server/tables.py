@@ -100,6 +100,14 @@ charges = sa.Table(
     sa.Column("site", sa.String(63), primary_key=True),
     sa.Column("content", sa.LargeBinary, nullable=False),
 )
+# Each site's last word on a job, from those that were there when it ended; the first one stays.
+endings = sa.Table(
+    "endings",
+    metadata,
+    _of_a_job(),
+    sa.Column("site", sa.String(63), primary_key=True),
+    sa.Column("content", sa.LargeBinary, nullable=False),
+)
 # The signed receipt of each round that was closed with a certificate at hand.
 round_receipts = sa.Table(
     "round_receipts",

@@ -2,11 +2,12 @@
 
 A site whose ledger is an older copy, or went on from one, finds that out by it. A round's charge is
 checked against the job and the site's admitted keys before its head is confirmed, and no update is
-taken before that, nor any counts.
+taken before that, nor any counts. A site's last word on a job is kept for auditors.
 """
 
 import hashlib
 import math
+from functools import partial
 
 import structlog
 from flwr.app import Message
@@ -14,8 +15,8 @@ from flwr.app import Message
 from common import messages
 from common.errors import UpdateRejected
 from common.job import Job
-from common.phases import read_charged
-from common.privacy.charge import check_charge
+from common.phases import read_charged, read_ended
+from common.privacy.charge import check_charge, check_ending
 from common.privacy.entries import Purpose, Reserved
 from common.privacy.event import GaussianSteps
 from common.receipt import Confirmation, SignedConfirmation
@@ -54,14 +55,33 @@ def confirm(
         UpdateRejected: it is missing, not the round's, not the site's, or not proved.
         StorageFailed: it could not be kept.
     """
-
-    def is_key(public_key: str) -> bool:
-        key_sha256 = hashlib.sha256(bytes.fromhex(public_key)).hexdigest()
-        return checkpoints.holds_key(site, key_sha256)
-
     charge = read_charged(reply.content)
-    _require_planned(check_charge(charge, is_key), job, round_, input_sha256)
+    entry = check_charge(charge, partial(_is_key, checkpoints, site))
+    _require_planned(entry, job, round_, input_sha256)
     return checkpoints.confirm(job.sha256, round_, site, charge)
+
+
+def keep_ending(checkpoints: Checkpoints, job: Job, site: str, reply: Message) -> None:
+    """Keep a site's last word on a job; one that is not proved is named in the log and left.
+
+    Raises:
+        StorageFailed: it could not be kept.
+    """
+    try:
+        ending = read_ended(reply.content) if reply.has_content() else None
+        if ending is None:
+            return
+        entry = check_ending(ending, partial(_is_key, checkpoints, site))
+        if entry.job_sha256 != job.sha256:
+            raise UpdateRejected(f"ending must be of this job, got {entry.job_sha256[:12]}")
+    except UpdateRejected as error:
+        log.warning("ending not taken", site=site, reason=str(error))
+        return
+    checkpoints.keep_ending(job.sha256, site, ending)
+
+
+def _is_key(checkpoints: Checkpoints, site: str, public_key: str) -> bool:
+    return checkpoints.holds_key(site, hashlib.sha256(bytes.fromhex(public_key)).hexdigest())
 
 
 def _require_planned(entry: Reserved, job: Job, round_: int, input_sha256: str) -> None:

@@ -9,7 +9,7 @@ import stat
 import sys
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -19,11 +19,13 @@ from common.audit.certificate import identified
 from common.audit.certificate import to_json as to_json_certificate
 from common.audit.evidence import MANIFEST, RESULT, Manifest, write_bundle
 from common.job import sign_job
+from common.measured import MetricsResult
 from common.privacy.charge import HeadOf, SignedCharge
 from common.privacy.entries import Closed
+from common.privacy.event import GaussianSteps
 from common.privacy.ledger import Chain
 from common.receipt import Reply, to_bytes
-from common.result import Result, privacy_statement, to_json
+from common.result import PrivacyStatement, Result, privacy_statement, to_json
 from common.stored_zip import pack, unpack
 from server.documents.certificate import certificate_of
 from server.documents.spending import spendings
@@ -307,6 +309,36 @@ def _(story: Story) -> Made:
     return story.bundle()
 
 
+@plant(SIGNED, "a round of one site kept out of the receipts", "charges")
+def _(_: Story) -> Made:
+    story = begin(rounds=3)
+    story.round()
+    story.round()
+    receipt, before = story.receipts[1], story.receipts[0]
+    change(
+        story,
+        1,
+        asked=("A",),
+        charges={"A": receipt.charges["A"]},
+        replies=tuple(reply for reply in receipt.replies if reply.site == "A"),
+        heads=receipt.heads | {"B": before.heads["B"]},
+    )
+    story.round()
+    return shown(story)
+
+
+@plant(SIGNED, "the last rounds left out, with scores by which patience ended the job", "ending")
+def _(_: Story) -> Made:
+    story = told(rounds=6, training={"patience": 1})
+    del story.receipts[2:]
+
+    def ended(result: dict[str, Any]) -> None:
+        result["rounds"][0]["accuracy"], result["rounds"][1]["accuracy"] = 0.6, 0.5
+        result |= {"kept_round": 1, "vector_sha256": story.receipts[0].output_sha256}
+
+    return altered(story, ended), story.by.root.certificate
+
+
 def charged(**charge: object) -> Story:
     """A story in whose second round all sites wrote another charge into their ledgers."""
     story = begin()
@@ -509,6 +541,40 @@ def _(_: Story) -> Made:
     return shown(story)
 
 
+@plant(LEDGER, "a last word on the job that was edited", "ending")
+def _(story: Story) -> Made:
+    ends = story.endings()
+    row = ends["A"].row
+    body = row.body.replace('"steps":4', '"steps":2')
+    edited = ends["A"].model_copy(update={"row": row.model_copy(update={"body": body})})
+    return story.bundle(endings=ends | {"A": edited})
+
+
+@plant(LEDGER, "a last word that states fewer steps than were charged", "ending")
+def _(story: Story) -> Made:
+    story.steps["A"] -= 1
+    return story.bundle()
+
+
+@plant(LEDGER, "a last word on another job", "ending")
+def _(story: Story) -> Made:
+    since = story.receipts[1].heads["A"]
+    other = story.ledgers["A"].last_word(digest("another"), since, 4, 0)
+    return story.bundle(endings=story.endings() | {"A": other})
+
+
+@plant(LEDGER, "another site's last word", "ending")
+def _(story: Story) -> Made:
+    ends = story.endings()
+    return story.bundle(endings=ends | {"A": ends["B"]})
+
+
+@plant(LEDGER, "counts in the last word that nobody asked for", "ending")
+def _(story: Story) -> Made:
+    story.counted["A"] += 1
+    return story.bundle()
+
+
 @plant(CLAIM, "half the epsilon, signed by the server", "epsilon")
 def _(story: Story) -> Made:
     return story.bundle(result=halved(story))
@@ -546,6 +612,32 @@ def _(_: Story) -> Made:
     return altered(story, lambda r: r["privacy"].update(noise_multiplier=0.5)), (
         story.by.root.certificate
     )
+
+
+@plant(CLAIM, "more noise than the job has, with ledgers to fit by sites made up for it", "result")
+def _(_: Story) -> Made:
+    story = begin()
+    noise = 4 * story.job.noise_multiplier
+    for _round in range(2):
+        story.round(entry={"charge": asdict(GaussianSteps(0.05, noise, 2))})
+    return altered(story, lambda r: priced(r, noise_multiplier=noise)), story.by.root.certificate
+
+
+@plant(CLAIM, "more noise on the counts than the job has, and no charge for them", "result")
+def _(_: Story) -> Made:
+    story = told_with_counts()
+    heads, noise = story.receipts[-2].heads, 1e4
+    change(story, 2, charges={}, replies=(), heads=heads)
+
+    def cheap(result: dict[str, Any]) -> None:
+        known = result["privacy"]["metrics_noise_multiplier"]
+        result["metrics"]["deviation"] *= noise / known
+        result["metrics"] = (
+            MetricsResult.model_validate(result["metrics"]).recomputed().model_dump()
+        )
+        priced(result, metrics_noise_multiplier=noise)
+
+    return altered(story, cheap), story.by.root.certificate
 
 
 @plant(CLAIM, "half the epsilon after the first round", "epsilon by round")
@@ -684,6 +776,16 @@ def altered(story: Story, alter: Callable[[dict[str, Any]], object]) -> bytes:
     result = story.result().model_dump(mode="json")
     alter(result)
     return story.bundle(result=Result.model_validate(result))
+
+
+def priced(result: dict[str, Any], **noise: float) -> None:
+    """Another noise in a result, and every epsilon that it would have."""
+    result["privacy"] |= noise
+    privacy = PrivacyStatement.model_validate(result["privacy"])
+    for site in result["sites"]:
+        site["epsilon"] = privacy.epsilon(site["steps"], site["counts"])
+    for row in result["rounds"]:
+        row["epsilon"] = privacy.epsilon(2 * row["round"])
 
 
 def halved(story: Story) -> Result:

@@ -73,7 +73,11 @@ def _verify(data: bytes, root: x509.Certificate) -> None:
     rounds = [receipt for receipt in receipts if receipt is not counting]
     asked = {site: [site in r["asked"] for r in rounds] for site in job["data"]["population"]}
     for site in asked:
-        site_story(site, receipts, files[f"sites/{site}/certificate.pem"], job, result, root)
+        pem = files[f"sites/{site}/certificate.pem"]
+        site_story(site, receipts, pem, job, result, root)
+        said = files.get(f"sites/{site}/ending.json")
+        if said is not None:
+            last_word(site, said, receipts, pem, job, root)
     claims(job, result, manifest, asked, set(counting["asked"]) if counting else set())
     if counting:
         counts(counting, job, result)
@@ -207,7 +211,10 @@ def site_story(
             since = charge["since"]
             need(last is None or (since is not None and entries(since) == entries(last)), "since")
             one_charge(charge, keys)
-            planned(json.loads(charge["row"]["body"]), receipt, job, result)
+            entry = json.loads(charge["row"]["body"])
+            planned(entry, receipt, job, result)
+            most = due(site, receipts, job, receipt["round"])
+            need(entry["job_steps"] <= most, "more steps than it was asked for")
             last = charge["head"]
         head = receipt["heads"].get(site)
         if head is not None:
@@ -216,6 +223,38 @@ def site_story(
         need(last is None or head is not None, "head gone")
         last = head
     need(last is not None, "no head")
+
+
+def due(site: str, receipts: list[dict[str, Any]], job: dict[str, Any], last: int) -> int:
+    """Steps that a site was asked for up to a round; counts are none."""
+    training = job["training"]
+    rounds = [r for r in receipts if r["round"] <= min(last, training["rounds"])]
+    return int(sum(site in r["asked"] for r in rounds) * training["local_steps"])
+
+
+def last_word(
+    site: str,
+    raw: bytes,
+    receipts: list[dict[str, Any]],
+    pem: bytes,
+    job: dict[str, Any],
+    root: x509.Certificate,
+) -> None:
+    """All that the site's ledger charged the job, by the entry that ended it."""
+    ending, last = json.loads(raw), receipts[-1]
+    need(canonical(ending) == raw, "ending is not canonical")
+    one_charge(ending, site_keys(site, pem, root, when(last["closed_at"])))
+    known, since = last["heads"].get(site), ending["since"]
+    need(known is None or (since and entries(since) == entries(known)), "ending of another ledger")
+    entry = json.loads(ending["row"]["body"])
+    need(entry["kind"] == "closed" and entry["is_final"], "no ending")
+    need(entry["job_sha256"] == last["job_sha256"], "ending of another job")
+    need(entry["steps"] <= due(site, receipts, job, last["round"]), "steps that nobody asked for")
+    charges = [r["charges"][site] for r in receipts if site in r["charges"]]
+    shown = [json.loads(charge["row"]["body"])["job_steps"] for charge in charges]
+    need(entry["steps"] >= max(shown, default=0), "fewer steps")
+    asked = [site in r["asked"] for r in receipts if r["round"] > job["training"]["rounds"]]
+    need(entry["counts"] <= sum(asked), "counts that nobody asked for")
 
 
 def one_charge(charge: dict[str, Any], keys: set[str]) -> None:
@@ -304,6 +343,11 @@ def claims(
     need((beside is None) == ("metrics" not in job), "noise of counts")
     whole = by_pld(rate, noise, job["training"]["rounds"] * steps, delta, beside)
     need(whole <= privacy["epsilon"] + 0.01, "plan costs too much")
+    need(whole >= 0.97 * privacy["epsilon"], "plan costs too little")
+    if beside is not None:
+        share = job["metrics"]["share"]
+        cost = by_pld(rate, noise, 0, share * delta, beside)
+        need(math.isclose(cost, share * privacy["epsilon"], rel_tol=0.03), "counts cost otherwise")
     for site in result["sites"]:
         need(site["steps"] >= sum(asked[site["name"]]) * steps, "fewer steps than asked")
         need(site["delta"] == delta, "delta")

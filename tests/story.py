@@ -4,8 +4,11 @@ No model is trained and no server runs; hashes of adapters are those of a few wo
 changes is signed again with the very keys, as a dishonest server or site would.
 """
 
+import copy
 import datetime as dt
 import hashlib
+import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -18,8 +21,8 @@ from common.audit.evidence import Evidence, write_bundle
 from common.histograms import bins
 from common.job import Job, SignedJob, sign_job
 from common.measured import measured
-from common.privacy.charge import HeadOf, LedgerRow, SignedCharge
-from common.privacy.entries import Created, Rekeyed, Released, Reserved, write_entry
+from common.privacy.charge import HeadOf, LedgerRow, SignedCharge, SignedEnding
+from common.privacy.entries import Closed, Created, Rekeyed, Released, Reserved, write_entry
 from common.privacy.event import GaussianSteps
 from common.privacy.ledger import Chain, Row, public_hex
 from common.receipt import Reply, RoundReceipt, ServerKey, SignedReceipt
@@ -46,6 +49,7 @@ def make_job(
     sites: Sequence[str] = ("A", "B"),
     rounds: int = 2,
     metrics: Mapping[str, object] | None = None,
+    training: Mapping[str, object] | None = None,
     **privacy: object,
 ) -> Job:
     """A job of two steps a round; with ``metrics`` it has counts after the last."""
@@ -55,7 +59,8 @@ def make_job(
             "job": {"name": "small"},
             "model": {"base": "builtin:none", "sha256": digest("base")},
             "adapter": {"targets": ("query",)},
-            "training": {"rounds": rounds, "local_steps": 2, "learning_rate": 0.5},
+            "training": {"rounds": rounds, "local_steps": 2, "learning_rate": 0.5}
+            | dict(training or {}),
             "privacy": {k: v for k, v in (PRIVACY | privacy).items() if v is not None},
             "data": {
                 "name": "notes",
@@ -114,6 +119,22 @@ class Ledger:
             hand_overs=tuple(self.shown(n) for n in named),
         )
 
+    def last_word(
+        self, job_sha256: str, since: HeadOf | None, steps: int, counts: int
+    ) -> SignedEnding:
+        """What would be the ending if the job ended now; the ledger stays as it is."""
+        ended = copy.copy(self)
+        ended.chain, ended.rows = copy.deepcopy(self.chain), list(self.rows)
+        seq = ended.append(
+            Closed, job_sha256=job_sha256, state="finished", final_sha256="", is_final=True,
+            steps=steps, counts=counts,
+        )  # fmt: skip
+        first = since.size if since is not None and since.size <= seq else 0
+        kinds = [json.loads(row.body)["kind"] for row in ended.rows]
+        named = [n for n in range(first, seq) if kinds[n] in ("created", "rekeyed")]
+        charge = ended.charge(seq, since if first else None, named)
+        return SignedEnding(**dict(charge))
+
     def shown(self, seq: int) -> LedgerRow:
         """An entry with its place under the head of now."""
         return LedgerRow.of(self.rows[seq], self.rows[seq - 1] if seq else None, self.chain)
@@ -154,6 +175,9 @@ class Story:
     ledgers: dict[str, Ledger] = field(default_factory=dict)
     certificates: dict[str, bytes] = field(default_factory=dict)
     receipts: list[RoundReceipt] = field(default_factory=list)
+    steps: Counter[str] = field(default_factory=Counter)
+    counted: Counter[str] = field(default_factory=Counter)
+    away: tuple[str, ...] = ()
     changes: dict[str, Any] = field(default_factory=dict)
     is_simulation: bool = False
     begun: dt.datetime = AT
@@ -249,7 +273,9 @@ class Story:
         event = GaussianSteps(privacy.sampling_rate, job.noise_multiplier, job.training.local_steps)
         if (counts := job.metrics_event) is not None and number == job.metrics_round:
             event, entry = counts, {"purpose": "metrics"} | dict(entry)
+        (self.counted if event == counts else self.steps)[site] += event.steps
         said: dict[str, Any] = {
+            "job_steps": self.steps[site],
             "job_sha256": job.sha256,
             "round": number,
             "input_sha256": digest(f"adapter {min(number - 1, len(self.receipts))}"),
@@ -338,7 +364,19 @@ class Story:
             is_simulation=self.is_simulation,
             made_at="2026-11-20T11:00:00Z",
             software="veiltune test",
+            endings=self.endings(),
         )
+
+    def endings(self) -> dict[str, SignedEnding]:
+        """Each site's last word, but for those that were away at the end."""
+        last = self.receipts[-1].heads
+        return {
+            site: self.ledgers[site].last_word(
+                self.job.sha256, last.get(site), self.steps[site], self.counted[site]
+            )
+            for site in self.job.sites
+            if site not in self.away
+        }
 
     def bundle(self, **evidence: object) -> bytes:
         """The file; ``evidence`` changes fields of it before it is sealed."""

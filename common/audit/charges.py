@@ -7,7 +7,7 @@ Not covered: entries of the site's ledger that are not shown (fl-audit ledger re
 
 import datetime as dt
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from common import pki
 from common.audit.evidence import Evidence
 from common.errors import InvalidInput, Refusal
-from common.privacy.charge import HeadOf, SignedCharge, check_charge
+from common.privacy.charge import HeadOf, SignedCharge, check_charge, check_ending
 from common.privacy.entries import Reserved
 from common.receipt import RoundReceipt
 from common.words import counted
@@ -82,10 +82,11 @@ def check_charges(site: str, evidence: Evidence, roots: bytes) -> str:
     """Each charge is signed, under its head, and what the job's plan says of it."""
     keys, count = certified_keys(site, evidence), 0
     for receipt, charge in _charges(site, evidence):
-        moment = moment_of(receipt.closed_at)
-        valid = {key.public_key for key in keys if key.was_valid(site, roots, moment)}
+        valid = _valid(keys, site, roots, receipt)
         try:
-            _require_plan(check_charge(charge, valid.__contains__), receipt, evidence)
+            entry = check_charge(charge, valid.__contains__)
+            _require_plan(entry, receipt, evidence)
+            _require_asked(entry.job_steps, asked_steps(site, evidence, receipt.round))
         except Refusal as error:
             raise Refusal(f"round {receipt.round}: {error}") from error
         count += 1
@@ -101,11 +102,7 @@ def check_heads(site: str, evidence: Evidence, roots: bytes) -> str:
     keys, last = certified_keys(site, evidence), None
     for signed in evidence.receipts:
         receipt = signed.receipt
-        valid = {
-            key.public_key
-            for key in keys
-            if key.was_valid(site, roots, moment_of(receipt.closed_at))
-        }
+        valid = _valid(keys, site, roots, receipt)
         for head in _heads(receipt, site, last):
             if not head.head.is_signed() or head.public_key not in valid:
                 raise Refusal(f"round {receipt.round}: head must be signed by {site}'s key")
@@ -114,6 +111,62 @@ def check_heads(site: str, evidence: Evidence, roots: bytes) -> str:
     if last is None:
         raise Refusal(f"site {site} must have a ledger head in the receipts, got none")
     return f"grew to {last.size} entries, root {last.root[:16]}"
+
+
+def check_last_word(site: str, evidence: Evidence, roots: bytes) -> str:
+    """The site's ledger ended the job with no more charged than the receipts ask for.
+
+    Without it a round after the last charge that is shown could have been kept from the bundle.
+    """
+    last = evidence.receipts[-1].receipt
+    valid, known = _valid(certified_keys(site, evidence), site, roots, last), last.heads.get(site)
+    ending = evidence.endings[site]
+    entry = check_ending(ending, valid.__contains__)
+    if entry.job_sha256 != evidence.job.job.sha256:
+        raise Refusal(f"ending must be of this job, got one of {entry.job_sha256[:16]}")
+    if known is not None and not known.is_same(ending.since):
+        raise Refusal("ending must continue the last head of the receipts, got another")
+    shown = [c.reserved for _, c in _charges(site, evidence)]
+    steps, counts = max((e.job_steps or 0 for e in shown), default=0), entry.counts
+    if entry.steps is None or counts is None or entry.steps < steps:
+        raise Refusal(f"ending must state at least the {steps} steps charged, got {entry.steps}")
+    _require_asked(entry.steps, asked_steps(site, evidence))
+    if counts > asked_counts(site, evidence):
+        raise Refusal(f"ending must state no counts that nobody asked for, got {counts}")
+    words = f"{counted(entry.steps, 'step')} charged in all"
+    return f"{words}, and its counts" if counts else words
+
+
+def asked_rounds(site: str, evidence: Evidence, last: int | None = None) -> int:
+    """In how many rounds, up to ``last``, the site was asked."""
+    receipts = evidence.rounds[: len(evidence.rounds) if last is None else last]
+    return sum(site in signed.receipt.asked for signed in receipts)
+
+
+def asked_steps(site: str, evidence: Evidence, last: int | None = None) -> int:
+    """The steps of training of those rounds."""
+    return asked_rounds(site, evidence, last) * evidence.job.job.training.local_steps
+
+
+def asked_counts(site: str, evidence: Evidence) -> int:
+    """1 where the site was asked for its counts, else 0."""
+    return int(evidence.counting is not None and site in evidence.counting.asked)
+
+
+def _require_asked(steps: int | None, asked: int) -> None:
+    """A site's own sum over the job is within what the receipts ask it for."""
+    if steps is None:
+        raise Refusal("charge must state the job's steps so far, got none: an earlier version")
+    if steps > asked:
+        raise Refusal(f"ledger must have at most the {asked} steps asked for, got {steps}")
+
+
+def _valid(
+    keys: Sequence[Certified], site: str, roots: bytes, receipt: RoundReceipt
+) -> frozenset[str]:
+    """The keys that were certified as the site's when a round was closed."""
+    moment = moment_of(receipt.closed_at)
+    return frozenset(key.public_key for key in keys if key.was_valid(site, roots, moment))
 
 
 def _heads(receipt: RoundReceipt, site: str, last: HeadOf | None) -> Iterator[HeadOf]:

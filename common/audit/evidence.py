@@ -13,7 +13,7 @@ verify.py); what the documents say.
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, Final, Literal, TypeVar
 
@@ -28,7 +28,14 @@ from common.errors import InvalidInput, Refusal
 from common.job import Hex64, SignedJob, parse_signed_job
 from common.keys import MAX_PEM_BYTES
 from common.privacy.entries import Stamp
-from common.receipt import RoundReceipt, SignedReceipt, read_receipt, to_bytes
+from common.receipt import (
+    RoundReceipt,
+    SignedEnding,
+    SignedReceipt,
+    read_ending,
+    read_receipt,
+    to_bytes,
+)
 from common.result import MAX_RESULT_BYTES, Result, to_json
 from common.signed import Hex, Pem
 from common.stored_zip import MOST_MEMBERS, is_plain, pack, unpack
@@ -37,10 +44,11 @@ from common.strict_json import parse_json
 MAX_BUNDLE_BYTES: Final = 256 * 1024 * 1024
 _MAX_MANIFEST_BYTES: Final = 32 * 1024 * 1024
 MANIFEST, SEAL, JOB, RESULT = "manifest.json", "manifest.sig", "job.json", "result.json"
+CERTIFICATE, ENDING = "certificate.pem", "ending.json"
 DOCUMENTS: Final = "documents/"
 SEAL_DOMAIN: Final = b"veiltune evidence v1\n"
 _FILE = re.compile(
-    rf"{JOB}|{RESULT}|rounds/\d{{5,6}}\.json|sites/{NAME_PATTERN}/certificate\.pem|{DOCUMENTS}.+"
+    rf"{JOB}|{RESULT}|rounds/\d{{5,6}}\.json|sites/{NAME_PATTERN}/(certificate\.pem|ending\.json)|{DOCUMENTS}.+"
 )
 Kind = Literal["federation", "SIMULATION"]
 
@@ -54,6 +62,7 @@ class Evidence:
         receipts: of every closed round, 1 first, and after them that of the job's counts.
         certificates: each site's certificates (PEM), for every key that signed a charge of it: a
             leaf, then its intermediate, and so on.
+        endings: each site's last word on the job, where the site was there when it ended.
         result: what the job claims.
         is_simulation: whether somebody can repeat the noise, so that nothing is promised.
         made_at: when the bundle was made, as 2026-11-28T01:00:00Z.
@@ -67,6 +76,7 @@ class Evidence:
     is_simulation: bool
     made_at: str
     software: str
+    endings: Mapping[str, SignedEnding] = field(default_factory=dict)
 
     @cached_property
     def rounds(self) -> tuple[SignedReceipt, ...]:
@@ -226,13 +236,12 @@ def read_evidence(bundle: Bundle) -> Evidence:
             raise InvalidInput(f"{JOB} must be canonical JSON, got another form")
         rounds = sorted(name for name in files if name.startswith("rounds/"))
         receipts = [_receipt(name, files[name]) for name in rounds]
+        endings = {site: read_ending(data) for site, data in _of_sites(files, ENDING).items()}
     except Refusal as error:
         raise InvalidInput(str(error)) from error
     if not receipts:
         raise InvalidInput("bundle must have a receipt of every round, got none")
-    certificates = {
-        name.split("/")[1]: data for name, data in files.items() if name.startswith("sites/")
-    }
+    certificates = _of_sites(files, CERTIFICATE)
     for pem in certificates.values():
         pki.load_certificates(pem)
     return Evidence(
@@ -243,17 +252,28 @@ def read_evidence(bundle: Bundle) -> Evidence:
         is_simulation=manifest.kind == "SIMULATION",
         made_at=manifest.made_at,
         software=manifest.software,
+        endings=endings,
     )
+
+
+def _of_sites(files: Mapping[str, bytes], kind: str) -> dict[str, bytes]:
+    """Site -> its file of a kind."""
+    return {
+        name.split("/")[1]: data
+        for name, data in files.items()
+        if name.startswith("sites/") and name.endswith(f"/{kind}")
+    }
 
 
 def _files(evidence: Evidence) -> dict[str, bytes]:
     """All but manifest and documents."""
     rounds = {_round_name(s.receipt.round): to_bytes(s) for s in evidence.receipts}
-    sites = {f"sites/{site}/certificate.pem": pem for site, pem in evidence.certificates.items()}
+    sites = {f"sites/{site}/{CERTIFICATE}": pem for site, pem in evidence.certificates.items()}
+    ends = {f"sites/{site}/{ENDING}": to_bytes(said) for site, said in evidence.endings.items()}
     if len(rounds) != len(evidence.receipts):
         raise InvalidInput("receipts must be one for each round, got two of one")
     result = to_json(evidence.result).encode()
-    return {**rounds, **sites, JOB: evidence.job.to_bytes(), RESULT: result}
+    return {**rounds, **sites, **ends, JOB: evidence.job.to_bytes(), RESULT: result}
 
 
 def _round_name(number: int) -> str:

@@ -43,6 +43,8 @@ def check_chain(evidence: Evidence) -> str:
             f"got {len(numbers)} rounds"
         )
     words = f"rounds 1 to {numbers[-1]} of {job.training.rounds}, each bound to the one before"
+    if len(numbers) < job.training.rounds:
+        words += "; ended early by its patience, with scores that the server states"
     return words if job.metrics is None else f"{words}, and the counts after them"
 
 

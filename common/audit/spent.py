@@ -10,6 +10,7 @@ Not covered: what a person known to several sites spends; other jobs on the same
 import math
 from functools import lru_cache
 
+from common.audit.charges import asked_counts, asked_rounds
 from common.audit.evidence import Evidence
 from common.audit.recompute import TOLERANCE
 from common.errors import AccountingInDoubt, Refusal
@@ -19,16 +20,7 @@ from common.privacy.event import GaussianSteps
 from common.result import PrivacyStatement, privacy_statement
 from common.words import counted
 
-
-def asked_rounds(site: str, evidence: Evidence, last: int | None = None) -> int:
-    """In how many rounds, up to ``last``, the site was asked."""
-    receipts = evidence.rounds[: len(evidence.rounds) if last is None else last]
-    return sum(site in signed.receipt.asked for signed in receipts)
-
-
-def asked_counts(site: str, evidence: Evidence) -> int:
-    """1 where the site was asked for its counts, else 0."""
-    return int(evidence.counting is not None and site in evidence.counting.asked)
+_CALIBRATION = 0.01  # how far two versions' noise for the same epsilon may lie apart
 
 
 def check_statement(evidence: Evidence) -> str:
@@ -139,8 +131,19 @@ def _require_same(stated: float, found: float, what: str) -> None:
 
 
 def _require_same_mechanism(stated: PrivacyStatement, planned: PrivacyStatement) -> None:
-    """Libraries of another version may calibrate otherwise; the plan's cost is checked instead."""
+    """Libraries of another version may calibrate otherwise, but for what the eye can see.
+
+    More noise than the job needs is as wrong as less: with it, charges that the sites never made
+    would cost next to nothing.
+    """
     free = {"accountant_version", "noise_multiplier", "metrics_noise_multiplier"}
+    noises = (
+        ("noise multiplier", stated.noise_multiplier, planned.noise_multiplier),
+        ("counts' noise", stated.metrics_noise_multiplier, planned.metrics_noise_multiplier),
+    )
+    for name, found, wanted in noises:
+        if not math.isclose(found or 0.0, wanted or 0.0, rel_tol=_CALIBRATION):
+            raise Refusal(f"result must state the job's {name}, {wanted}, got {found}")
     said, due = stated.model_dump(exclude=free), planned.model_dump(exclude=free)
     if wrong := [name for name in due if said[name] != due[name]]:
         raise Refusal(f"result must state the job's mechanism, got another {' and '.join(wrong)}")

@@ -32,6 +32,8 @@ CERTIFICATE = "certificate."  # what the promise's documents are called, in what
 NOT_CHECKED = (
     "that the sites ran what they recorded, with this noise and sampler: their self-checks, and "
     "audits by attack",
+    "that the server's intermediate key vouched for the true sites alone: each site can compare "
+    "this with its own ledger",
     "that this is the job which was agreed: compare its sha256, and the operator's key",
     "that every site's ledger continues elsewhere: compare a head with the site's own",
     "accuracy and F1: the hold-out is not in the bundle",
@@ -127,6 +129,7 @@ def _content(bundle: Bundle, evidence: Evidence, roots: bytes | None) -> Iterato
     for site in evidence.job.job.sites:
         for name, check in of_site:
             yield _of_site(name, site, check)
+        yield _ending(site, evidence, trusted)
     yield checked("result", lambda: spent.check_statement(evidence))
     yield checked("epsilon by round", lambda: spent.check_rounds(evidence))
     yield checked("documents", lambda: _documents(bundle, evidence))
@@ -134,6 +137,13 @@ def _content(bundle: Bundle, evidence: Evidence, roots: bytes | None) -> Iterato
 
 def _of_site(name: str, site: str, check: Callable[[str], str]) -> Claim:
     return checked(name, lambda: check(site), site)
+
+
+def _ending(site: str, evidence: Evidence, roots: bytes) -> Claim:
+    if site in evidence.endings:
+        return _of_site("ending", site, lambda name: charges.check_last_word(name, evidence, roots))
+    why = "the site was away when the job ended: rounds after its last charge cannot be excluded"
+    return unchecked("ending", why, site)
 
 
 def _issuer(bundle: Bundle, roots: bytes) -> str:

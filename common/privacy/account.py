@@ -65,6 +65,7 @@ class Submission:
 
     ``was_closed``: it ended at some time, whatever a later entry of an old ledger says.
     ``metrics``: what its counts cost beside the plan. ``salt``: the random bits of its entry.
+    ``end``: the number of the entry that ended it for ever.
     """
 
     sha256: str
@@ -78,6 +79,7 @@ class Submission:
     was_closed: bool = False
     metrics: GaussianSteps | None = None
     salt: str = field(default="", repr=False)
+    end: int | None = None
 
     @property
     def budget(self) -> tuple[GaussianSteps, ...]:
@@ -128,6 +130,10 @@ class Account:
         """All steps of training that a job has been charged."""
         return self._steps.get(job_sha256, 0)
 
+    def releases_of_counts(self, job_sha256: str) -> int:
+        """1 where a job was charged for its counts, else 0."""
+        return int(job_sha256 in self._counted)
+
     def apply(self, entry: AnyEntry) -> None:
         """Take the next entry in.
 
@@ -174,16 +180,21 @@ class Account:
             raise _wrong(entry, "charge a later round")
         if not self.has_room(job, event, entry.purpose):
             raise _wrong(entry, "stay within the job's budget")
+        if entry.job_steps not in (None, self._steps_with(entry)):
+            raise _wrong(entry, "state all steps of its job")
         charge = Charge(
             entry.job_sha256, entry.round, event, "", False, entry.terms, entry.at, entry.purpose
         )
         key = (entry.job_sha256, entry.round)
         self.rounds[key] = Reservation(entry.input_sha256, entry.start_sha256, charge, entry.seq)
         self._latest[job.sha256] = entry.round
+        self._steps[job.sha256] = self._steps_with(entry)
         if entry.purpose == "metrics":
             self._counted.add(job.sha256)
-        else:
-            self._steps[job.sha256] = self.charged_steps(job.sha256) + event.steps
+
+    def _steps_with(self, entry: Reserved) -> int:
+        own = 0 if entry.purpose == "metrics" else entry.charge.steps
+        return self.charged_steps(entry.job_sha256) + own
 
     def has_room(self, job: Submission, event: GaussianSteps, purpose: Purpose) -> bool:
         """Whether a job's budget still has ``event``; its counts are charged once and end it."""
@@ -197,10 +208,17 @@ class Account:
         job = self._job(entry)
         if job.sha256 in self._ended or (entry.is_final and job.was_closed):
             raise _wrong(entry, "end an open job")
+        charged = (self.charged_steps(job.sha256), self.releases_of_counts(job.sha256))
+        if (entry.steps, entry.counts) not in ((None, None), charged):
+            raise _wrong(entry, "state all that its job was charged")
         if entry.is_final:
             self._ended.add(job.sha256)
         self.jobs[job.sha256] = replace(
-            job, state=entry.state, final_sha256=entry.final_sha256, was_closed=True
+            job,
+            state=entry.state,
+            final_sha256=entry.final_sha256,
+            was_closed=True,
+            end=entry.seq if entry.is_final else job.end,
         )
 
     def _release(self, entry: Released) -> None:

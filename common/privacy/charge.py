@@ -19,6 +19,7 @@ from common.errors import InvalidInput, LedgerBroken, UpdateRejected
 from common.privacy import merkle
 from common.privacy.entries import (
     AnyEntry,
+    Closed,
     Count,
     Created,
     PublicKeyDer,
@@ -99,11 +100,11 @@ class Link(Section):
     consistency: Proof
 
 
-class SignedCharge(Section):
-    """A round's charge, as a site proves it.
+class SignedEntry(Section):
+    """An entry of a site's ledger, as the site proves it.
 
     Attributes:
-        row: the ``reserved`` entry.
+        row: the entry.
         head: the ledger's head under which it stands.
         since: the head of this site that was confirmed before; ``None`` for the first.
         consistency: RFC 9162 proof from ``since`` to ``head``; empty without ``since``.
@@ -127,6 +128,10 @@ class SignedCharge(Section):
             return self.also
         return (Link(since=self.since, consistency=self.consistency), *self.also)
 
+
+class SignedCharge(SignedEntry):
+    """A round's charge: its row is the ``reserved`` entry."""
+
     @property
     def reserved(self) -> Reserved:
         """What the entry says.
@@ -137,6 +142,25 @@ class SignedCharge(Section):
         entry = _entry(self.row)
         if not isinstance(entry, Reserved):
             raise UpdateRejected(f"charge must be a reserved entry, got one {entry.kind}")
+        return entry
+
+
+class SignedEnding(SignedEntry):
+    """A site's last word on a job, all that the job was charged: its row is the ``closed`` entry.
+
+    Not covered: a site that is away when the job ends gives none.
+    """
+
+    @property
+    def closed(self) -> Closed:
+        """What the entry says.
+
+        Raises:
+            UpdateRejected: it is no ``closed`` entry, or one that others may follow.
+        """
+        entry = _entry(self.row)
+        if not isinstance(entry, Closed) or not entry.is_final:
+            raise UpdateRejected(f"ending must be a final closed entry, got one {entry.kind}")
         return entry
 
 
@@ -151,6 +175,21 @@ def check_charge(charge: SignedCharge, is_key: Callable[[str], bool]) -> Reserve
     Raises:
         UpdateRejected: a signature, a proof or the chain of keys does not hold.
     """
+    _check(charge, is_key)
+    return charge.reserved
+
+
+def check_ending(ending: SignedEnding, is_key: Callable[[str], bool]) -> Closed:
+    """What an ending says, checked as a charge is.
+
+    Raises:
+        UpdateRejected: as ``check_charge``.
+    """
+    _check(ending, is_key)
+    return ending.closed
+
+
+def _check(charge: SignedEntry, is_key: Callable[[str], bool]) -> None:
     if not charge.head.head.is_signed():
         raise UpdateRejected("charge's head must be signed by its key, got another signature")
     if not is_key(charge.head.public_key):
@@ -160,10 +199,9 @@ def check_charge(charge: SignedCharge, is_key: Callable[[str], bool]) -> Reserve
     _require_row(charge.row, charge.head, _key_at(keys, charge.row.seq))
     if keys[-1][1] != charge.head.public_key:
         raise UpdateRejected("charge's head must be by the ledger's last key, got another")
-    return charge.reserved
 
 
-def _require_consistent(charge: SignedCharge) -> None:
+def _require_consistent(charge: SignedEntry) -> None:
     if charge.since is None and charge.consistency:
         raise UpdateRejected("charge must name the head that its proof is from, got none")
     for link in charge.links:
@@ -183,7 +221,7 @@ def is_continued(since: HeadOf, head: HeadOf, consistency: Sequence[str]) -> boo
     return merkle.is_consistent(since.size, old, head.size, new, proof)
 
 
-def _keys(charge: SignedCharge) -> list[tuple[int, str]]:
+def _keys(charge: SignedEntry) -> list[tuple[int, str]]:
     """(first entry that it signs, key) from ``since`` to the head, checked link by link."""
     since = None if _begins(charge) else charge.since
     first = since.size if since else 0
@@ -207,7 +245,7 @@ def _keys(charge: SignedCharge) -> list[tuple[int, str]]:
     return keys
 
 
-def _begins(charge: SignedCharge) -> bool:
+def _begins(charge: SignedEntry) -> bool:
     """Whether the keys are shown from the ledger's first entry on."""
     return charge.since is None or any(row.seq == 0 for row in charge.hand_overs[:1])
 

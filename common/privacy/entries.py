@@ -144,6 +144,8 @@ class Reserved(_Imported):
     """All steps of a round are charged, before a record is touched.
 
     ``purpose``: with ``metrics`` it is the job's one release of counts, after which no round is.
+    ``job_steps``: all steps of training that the job was charged by then, these included, so that
+    no charge between two others can be kept from an auditor; ``None`` by an earlier version.
     """
 
     kind: Literal["reserved"] = "reserved"
@@ -155,6 +157,7 @@ class Reserved(_Imported):
     code_sha256: str
     accountant: Words
     purpose: Purpose = "update"
+    job_steps: Count | None = None
 
 
 class Released(_Imported):
@@ -178,13 +181,16 @@ class Closed(_Imported):
     """A job ended; its charges stay.
 
     ``is_final``: nothing of the job follows but receipts. Closes of before this field said any
-    word, and could be followed by others.
+    word, and could be followed by others. ``steps``, ``counts``: all steps of training and releases
+    of counts that the job was charged; ``None`` by an earlier version.
     """
 
     kind: Literal["closed"] = "closed"
     state: Words
     final_sha256: Words
     is_final: bool = False
+    steps: Count | None = None
+    counts: Count | None = None
 
 
 class Decided(_OfJob):

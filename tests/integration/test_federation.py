@@ -19,9 +19,11 @@ from dp_accounting import dp_event
 from dp_accounting.pld import PLDAccountant
 from safetensors.numpy import load_file
 
+from common.audit.verify import verify
 from common.job import load_job
 from simulations.federation import Federation, console_script
 from simulations.simulate import main
+from tests.reference_verifier import fault_of
 
 if TYPE_CHECKING:
     from tests.conftest import TinyBase
@@ -150,6 +152,15 @@ def test_both_grids_end_with_the_same_adapter_of_the_same_job(plain: Ran, linked
     assert one.keys() == other.keys()
     assert max(float(abs(one[name] - other[name]).max()) for name in one) <= 1e-6
     assert any(abs(one[name]).max() > 0 for name in one if "lora_B" in name), "nothing was learned"
+
+
+def test_the_links_evidence_holds_for_both_verifiers(linked: Ran) -> None:
+    data, root = ((linked.out / name).read_bytes() for name in ("evidence.zip", "root.pem"))
+    assert fault_of(data, root) == ""
+    claims = verify(data, root).claims
+    assert [claim for claim in claims if claim.status != "pass"] == []
+    ends = {claim.subject: claim.found for claim in claims if claim.name == "ending"}
+    assert ends == dict.fromkeys("AB", f"{ROUNDS * STEPS} steps charged in all")
 
 
 @pytest.mark.parametrize("grid", ["plain", "linked", "private"])

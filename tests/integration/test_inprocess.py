@@ -20,7 +20,7 @@ from common.audit.recompute import check_outcome
 from common.errors import JobRefused, Refusal
 from common.flower import message_to_bytes
 from common.job import Job
-from common.phases import RELEASE, read_charged
+from common.phases import RELEASE, read_charged, read_ended
 from common.privacy import accounting, clipping, noise, sampling
 from common.privacy.accounting import GaussianSteps
 from simulations.seeded import seeded_keys
@@ -215,7 +215,13 @@ def test_replies_hold_public_constants_and_noise_and_nothing_else(
             assert (said.since, said.also, said.row.seq, said.head.size) == (None, (), 2, 4)
             continue
         if reply.metadata.message_type != RELEASE:
-            assert set(content) <= {"verdict", "head"}
+            is_close = reply.metadata.message_type == messages.CLOSE
+            assert set(content) <= {"verdict", "head"} | ({"ending"} if is_close else set())
+            if is_close:
+                ending = read_ended(content)
+                assert ending
+                assert (ending.closed.steps, ending.closed.counts) == (2, 0)
+                assert ending.closed.state == "finished"
             assert dict(content.config_records["verdict"]) == {"accepted": True, "reason": ""}
             continue
         assert set(content) == {"arrays", "head", "manifest", "round"}

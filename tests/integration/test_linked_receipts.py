@@ -15,7 +15,7 @@ from common.audit.heads_cli import read_heads
 from common.certificates import fingerprint
 from common.job import Job, sign_job
 from common.keys import load_operator_key
-from common.privacy.charge import check_charge
+from common.privacy.charge import check_charge, check_ending
 from common.receipt import verify_signed
 from server.control import Request, ask
 from server.enrolment import enroll, init_server
@@ -78,12 +78,19 @@ def test_sites_know_each_others_heads_by_receipts_that_lead_to_their_root(
         live.eventually(lambda: daemon.checkpoints.job("wards").state in ("finished", "failed"))
         assert daemon.checkpoints.job("wards").state == "finished"
         made = daemon.checkpoints.round_receipts(job.sha256)
+        live.eventually(lambda: len(daemon.checkpoints.endings(job.sha256)) == 2)
+        endings = daemon.checkpoints.endings(job.sha256)
     assert [one.receipt.round for one in made] == [1, 2]
     roots = (homes[0].folder / "pki/root.pem").read_bytes()
     for one in made:
         verify_signed(one, roots)
         for charge in one.receipt.charges.values():
             check_charge(charge, {charge.head.public_key}.__contains__)
+    for site, ending in endings.items():
+        assert ending.since is not None
+        assert ending.since.is_same(made[-1].receipt.heads[site])
+        entry = check_ending(ending, {ending.head.public_key}.__contains__)
+        assert (entry.job_sha256, entry.steps, entry.counts) == (job.sha256, 2, 0)
     for home, of in zip(homes, "BA", strict=True):
         rows, alarms = read_heads(home.folder, of)
         assert [row.state for row in rows] == ["first", "consistent"]

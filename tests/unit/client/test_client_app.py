@@ -16,6 +16,7 @@ from common.adapter import load_adapter
 from common.errors import InvalidInput
 from common.flower import become_server, message_from_bytes, message_to_bytes, new_context
 from common.job import Job, SignedJob, sign_job
+from common.phases import read_ended
 
 if TYPE_CHECKING:
     from client.site import Site
@@ -210,7 +211,12 @@ def test_a_close_ends_the_job_at_the_site(site: MakeSite, signed: SignedJob) -> 
     one = site()
     send(one, messages.offer(signed), messages.OFFER)
     closing = messages.close(signed.job.sha256, "stopped", None, None)
-    assert said(send(one, closing, messages.CLOSE)).is_accepted
+    content = send(one, closing, messages.CLOSE)
+    ending = read_ended(content)
+    assert ending
+    assert (ending.closed.state, ending.closed.steps, ending.closed.counts) == ("stopped", 0, 0)
+    del content["ending"]
+    assert said(content).is_accepted
     assert [row.state for row in one.outbox.jobs()] == ["stopped"]
 
 
