@@ -245,9 +245,35 @@ def test_only_a_peer_that_had_no_room_for_a_proof_may_leave_it_out(
     server: Server, ledger: Ledger, links: int, state: str
 ) -> None:
     two_rounds(server, ledger)
-    server.tell(SECOND, 1, charge_of(ledger, SECOND, 1, *many(ledger, links)))
+    head = server.tell(SECOND, 1, charge_of(ledger, SECOND, 1, *many(ledger, links)))
     assert server.states[-1] == state
     assert server.alarms == (["B"] if state == "FORKED" else [])
+    if state == "unproven":
+        server.tell(SECOND, 2, charge_of(ledger, SECOND, 2, head))
+        assert (server.states[-1], server.alarms) == ("consistent", [])
+
+
+def test_another_root_at_a_known_size_raises_an_alarm_whoever_says_it(
+    server: Server, ledger: Ledger
+) -> None:
+    one, _ = two_rounds(server, ledger)
+    other = rolled_back(ledger, one.size - 1).head()
+    assert other.size == one.size
+    server.tell(SECOND, 1, other)
+    assert (server.states[-1], server.alarms) == ("FORKED", ["B"])
+
+
+def test_a_proof_from_another_root_at_a_known_size_raises_an_alarm(
+    server: Server, ledger: Ledger
+) -> None:
+    """Also among as many as there may be."""
+    one, _ = two_rounds(server, ledger)
+    back = rolled_back(ledger, one.size - 1)
+    other = back.head()
+    assert other.size == one.size
+    grow(back, 3)
+    server.tell(SECOND, 1, charge_of(back, SECOND, 1, *many(back, MAX_LINKS - 1), other))
+    assert (server.states[-1], server.alarms) == ("FORKED", ["B"])
 
 
 @pytest.mark.parametrize(("round_", "state"), [(2, "unproven"), (3, "FORKED")])
