@@ -8,7 +8,6 @@ Not covered: what the heads of others say (client/peers.py); what is charged (cl
 
 import sqlite3
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 from client import trust
@@ -19,7 +18,14 @@ from common.certificates import read_certificate
 from common.errors import RoundRefused
 from common.files import exists
 from common.heads import UNSIGNED, HeadRow, State
-from common.privacy.charge import HeadOf, LedgerRow, Link, SignedCharge, SignedEnding
+from common.privacy.charge import (
+    MAX_LINKS,
+    HeadOf,
+    LedgerRow,
+    Link,
+    SignedCharge,
+    SignedEnding,
+)
 from common.privacy.ledger import Chain, Row
 from common.receipt import Confirmation, SignedConfirmation, to_bytes, verify_signed
 
@@ -41,8 +47,9 @@ class Heads:
         Args:
             job_sha256: the job's.
             round_: a round that is reserved.
-            prove: heads that the server wants proofs from, the one it confirmed last first; proofs
-                from the one that this site knows to be confirmed come too.
+            prove: heads that the server wants proofs from, the one it confirmed last first. Where
+                that is not the one of the job's last charge, proofs from all that this site knows
+                to be confirmed come too, the longest first, up to ``MAX_LINKS`` in all.
 
         Raises:
             RoundRefused: the round is not reserved, or a head is not this ledger's.
@@ -53,13 +60,13 @@ class Heads:
             if found is None:
                 raise RoundRefused(f"round {round_} must be reserved to be shown, got none")
             chain = self._journal.chain
-            known = _own_head(db, self._home.site)
+            own = _own_heads(db, self._home.site)
             if prove and not is_ours(chain, prove[0]):
                 raise RoundRefused(
                     f"ledger must go on from the {prove[0].size} entries that the server "
                     f"confirmed, got others or fewer"
                 )
-            links = _links(chain, [*prove, *([known] if known else [])])
+            links = _links(chain, [*prove, *_unasked(own, prove, job_sha256)])
             proof = self._proof(db, found.seq, prove[0] if prove else None)
             return SignedCharge(**proof, also=tuple(links[1:] if prove else links))
 
@@ -149,20 +156,39 @@ def roots_of(home: SiteHome) -> bytes | None:
     return read_certificate(path) if exists(path) else None
 
 
-def _own_head(db: sqlite3.Connection, site: str) -> HeadOf | None:
-    row = heads.latest(db, site) if heads.has_tables(db) else None
-    if row is None:
-        return None
-    return HeadOf(size=row.size, root=row.root, signature=row.signature, public_key=row.public_key)
+def _own_heads(db: sqlite3.Connection, site: str) -> list[HeadRow]:
+    """This site's confirmed heads, longest first, as many as a charge has proofs at most."""
+    return heads.longest(db, site, MAX_LINKS) if heads.has_tables(db) else []
+
+
+def _unasked(own: Sequence[HeadRow], prove: Sequence[HeadOf], job_sha256: str) -> list[HeadOf]:
+    """Heads to prove from though the server asked for no proof from them.
+
+    Peers know those of the job from its receipts, each of which goes on from the one before. Of a
+    job's first charge nobody can say which earlier heads a peer knows, nor where the server has
+    forgotten some: so that no peer takes this ledger for another, it has proofs from all.
+    """
+    known = [
+        HeadOf(size=row.size, root=row.root, signature=row.signature, public_key=row.public_key)
+        for row in own
+    ]
+    is_usual = prove and known and known[0].is_same(prove[0]) and own[0].job_sha256 == job_sha256
+    return [] if is_usual else known
 
 
 def _links(chain: Chain, since: Sequence[HeadOf]) -> list[Link]:
-    """A proof from each of these heads that is this ledger's, once each."""
-    found: dict[tuple[int, str], Link] = {}
-    for head in filter(partial(is_ours, chain), since):
-        proof = tuple(part.hex() for part in chain.consistency_proof(head.size))
-        found.setdefault((head.size, head.root), Link(since=head, consistency=proof))
-    return list(found.values())
+    """A proof from each of these heads that is this ledger's, once each, the first that fit."""
+    ours: dict[tuple[int, str], HeadOf] = {}
+    for head in since:
+        if is_ours(chain, head):
+            ours.setdefault((head.size, head.root), head)
+    return [
+        Link(
+            since=head,
+            consistency=tuple(part.hex() for part in chain.consistency_proof(head.size)),
+        )
+        for head in list(ours.values())[:MAX_LINKS]
+    ]
 
 
 def is_ours(chain: Chain, head: HeadOf) -> bool:

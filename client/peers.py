@@ -1,13 +1,12 @@
 """What this site knows of its peers' ledgers, from the receipts that orders bring.
 
 From each closed round's receipt it learns the head of every peer, and from the peer's charge in it
-that this head goes on from the one before. A ledger that forks or shrinks, or a receipt that lacks
-or alters this site's own charge, raises an alarm, which stays: with that peer, or in that job, this
-site trains no more.
+that this head goes on from the one before (client/continuation.py). A ledger that forks or shrinks,
+or a receipt that lacks or alters this site's own charge, raises an alarm, which stays: with that
+peer, or in that job, this site trains no more.
 
 Not covered: a peer's key where the root has signed no roster: it is then the server's word at the
-first sight; rounds of jobs that this site took no part in, unless the peer shows a proof from a
-head that is known here; a grid without certificates, which makes no receipts.
+first sight; a grid without certificates, which makes no receipts.
 """
 
 import sqlite3
@@ -18,6 +17,7 @@ import structlog
 
 from client import trust
 from client.config import SiteHome
+from client.continuation import judge
 from client.heads import head_row, is_ours, roots_of, row_of
 from client.journal import Journal, key_words
 from client.outbox import Outbox
@@ -65,51 +65,36 @@ class Peers:
             if last is not None and _sha256_of(writer.db, receipt) == signed.sha256:
                 return
             _require_next(writer.db, last, receipt)
+            by = pki.fingerprint(signed.chain.encode())
             if fault := _own_fault(writer.db, self._journal, self._home.site, receipt):
                 alarms.append(Alarm(self._home.site, receipt.job_sha256, _now(), fault))
-            by = pki.fingerprint(signed.chain.encode())
-            for site, head in sorted(receipt.heads.items()):
-                if site == self._home.site:
-                    continue
-                state = self._judge(writer.db, site, receipt, is_first=last is None)
-                if state is None:
-                    continue
-                place = (receipt.closed_at, receipt.job_sha256, receipt.round, by, state)
-                heads.keep(writer.db, head_row(site, head, *place))
-                if state in heads.BAD:
-                    words = _alarm_words(site, head, state, receipt)
-                    alarms.append(Alarm(site, receipt.job_sha256, _now(), words))
+            else:
+                _keep_own(writer.db, self._journal.chain, self._home.site, receipt, by)
+            is_anew = last is not None and receipt.round <= last
+            for site in sorted(receipt.heads.keys() - {self._home.site}):
+                alarms.extend(self._learn(writer.db, site, receipt, by, is_anew=is_anew))
             for alarm in alarms:
                 heads.raise_alarm(writer.db, alarm)
             _keep_receipt(writer.db, signed)
         for alarm in alarms:
             log.error("this site trains no more with", site=alarm.site, reason=alarm.words)
 
-    def _judge(
-        self, db: sqlite3.Connection, site: str, receipt: RoundReceipt, *, is_first: bool
-    ) -> State | None:
-        """How a peer's head goes on from what is known; ``None`` for one that was seen."""
-        head, known = receipt.heads[site], heads.latest(db, site)
+    def _learn(
+        self, db: sqlite3.Connection, site: str, receipt: RoundReceipt, by: str, *, is_anew: bool
+    ) -> list[Alarm]:
+        """Keep what a receipt says of a peer's head; an alarm if that cannot be."""
+        head, job = receipt.heads[site], receipt.job_sha256
         charge = receipt.charges.get(site)
-        if charge is not None and not self._holds(db, site, charge):
-            return "FORKED"
-        same_size = heads.roots_of(db, site, head.size)
-        if head.root in same_size:
-            return None
-        if known is None:
-            return "first"
-        if same_size:
-            return "FORKED"
-        if head.size < known.size:
-            return "SHRUNK"
-        links = charge.links if charge is not None and charge.head.is_same(head) else ()
-        for link in links:
-            roots = heads.roots_of(db, site, link.since.size)
-            if roots and link.since.root not in roots:
-                return "FORKED"
-        if any((e.since.size, e.since.root) == (known.size, known.root) for e in links):
-            return "consistent"
-        return "unproven" if is_first else "FORKED"
+        is_held = charge is None or self._holds(db, site, charge)
+        state = judge(db, site, receipt, is_anew=is_anew) if is_held else "FORKED"
+        heads.keep_shown(db, job, site, head.size)
+        if state is None:
+            return []
+        place = (receipt.closed_at, job, receipt.round, by, state)
+        heads.keep(db, head_row(site, head, *place))
+        if state not in heads.BAD:
+            return []
+        return [Alarm(site, job, _now(), _alarm_words(site, head, state, receipt))]
 
     def _holds(self, db: sqlite3.Connection, site: str, charge: SignedCharge) -> bool:
         """Whether a peer's charge is signed and proved, by a key that is the peer's."""
@@ -213,6 +198,24 @@ def _own_fault(db: sqlite3.Connection, journal: Journal, site: str, receipt: Rou
     if payload and (found is None or found.charge.payload_sha256 != payload):
         return f"{where} must name the bytes that this site released, got others"
     return ""
+
+
+def _keep_own(
+    db: sqlite3.Connection, chain: Chain, site: str, receipt: RoundReceipt, by: str
+) -> None:
+    """Keep own heads that were confirmed without this site having heard of it.
+
+    Peers may know this site by them: it has to show proofs from them.
+    """
+    charge = receipt.charges.get(site)
+    for head in (charge.since if charge else None, receipt.heads.get(site)):
+        if head is None or not is_ours(chain, head) or not head.head.is_signed():
+            continue
+        if heads.roots_of(db, site, head.size):
+            continue
+        state: State = "consistent" if heads.latest(db, site) else "first"
+        place = (receipt.closed_at, receipt.job_sha256, receipt.round, by, state)
+        heads.keep(db, head_row(site, head, *place))
 
 
 def _as_shown(db: sqlite3.Connection, chain: Chain, seq: int, row: LedgerRow) -> LedgerRow:

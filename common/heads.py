@@ -7,12 +7,13 @@ Not covered: how heads are judged (client/heads.py); who may write to a site's h
 """
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Literal, get_args
 
 # first: none was known before; consistent: a proof showed that it goes on from the one before;
-# unproven: rounds that this site took no part in lie between; FORKED and SHRUNK: it does not go on.
+# unproven: none could be shown, as after rounds that this site took no part in; FORKED and SHRUNK:
+# it does not go on.
 State = Literal["first", "consistent", "unproven", "FORKED", "SHRUNK"]
 STATES: tuple[State, ...] = get_args(State)
 BAD: tuple[State, ...] = ("FORKED", "SHRUNK")
@@ -28,6 +29,8 @@ SCHEMA = (
     "content BLOB NOT NULL, PRIMARY KEY (job_sha256, round)) STRICT",
     "CREATE TABLE IF NOT EXISTS round_receipt (job_sha256 TEXT NOT NULL, round INTEGER NOT NULL, "
     "sha256 TEXT NOT NULL, PRIMARY KEY (job_sha256, round)) STRICT",
+    "CREATE TABLE IF NOT EXISTS last_shown (job_sha256 TEXT NOT NULL, site TEXT NOT NULL, "
+    "size INTEGER NOT NULL, PRIMARY KEY (job_sha256, site)) STRICT",
     "CREATE TABLE IF NOT EXISTS alarm (number INTEGER PRIMARY KEY, site TEXT NOT NULL, "
     "job_sha256 TEXT NOT NULL, at TEXT NOT NULL, words TEXT NOT NULL) STRICT",
 )
@@ -97,19 +100,39 @@ def history(db: sqlite3.Connection, site: str = "") -> Iterator[HeadRow]:
 
 
 def latest(db: sqlite3.Connection, site: str) -> HeadRow | None:
-    """The longest head of a site that goes on from what was known."""
+    """The longest head of a site that goes on from what was known, or may."""
+    return next(iter(longest(db, site, 1)), None)
+
+
+def longest(
+    db: sqlite3.Connection, site: str, most: int, without: Sequence[State] = BAD
+) -> list[HeadRow]:
+    """The ``most`` longest heads of a site, longest first, but for those in some states."""
     query = (
-        f"SELECT {_COLUMNS} FROM head WHERE site = ? AND state NOT IN (?, ?) "
-        f"ORDER BY size DESC, number LIMIT 1"
+        f"SELECT {_COLUMNS} FROM head WHERE site = ? "
+        f"AND state NOT IN ({', '.join('?' for _ in without)}) "
+        f"ORDER BY size DESC, number LIMIT ?"
     )
-    row = db.execute(query, (site, *BAD)).fetchone()
-    return None if row is None else HeadRow(*row)
+    return [HeadRow(*row) for row in db.execute(query, (site, *without, most))]
 
 
 def roots_of(db: sqlite3.Connection, site: str, size: int) -> set[str]:
     """The roots over the first ``size`` entries that a site has shown."""
     query = "SELECT root FROM head WHERE site = ? AND size = ? AND state NOT IN (?, ?)"
     return {root for (root,) in db.execute(query, (site, size, *BAD))}
+
+
+def last_shown(db: sqlite3.Connection, job_sha256: str, site: str) -> int | None:
+    """How long the last receipt of a job that named a site's head said it is, in entries."""
+    query = "SELECT size FROM last_shown WHERE job_sha256 = ? AND site = ?"
+    row = db.execute(query, (job_sha256, site)).fetchone()
+    return None if row is None else int(row[0])
+
+
+def keep_shown(db: sqlite3.Connection, job_sha256: str, site: str, size: int) -> None:
+    """Keep how long the latest receipt of a job says that a site's head is, in entries."""
+    place = (job_sha256, site, size)
+    db.execute("INSERT OR REPLACE INTO last_shown VALUES (?, ?, ?)", place)
 
 
 def alarms(db: sqlite3.Connection) -> list[Alarm]:

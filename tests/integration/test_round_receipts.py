@@ -4,9 +4,11 @@ The grid is in one process; certificates, signatures and receipts are those of t
 """
 
 import json
+import shutil
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -402,7 +404,7 @@ def test_an_account_and_a_database_from_before_go_on(signing: Callable[..., Any]
         db.commit()
     for one in fed.sites.values():
         with closing(sqlite3.connect(one.home.account_path)) as db:
-            for name in ("head", "confirmation", "round_receipt", "alarm"):
+            for name in ("head", "confirmation", "round_receipt", "last_shown", "alarm"):
                 db.execute(f"DROP TABLE {name}")
             db.commit()
     later = signing("later")
@@ -417,3 +419,57 @@ def test_a_close_brings_the_last_receipt(signing: Callable[..., Any]) -> None:
     assert any(m.metadata.message_type == CLOSE for _, m in fed.requests)
     last = receipts(fed)[-1].receipt
     assert seen(fed, "A", "B")[-1].size == last.heads["B"].size
+
+
+class Lost(list[Any]):
+    """A server's rounds, until it is lost; its database is copied when another was closed."""
+
+    def __init__(self, folder: Path, *, copied_at: int, lost_at: int) -> None:
+        super().__init__()
+        self._folder, self._copied_at, self._lost_at = folder, copied_at, lost_at
+
+    def append(self, record: Any) -> None:  # noqa: ANN401
+        super().append(record)
+        if record.round == self._copied_at:
+            shutil.copy(self._folder / "state.db", self._folder / "copy.db")
+        if record.round == self._lost_at:
+            raise KeyboardInterrupt
+
+
+def test_a_server_that_is_put_back_in_a_job_makes_no_peer_an_enemy(
+    signing: Callable[..., Any],
+) -> None:
+    """It forgot two rounds; A knows B by the head of one, and B by then had the other's."""
+    fed = signing(rounds=4)
+    fed.rounds = Lost(fed.folder, copied_at=1, lost_at=3)
+    with pytest.raises(KeyboardInterrupt):
+        fed.run()
+    shutil.copy(fed.folder / "copy.db", fed.folder / "state.db")
+    fed.rounds = []
+    fed.run()
+    assert [signed.receipt.round for signed in receipts(fed)] == [1, 2, 3, 4]
+    for at, of in (("A", "B"), ("B", "A")):
+        rows, alarms = read_heads(fed.sites[at].home.folder, of)
+        assert alarms == []
+        assert [row.state for row in rows] == ["first", *["consistent"] * (len(rows) - 1)]
+    assert said(fed, "A") == said(fed, "B") == []
+
+
+def test_a_peer_and_a_server_that_are_put_back_together_are_found_in_the_next_job(
+    signing: Callable[..., Any], tmp_path: Path
+) -> None:
+    first = signing()
+    first.run()
+    home, copy = first.sites["B"].home.folder, tmp_path / "copy"
+    shutil.copytree(home, copy)
+    shutil.copy(first.folder / "state.db", tmp_path / "copy.db")
+    signing("second").run()
+    shutil.rmtree(home)
+    shutil.copytree(copy, home)
+    shutil.copy(tmp_path / "copy.db", first.folder / "state.db")
+    third = signing("third", rounds=4)
+    third.run()
+    rows, alarms = read_heads(third.sites["A"].home.folder, "B")
+    assert rows[-1].is_bad
+    assert {alarm.site for alarm in alarms} == {"B"}
+    assert any("ledger of site B" in words for words in said(third, "A"))
