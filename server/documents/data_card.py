@@ -15,9 +15,16 @@ from server.report.figures import bound, power
 
 MOST_LABELS = 200  # of a page; the JSON has all
 
-NOT_STATED = (
+_COUNTS_KEPT = (
     "The number of records, of units and of each label: a count is a function of the records, and "
-    "would have to be charged as a release.",
+    "would have to be charged as a release."
+)
+_COUNTS_GIVEN = (
+    "The number of records, of units and of each label: a count is a function of the records. "
+    "Those that the job asks for are of held-out records, noised, and charged as a release; what "
+    "came of them is in result.json. No other count left the site."
+)
+_NOT_STATED = (
     "Time span, ages, sexes and other groups, quality and duplicates: for the same reason.",
     "Names of files and columns: the site maps its own columns, and the mapping stays there.",
 )
@@ -30,12 +37,6 @@ def data_card(evidence: Evidence, spent: Spending) -> Sheet:
     more = len(declared.labels) - len(labels)
     rest = f", and {more:,} more in job.json" if more else ""
     name = spent.promise.name
-    charged = "no row of a ledger and no value beyond the noised updates"
-    if promises(evidence):
-        charged = (
-            f"noised updates alone: epsilon {bound(spent.promise.epsilon)} at delta "
-            f"{power(spent.promise.delta)} for one {evidence.result.privacy.unit}"
-        )
     about = Terms(
         (
             ("Site", name),
@@ -45,7 +46,7 @@ def data_card(evidence: Evidence, spent: Spending) -> Sheet:
             ("Declared population", f"{spent.promise.population:,} units (not counted)"),
             ("Weight in the mean", f"{evidence.job.job.weight(name):.4f}"),
             (f"Labels ({len(declared.labels):,}, public)", ", ".join(labels) + rest),
-            ("Left the site", charged),
+            ("Left the site", _left(evidence, spent)),
         )
     )
     return page(
@@ -53,7 +54,7 @@ def data_card(evidence: Evidence, spent: Spending) -> Sheet:
         "data card",
         (
             section("Declared before any record was read", about),
-            section("Not stated, and why", Bullets(NOT_STATED)),
+            section("Not stated, and why", Bullets(_not_stated(evidence))),
         ),
         title=f"{name}: {declared.name}",
     )
@@ -77,6 +78,23 @@ def data_card_json(evidence: Evidence, spent: Spending) -> bytes:
         "delta": spent.promise.delta if promises(evidence) else None,
     }
     return (json.dumps(card, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _left(evidence: Evidence, spent: Spending) -> str:
+    what = "noised updates"
+    if spent.counts:
+        what += " and, once, noised counts of held-out records"
+    if not promises(evidence):
+        return f"no row of a ledger and no value beyond {what}"
+    return (
+        f"{what}, and nothing else: epsilon {bound(spent.promise.epsilon)} at delta "
+        f"{power(spent.promise.delta)} for one {evidence.result.privacy.unit}"
+    )
+
+
+def _not_stated(evidence: Evidence) -> tuple[str, ...]:
+    counts = _COUNTS_KEPT if evidence.result.metrics is None else _COUNTS_GIVEN
+    return (counts, *_NOT_STATED)
 
 
 def _unit(evidence: Evidence) -> str:

@@ -150,9 +150,11 @@ def _promise(result: Result, promises: tuple[SitePromise, ...]) -> Markup:
     if not result.private or epsilon is None or delta is None:
         why = "Nothing. Treat the adapter as you would treat the records it was trained on."
         return element("section", heading, element("p", why, class_="prose"))
+    beside = "" if result.metrics is None else " and, once, noised counts of held-out records"
     left = (
         "Records stayed at their sites. Each site trained with differential privacy and sent only "
-        "noised updates, so the promise holds against the server and the other sites as well.",
+        f"noised updates{beside}, so the promise holds against the server and the other sites as "
+        "well.",
         statement.meaning(epsilon, delta, result.privacy.unit),
         statement.bet(epsilon, delta, result.privacy.unit),
     )
