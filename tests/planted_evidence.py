@@ -17,7 +17,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from common import pki
 from common.audit.certificate import identified
 from common.audit.certificate import to_json as to_json_certificate
+from common.audit.certification import certificate_of
 from common.audit.evidence import MANIFEST, RESULT, Manifest, write_bundle
+from common.audit.spending import spendings
 from common.job import sign_job
 from common.privacy.charge import HeadOf, SignedCharge
 from common.privacy.entries import Closed
@@ -25,8 +27,6 @@ from common.privacy.ledger import Chain
 from common.receipt import Reply, to_bytes
 from common.result import Result, privacy_statement, to_json
 from common.stored_zip import pack, unpack
-from server.documents.certificate import certificate_of
-from server.documents.spending import spendings
 from tests.story import (
     BEFORE,
     COUNTS,

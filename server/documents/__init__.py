@@ -6,8 +6,9 @@ Not covered: signing them, which the bundle's manifest does; deciding whether a 
 from collections.abc import Sequence
 
 from common.audit.certificate import Audit, to_json
+from common.audit.certification import certificate_of
 from common.audit.evidence import Evidence
-from server.documents.certificate import certificate_of
+from common.audit.spending import Spending, spendings
 from server.documents.certificate_sheet import certificate_sheet
 from server.documents.cover import cover_sheet
 from server.documents.data_card import data_card, data_card_json
@@ -17,7 +18,6 @@ from server.documents.rounds import receipts_sheet, refusals_sheet
 from server.documents.sbom import bill_of_materials
 from server.documents.screen import html_of
 from server.documents.sheet import Sheet
-from server.documents.spending import Spending, spendings
 from server.documents.standing import promises
 from server.model_card import model_card
 

@@ -5,13 +5,13 @@ Not covered: whether the declarations are right; the site answers for them.
 
 import json
 
+from common.audit.certification import number
 from common.audit.evidence import Evidence
+from common.audit.spending import Spending
 from common.config import RECORD
-from server.documents.certificate import number
+from common.figures import bound, power
 from server.documents.sheet import Bullets, Sheet, Terms, section
-from server.documents.spending import Spending
 from server.documents.standing import page, promises
-from server.report.figures import bound, power
 
 MOST_LABELS = 200  # of a page; the JSON has all
 

@@ -4,13 +4,13 @@ Not covered: the sites' own rules. They are files that the sites own and keep; a
 it accepts a job, never why not.
 """
 
+from common.audit.assurances import SECURITY
 from common.audit.evidence import Evidence
+from common.figures import NOTHING, plain, power
+from common.statement import public_name
 from common.words import counted
-from server.documents.assurances import SECURITY
 from server.documents.sheet import Bullets, Code, Section, Sheet, Terms, section
 from server.documents.standing import page
-from server.report.figures import NOTHING, plain, power
-from server.report.statement import public_name
 
 _RELEASES = (
     "A verdict on a job: yes, or no in words that follow from public facts, or fixed ones.",

@@ -1,8 +1,8 @@
 """Whether a job's documents may promise anything, and what all of them have in common."""
 
+from common import statement
 from common.audit.evidence import Evidence
 from server.documents.sheet import Alarm, Figure, Section, Sheet
-from server.report import statement
 
 
 def promises(evidence: Evidence) -> bool:

@@ -18,13 +18,13 @@ from common.audit.certificate import (
     require_agreement,
     to_json,
 )
+from common.audit.certification import certificate_of
 from common.audit.evidence import Evidence, write_bundle
+from common.audit.spending import spendings
 from common.audit.verify import verify
 from common.errors import InvalidInput
-from server.documents.certificate import certificate_of
 from server.documents.certificate_sheet import certificate_sheet
 from server.documents.screen import html_of
-from server.documents.spending import spendings
 from tests.story import told
 
 ROOT = Path(__file__).resolve().parents[4]

@@ -1,18 +1,18 @@
 """What the documents say in words: who sees what, what is left out, what remains a risk.
 
 The sentences follow NIST SP 800-226 (2025) and say no more than docs/design.md does. Not covered:
-sentences with figures about the promise itself (server/report/statement.py).
+sentences with figures about the promise itself (common/statement.py).
 """
 
 from collections.abc import Sequence
 
+from common.audit.spending import Spending
 from common.config import RECORD
+from common.figures import bound, plain, power
 from common.privacy.clipping import LATTICE
 from common.privacy.group import MEANINGFUL_EPSILON
 from common.result import Result
-from server.documents.spending import Spending
-from server.report.figures import bound, plain, power
-from server.report.statement import PERSON_RECORDS
+from common.statement import PERSON_RECORDS
 
 _SERVER = "The server and its operator"
 _HOLDER = "Whoever has the adapter"

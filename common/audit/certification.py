@@ -7,19 +7,19 @@ import math
 from collections.abc import Sequence
 from importlib.metadata import version
 
+from common import statement
+from common.audit import assurances
 from common.audit.certificate import Audit, Certificate, identified
 from common.audit.evidence import Evidence
+from common.audit.spending import Spending, figures, together
 from common.certificates import fingerprint
 from common.errors import InvalidInput
 from common.privacy import accounting, crosscheck
 from common.privacy.event import GaussianSteps
 from common.privacy.selfcheck import CHECKS
 from common.result import PrivacyStatement, Result
+from common.statement import PERSON_RECORDS
 from common.words import counted
-from server.documents import assurances
-from server.documents.spending import Spending, figures, together
-from server.report import statement
-from server.report.statement import PERSON_RECORDS
 
 Parts = dict[str, object]
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from common.config import RECORD
 from common.errors import InvalidInput
+from common.figures import bound, equation, factor, plain, power, share
 from common.job import Job, require_site
 from common.privacy import accounting, group
 from common.result import EntitiesResult, PrivacyStatement, Result, SiteResult
-from server.report.figures import bound, equation, factor, plain, power, share
 
 # The most notes of one patient in the synthetic wards, and nothing unusual in a real one.
 PERSON_RECORDS = 12
