@@ -1,5 +1,8 @@
 """The privacy certificate out of a job's evidence: of the whole job, or of one of its sites.
 
+A server makes it to hand it out, and an auditor to compare: nothing in it is anybody's choice but
+which audits were handed in. Words are those of the version that made it, which it names.
+
 Not covered: runs that promise nothing, which get none.
 """
 
@@ -11,6 +14,7 @@ from common import statement
 from common.audit import assurances
 from common.audit.certificate import Audit, Certificate, identified
 from common.audit.evidence import Evidence
+from common.audit.report import REFUTED
 from common.audit.spending import Spending, figures, together
 from common.certificates import fingerprint
 from common.errors import InvalidInput
@@ -36,7 +40,7 @@ def certificate_of(
         site: whose; empty for all.
 
     Raises:
-        InvalidInput: the run promises nothing, or it has no such site.
+        InvalidInput: the run promises nothing, it has no such site, or an audit refutes it.
     """
     result = evidence.result
     if evidence.is_simulation or not result.private:
@@ -44,6 +48,7 @@ def certificate_of(
     chosen = [spent for spent in sites if site in ("", spent.promise.name)]
     if not chosen:
         raise InvalidInput(f"site must be one of the job's, got {site!r}")
+    _require_unrefuted(audits, result)
     return identified(
         veiltune_certificate=1,
         scope="site" if site else "job",
@@ -69,6 +74,15 @@ def certificate_of(
         residual_risks=assurances.residual_risks(chosen, result.privacy.unit),
         signatures=_signatures(evidence, chosen),
     )
+
+
+def _require_unrefuted(audits: Sequence[Audit], result: Result) -> None:
+    for audit in audits:
+        if audit.verdict == REFUTED or audit.lower_bound > (result.epsilon or 0.0):
+            raise InvalidInput(
+                f"audits must not refute what is certified, got a bound of {audit.lower_bound:.4g} "
+                f"by {audit.name}"
+            )
 
 
 def number(figure: float | None) -> float | None:

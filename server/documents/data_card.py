@@ -87,8 +87,8 @@ def _left(evidence: Evidence, spent: Spending) -> str:
     if not promises(evidence):
         return f"no row of a ledger and no value beyond {what}"
     return (
-        f"{what}, and nothing else: epsilon {bound(spent.promise.epsilon)} at delta "
-        f"{power(spent.promise.delta)} for one {evidence.result.privacy.unit}"
+        f"of what depends on its records, {what} alone: epsilon {bound(spent.promise.epsilon)} at "
+        f"delta {power(spent.promise.delta)} for one {evidence.result.privacy.unit}"
     )
 
 

@@ -178,7 +178,7 @@ def test_no_page_of_a_job_with_counts_denies_them() -> None:
     assert "(accuracy, classes)" in policies
     assert "no count, no metric" not in policies
     card = Outline(made["sites/A/data-card.html"]).text
-    assert "noised updates and, once, noised counts of held-out records, and nothing" in card
+    assert "noised updates and, once, noised counts of held-out records alone" in card
     assert "updates alone" not in card
     assert "would have to be charged" not in card
     never = {row["party"]: row for row in json.loads(made["certificate.json"])["trust_model"]}
