@@ -6,6 +6,7 @@ somebody else none. ``docs/evidence.md`` shows this table.
 
 import hashlib
 import io
+import json
 import stat
 import sys
 import zipfile
@@ -28,6 +29,7 @@ from common.privacy.ledger import Chain
 from common.receipt import Reply, to_bytes
 from common.result import Result, privacy_statement, to_json
 from common.stored_zip import pack, unpack
+from server.documents import write_documents
 from tests.story import (
     BEFORE,
     COUNTS,
@@ -713,6 +715,14 @@ def _(_: Story) -> Made:
 def _(story: Story) -> Made:
     page = {"sites/A/certificate.html": b"<h1>epsilon 0.1</h1>"}
     return write_bundle(story.evidence(), page, story.by.server)
+
+
+@plant(CLAIM, "a data card that states half the epsilon", "documents")
+def _(story: Story) -> Made:
+    evidence, name = story.evidence(), "sites/A/data-card.json"
+    card = json.loads(write_documents(evidence)[name])
+    half = json.dumps(card | {"epsilon": card["epsilon"] / 2}, indent=2) + "\n"
+    return write_bundle(evidence, {name: half.encode()}, story.by.server)
 
 
 @plant(SIGNED, "the counts' receipt left out", "rounds")

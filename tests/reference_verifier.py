@@ -331,6 +331,9 @@ def documents(
     need(all(NAMES.fullmatch(name) for name in named), "a document of another name")
     promises = [name for name in named if "/certificate." in name]
     need(result["private"] or not promises, "a certificate of nothing")
+    for name in named:
+        if name.endswith("/data-card.json"):
+            carded(json.loads(files[name]), name.split("/")[2], job, result)
     rows = [row for r in receipts for c in r["charges"].values() for row in c["hand_overs"]]
     entries = [json.loads(row["body"]) for row in rows]
     caps = {entry["site"]: entry["cap"] for entry in entries if entry["kind"] == "created"}
@@ -339,6 +342,15 @@ def documents(
         need(beside in files, "a page of a certificate alone")
         site = re.sub("^documents/(sites/)?|/?certificate.*$", "", name)
         certified(json.loads(files[beside]), site, job, result, caps)
+
+
+def carded(card: dict[str, Any], site: str, job: dict[str, Any], result: dict[str, Any]) -> None:
+    due = {s["name"]: (s["epsilon"], s["delta"]) for s in result["sites"]}[site]
+    claim = due if result["private"] else (None, None)
+    need((card["epsilon"], card["delta"]) == claim, "data card's epsilon")
+    need(card["site"] == site and card["job_sha256"] == result["job_sha256"], "another's card")
+    need(card["declared_population"] == job["data"]["population"][site], "card's population")
+    need(card["labels"] == job["data"]["labels"], "card's labels")
 
 
 def certified(

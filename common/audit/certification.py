@@ -28,6 +28,11 @@ from common.words import counted
 Parts = dict[str, object]
 
 
+def promises(evidence: Evidence) -> bool:
+    """Whether there is a promise to certify."""
+    return evidence.result.private and not evidence.is_simulation
+
+
 def certificate_of(
     evidence: Evidence, sites: Sequence[Spending], audits: Sequence[Audit], *, site: str = ""
 ) -> Certificate:
@@ -43,7 +48,7 @@ def certificate_of(
         InvalidInput: the run promises nothing, it has no such site, or an audit refutes it.
     """
     result = evidence.result
-    if evidence.is_simulation or not result.private:
+    if not promises(evidence):
         raise InvalidInput(f"job must promise something for a certificate, got {result.name}")
     chosen = [spent for spent in sites if site in ("", spent.promise.name)]
     if not chosen:

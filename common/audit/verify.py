@@ -33,7 +33,7 @@ NOT_CHECKED = (
     "that this is the job which was agreed: compare its sha256, and the operator's key",
     "that every site's ledger continues elsewhere: compare a head with the site's own",
     "accuracy and F1: the hold-out is not in the bundle",
-    "pages for people (HTML, PDF, model card, data cards): they are as the server signed them",
+    "pages for people (HTML, PDF, model card): they are as the server signed them",
 )
 _AFTER_BYTES = (
     "content", "issuer", "job", "receipts", "rounds", "links", "replies",

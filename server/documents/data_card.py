@@ -3,15 +3,13 @@
 Not covered: whether the declarations are right; the site answers for them.
 """
 
-import json
-
-from common.audit.certification import number
+from common.audit.certification import promises
 from common.audit.evidence import Evidence
 from common.audit.spending import Spending
 from common.config import RECORD
 from common.figures import bound, power
 from server.documents.sheet import Bullets, Sheet, Terms, section
-from server.documents.standing import page, promises
+from server.documents.standing import page
 
 MOST_LABELS = 200  # of a page; the JSON has all
 
@@ -58,26 +56,6 @@ def data_card(evidence: Evidence, spent: Spending) -> Sheet:
         ),
         title=f"{name}: {declared.name}",
     )
-
-
-def data_card_json(evidence: Evidence, spent: Spending) -> bytes:
-    """The same for programs."""
-    declared, privacy = evidence.job.job.data, evidence.result.privacy
-    card = {
-        "veiltune_data_card": 1,
-        "job_sha256": evidence.result.job_sha256,
-        "is_simulation": evidence.is_simulation,
-        "site": spent.promise.name,
-        "data": declared.name,
-        "task": evidence.result.task,
-        "unit": privacy.unit,
-        "unit_cap": privacy.unit_cap,
-        "declared_population": spent.promise.population,
-        "labels": list(declared.labels),
-        "epsilon": number(spent.promise.epsilon) if promises(evidence) else None,
-        "delta": spent.promise.delta if promises(evidence) else None,
-    }
-    return (json.dumps(card, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _left(evidence: Evidence, spent: Spending) -> str:
