@@ -20,6 +20,7 @@ from common import pki
 from common.audit.certificate import Audit, id_of, identified
 from common.audit.certificate import to_json as to_json_certificate
 from common.audit.certification import certificate_of
+from common.audit.data_card import data_card_json
 from common.audit.evidence import DOCUMENTS, MANIFEST, RESULT, SEAL, Manifest, seal, write_bundle
 from common.audit.spending import spendings
 from common.job import sign_job
@@ -29,7 +30,6 @@ from common.privacy.ledger import Chain
 from common.receipt import Reply, to_bytes
 from common.result import Result, privacy_statement, to_json
 from common.stored_zip import pack, unpack
-from server.documents import write_documents
 from tests.story import (
     BEFORE,
     COUNTS,
@@ -720,7 +720,7 @@ def _(story: Story) -> Made:
 @plant(CLAIM, "a data card that states half the epsilon", "documents")
 def _(story: Story) -> Made:
     evidence, name = story.evidence(), "sites/A/data-card.json"
-    card = json.loads(write_documents(evidence)[name])
+    card = json.loads(data_card_json(evidence, evidence.result.sites[0]))
     half = json.dumps(card | {"epsilon": card["epsilon"] / 2}, indent=2) + "\n"
     return write_bundle(evidence, {name: half.encode()}, story.by.server)
 
