@@ -9,13 +9,13 @@ import json
 import re
 from pathlib import Path
 
+from common import statement
 from common.config import TaskName
+from common.figures import NOTHING, bound, power, share
 from common.job import Job, entity_types
 from common.result import Result
-from server.report import statement
-from server.report.figures import NOTHING, bound, power, share
+from common.statement import PERSON_RECORDS, SitePromise
 from server.report.measured import how, interval, losses, reading
-from server.report.statement import PERSON_RECORDS, SitePromise
 
 _KINDS: dict[TaskName, str] = {"seq-cls": "text", "token-cls": "token"}
 _AUTO: dict[TaskName, str] = {

@@ -4,7 +4,9 @@ Whoever plants one has the keys that such a person would have: a server its own,
 somebody else none. ``docs/evidence.md`` shows this table.
 """
 
+import hashlib
 import io
+import json
 import stat
 import sys
 import zipfile
@@ -15,9 +17,12 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common import pki
-from common.audit.certificate import identified
+from common.audit.certificate import Audit, id_of, identified
 from common.audit.certificate import to_json as to_json_certificate
-from common.audit.evidence import MANIFEST, RESULT, Manifest, write_bundle
+from common.audit.certification import certificate_of
+from common.audit.data_card import data_card_json
+from common.audit.evidence import DOCUMENTS, MANIFEST, RESULT, SEAL, Manifest, seal, write_bundle
+from common.audit.spending import spendings
 from common.job import sign_job
 from common.measured import MetricsResult
 from common.privacy.charge import HeadOf, SignedCharge
@@ -27,8 +32,6 @@ from common.privacy.ledger import Chain
 from common.receipt import Reply, to_bytes
 from common.result import PrivacyStatement, Result, privacy_statement, to_json
 from common.stored_zip import pack, unpack
-from server.documents.certificate import certificate_of
-from server.documents.spending import spendings
 from tests.story import (
     BEFORE,
     COUNTS,
@@ -661,23 +664,157 @@ def _(story: Story) -> Made:
     return story.bundle(is_simulation=False)
 
 
-@plant(CLAIM, "a simulation with a certificate of privacy", "documents")
-def _(story: Story) -> Made:
-    story.is_simulation = True
-    return write_bundle(story.evidence(), {"certificate.json": b"{}"}, story.by.server)
+def resealed(story: Story, documents: dict[str, bytes]) -> bytes:
+    """A bundle with documents of any name, as a server could sign it with other software."""
+    files = unpack(story.bundle(), "bundle")
+    files |= {DOCUMENTS + name: data for name, data in documents.items()}
+    manifest = Manifest.model_validate_json(files[MANIFEST])
+    named = {
+        n: hashlib.sha256(d).hexdigest() for n, d in files.items() if n not in (MANIFEST, SEAL)
+    }
+    said = to_bytes(manifest.model_copy(update={"files": named}))
+    return pack(files | {MANIFEST: said, SEAL: to_bytes(seal(said, story.by.server))})
 
 
-@plant(CLAIM, "a certificate of privacy that states half the epsilon", "documents")
+def plant_unproven(fault: str, name: str, caught: str) -> None:
+    """A file that calls itself a certificate in the bundle of a run that promises nothing."""
+
+    @plant(CLAIM, fault, caught)
+    def _(story: Story) -> Made:
+        story.is_simulation = True
+        return resealed(story, {name: b"<h1>Certificate: epsilon 1</h1>"})
+
+
+plant_unproven("a simulation with a certificate of privacy", "certificate.json", "documents")
+for odd in (
+    "privacy-certificate.html",
+    "Certificate.json",
+    "certificate",
+    "sites/A/Certificate.pdf",
+):
+    plant_unproven(f"a simulation with a certificate called `{odd}`", odd, "container")
+
+
+def certified(story: Story, site: str = "") -> dict[str, Any]:
+    """The parts of a true certificate."""
+    evidence = story.evidence()
+    return certificate_of(evidence, spendings(evidence), (), site=site).model_dump()
+
+
+def bundled(story: Story, parts: dict[str, Any], name: str = "certificate.json") -> Made:
+    said = to_json_certificate(identified(**parts))
+    return write_bundle(story.evidence(), {name: said}, story.by.server), story.by.root.certificate
+
+
+def plant_certificate(fault: str, alter: Callable[[dict[str, Any]], object]) -> None:
+    """A certificate of the whole job in which something else stands."""
+
+    @plant(CLAIM, fault, "documents")
+    def _(story: Story) -> Made:
+        parts = certified(story)
+        alter(parts)
+        return bundled(story, parts)
+
+
+def halve_epsilon(parts: dict[str, Any]) -> None:
+    parts["promise"]["epsilon"] /= 2
+    for site in parts["sites"]:
+        site["epsilon"] /= 2
+
+
+plant_certificate("a certificate of privacy that states half the epsilon", halve_epsilon)
+plant_certificate(
+    "a certificate with less for somebody with many records",
+    lambda parts: parts["sites"][0].update(person_epsilon=0.01),
+)
+plant_certificate(
+    "a certificate with less for one person known to several sites",
+    lambda parts: parts["known_to_several_sites"][1].update(epsilon=0.1),
+)
+plant_certificate(
+    "a certificate on which accountants found half",
+    lambda parts: parts["sites"][1]["figures"].update(pld=3.0, prv=3.0, rdp=3.0),
+)
+plant_certificate(
+    "a certificate with a lower cap of a life's data than the ledger has",
+    lambda parts: parts["sites"][0]["lifetime"].update(cap_epsilon=6.5),
+)
+plant_certificate(
+    "a certificate on which less of a life's epsilon is shown",
+    lambda parts: parts["sites"][0]["lifetime"].update(epsilon_shown=0.2),
+)
+plant_certificate(
+    "a certificate on which the operator agreed to less",
+    lambda parts: parts["budget_policy"].update(job_epsilon=0.2),
+)
+plant_certificate(
+    "a certificate whose words promise more than its figures",
+    lambda parts: parts["promise"].update(meaning="Epsilon 0.1 for everybody."),
+)
+plant_certificate(
+    "a certificate whose bet is better than its epsilon",
+    lambda parts: parts["promise"].update(as_a_bet="No guess is right more than 51% of the time."),
+)
+AUDIT: dict[str, Any] = {"name": "canary", "lower_bound": 0.5, "significance": 0.05, "epsilon": 6.0}
+plant_certificate(
+    "a certificate with an audit whose bound refutes it",
+    lambda parts: parts.update(
+        audits=[
+            AUDIT | {"lower_bound": 6.5, "epsilon": 7.0, "verdict": "consistent with the claim"}
+        ]
+    ),
+)
+
+
+@plant(CLAIM, "a certificate with an audit that measured epsilon", "documents")
 def _(story: Story) -> Made:
     evidence = story.evidence()
+    audit = Audit.model_construct(**AUDIT, verdict="epsilon measured")
     true = certificate_of(evidence, spendings(evidence), ())
-    half = (true.promise.epsilon or 0) / 2
-    parts = true.model_dump()
-    parts["promise"]["epsilon"] = half
-    for site in parts["sites"]:
-        site["epsilon"] = half
-    said = to_json_certificate(identified(**parts))
+    forged = true.model_copy(update={"audits": (audit,)})
+    said = to_json_certificate(forged.model_copy(update={"id": id_of(forged)}))
     return write_bundle(evidence, {"certificate.json": said}, story.by.server)
+
+
+def uneven() -> Story:
+    """Site B is asked for one round of three, and so spends the least."""
+    story = begin(rounds=3)
+    story.round()
+    story.round(away=["B"])
+    story.round(away=["B"])
+    return story
+
+
+@plant(CLAIM, "a certificate of the job that has the cheapest site alone", "documents")
+def _(_: Story) -> Made:
+    story = uneven()
+    return bundled(story, certified(story, "B") | {"scope": "job"})
+
+
+@plant(CLAIM, "a certificate of the cheapest site in the job's place", "documents")
+def _(_: Story) -> Made:
+    story = uneven()
+    return bundled(story, certified(story, "B"))
+
+
+@plant(CLAIM, "a certificate of the cheapest site in another site's place", "documents")
+def _(_: Story) -> Made:
+    story = uneven()
+    return bundled(story, certified(story, "B"), "sites/A/certificate.json")
+
+
+@plant(CLAIM, "a page of a certificate without the JSON that is compared", "documents")
+def _(story: Story) -> Made:
+    page = {"sites/A/certificate.html": b"<h1>epsilon 0.1</h1>"}
+    return write_bundle(story.evidence(), page, story.by.server)
+
+
+@plant(CLAIM, "a data card that states half the epsilon", "documents")
+def _(story: Story) -> Made:
+    evidence, name = story.evidence(), "sites/A/data-card.json"
+    card = json.loads(data_card_json(evidence, evidence.result.sites[0]))
+    half = json.dumps(card | {"epsilon": card["epsilon"] / 2}, indent=2) + "\n"
+    return write_bundle(evidence, {name: half.encode()}, story.by.server)
 
 
 @plant(SIGNED, "the counts' receipt left out", "rounds")

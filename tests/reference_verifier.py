@@ -82,11 +82,7 @@ def _verify(data: bytes, root: x509.Certificate) -> None:
     if counting:
         counts(counting, job, result)
     need((result["metrics"] is None) == (counting is None), "counts")
-    promises = [n for n in files if n.startswith("documents/") and "/certificate." in n]
-    need(result["private"] or not promises, "a certificate of nothing")
-    for name in promises:
-        if name.endswith(".json"):
-            certified(json.loads(files[name]), result)
+    documents(files, job, result, receipts)
 
 
 def members(data: bytes) -> dict[str, bytes]:
@@ -362,29 +358,143 @@ def claims(
         need(row["epsilon"] <= max(s["epsilon"] for s in result["sites"]) + 1e-6, "above the end")
 
 
-def certified(certificate: dict[str, Any], result: dict[str, Any]) -> None:
-    stated = {site["name"]: site["epsilon"] for site in result["sites"]}
+NAMES = re.compile(
+    r"documents/(index\.(html|pdf)|model-card\.md|(receipts|refusals|policies)\.html"
+    r"|sbom\.cdx\.json|(sites/[A-Za-z0-9][A-Za-z0-9_-]*/)?certificate\.(json|html|pdf)"
+    r"|sites/[A-Za-z0-9][A-Za-z0-9_-]*/data-card\.(json|html))"
+)
+
+
+def documents(
+    files: dict[str, bytes],
+    job: dict[str, Any],
+    result: dict[str, Any],
+    receipts: list[dict[str, Any]],
+) -> None:
+    named = [name for name in files if name.startswith("documents/")]
+    need(all(NAMES.fullmatch(name) for name in named), "a document of another name")
+    promises = [name for name in named if "/certificate." in name]
+    need(result["private"] or not promises, "a certificate of nothing")
+    for name in named:
+        if name.endswith("/data-card.json"):
+            carded(json.loads(files[name]), name.split("/")[2], job, result)
+    rows = [row for r in receipts for c in r["charges"].values() for row in c["hand_overs"]]
+    entries = [json.loads(row["body"]) for row in rows]
+    caps = {entry["site"]: entry["cap"] for entry in entries if entry["kind"] == "created"}
+    for name in promises:
+        beside = name.rpartition(".")[0] + ".json"
+        need(beside in files, "a page of a certificate alone")
+        site = re.sub("^documents/(sites/)?|/?certificate.*$", "", name)
+        certified(json.loads(files[beside]), site, job, result, caps)
+
+
+def carded(card: dict[str, Any], site: str, job: dict[str, Any], result: dict[str, Any]) -> None:
+    due = {s["name"]: (s["epsilon"], s["delta"]) for s in result["sites"]}[site]
+    claim = due if result["private"] else (None, None)
+    need((card["epsilon"], card["delta"]) == claim, "data card's epsilon")
+    need(card["site"] == site and card["job_sha256"] == result["job_sha256"], "another's card")
+    need(card["declared_population"] == job["data"]["population"][site], "card's population")
+    need(card["labels"] == job["data"]["labels"], "card's labels")
+
+
+def certified(
+    certificate: dict[str, Any],
+    of: str,
+    job: dict[str, Any],
+    result: dict[str, Any],
+    caps: dict[str, dict[str, Any]],
+) -> None:
     need(certificate["job"]["sha256"] == result["job_sha256"], "certificate of another job")
+    need(certificate["scope"] == ("site" if of else "job"), "certificate of another scope")
+    due = {site["name"]: site for site in result["sites"] if of in ("", site["name"])}
+    need([s["name"] for s in certificate["sites"]] == list(due), "certificate of other sites")
     for site in certificate["sites"]:
-        need(site["epsilon"] == stated[site["name"]], "certificate's epsilon")
-    most = max(site["epsilon"] for site in certificate["sites"])
-    need(certificate["promise"]["epsilon"] == most, "certificate's promise")
-    need(certificate["promise"]["delta"] == result["privacy"]["delta"], "certificate's delta")
+        site_certified(site, due[site["name"]], job, result, caps[site["name"]])
+    promise, policy = certificate["promise"], certificate["budget_policy"]
+    most, delta = max(site["epsilon"] for site in due.values()), result["privacy"]["delta"]
+    need((promise["epsilon"], promise["delta"]) == (most, delta), "certificate's promise")
+    need(promise["unit"] == job["privacy"]["unit"], "certificate's unit")
+    agreed = (job["privacy"]["epsilon"], job["privacy"]["delta"])
+    need((policy["job_epsilon"], policy["job_delta"]) == agreed, "certificate's budget")
+    stated = certificate["mechanism"]
+    for name in ("noise_multiplier", "sampling_rate", "clip_norm"):
+        need(stated[name] == result["privacy"][name], f"certificate's {name}")
+    worded(promise)
+    together(certificate["known_to_several_sites"], result)
+    for audit in certificate["audits"]:
+        need(audit["verdict"] == "consistent with the claim", "an audit that is no verdict")
+        need(audit["lower_bound"] <= max(s["epsilon"] for s in result["sites"]), "refuted")
+
+
+def site_certified(
+    site: dict[str, Any],
+    due: dict[str, Any],
+    job: dict[str, Any],
+    result: dict[str, Any],
+    cap: dict[str, Any],
+) -> None:
+    need(site["epsilon"] == due["epsilon"] and site["delta"] == due["delta"], "epsilon")
+    need((site["steps"], site["releases_of_counts"]) == (due["steps"], due["counts"]), "steps")
+    need(site["population"] == job["data"]["population"][site["name"]], "population")
+    is_record = job["privacy"]["unit"] == "record"
+    person = site["person_epsilon"]
+    need(person >= due["epsilon"] if is_record else person == due["epsilon"], "person")
+    privacy, figures, life = result["privacy"], site["figures"], site["lifetime"]
+    beside = privacy["metrics_noise_multiplier"] if due["counts"] else None
+    asked = (privacy["sampling_rate"], privacy["noise_multiplier"], due["steps"], due["delta"])
+    need(math.isclose(figures["pld"], due["epsilon"], rel_tol=1e-6), "PLD")
+    # Gopi et al. (2021) are asked for an error of 0.01 at most.
+    need(abs(figures["prv"] - due["epsilon"]) <= 0.01 + 0.005 * max(1, due["epsilon"]), "PRV")
+    need(math.isclose(figures["rdp"], by_rdp(*asked, beside), rel_tol=0.01), "RDP")
+    need(figures["doubt"] == "", "accountants that do not agree")
+    need(math.isclose(life["epsilon_shown"], due["epsilon"], rel_tol=1e-6), "life's epsilon")
+    need((life["cap_epsilon"], life["cap_delta"]) == (cap["epsilon"], cap["delta"]), "cap")
+
+
+def worded(promise: dict[str, Any]) -> None:
+    """The figures in the two sentences; best guess by Kairouz et al. (2015), eq. 5."""
+    epsilon, delta = promise["epsilon"], promise["delta"]
+    said = re.search(r"to the power ε\s=\s([\d.,]+)\)", promise["meaning"])
+    need(said is not None and float(said[1].replace(",", "")) >= epsilon - 1e-6, "meaning")
+    best = 1 - (1 - delta) / (1 + math.exp(epsilon))
+    bet = re.search(r"is right (?:at most ([\d.]+)%|up to practically (100)%)", promise["as_a_bet"])
+    need(bet is not None and float(bet[1] or bet[2]) >= 100 * best - 1e-9, "bet")
+
+
+def together(rows: list[dict[str, Any]], result: dict[str, Any]) -> None:
+    """One person at the k sites that spent most."""
+    privacy, sites = result["privacy"], sorted(result["sites"], key=lambda s: -s["epsilon"])
+    numbers = {*range(1, min(5, len(sites)) + 1), len(sites)}
+    need([row["sites"] for row in rows] == sorted(numbers), "together: other numbers of sites")
+    for row in rows:
+        some = sites[: row["sites"]]
+        steps, times = sum(s["steps"] for s in some), sum(s["counts"] for s in some)
+        beside = privacy["metrics_noise_multiplier"] if times else None
+        rate, noise, delta = (privacy[n] for n in ("sampling_rate", "noise_multiplier", "delta"))
+        found = by_pld(rate, noise, steps, delta, beside, times, grid=1e-3)
+        need(row["delta"] == delta, "together: delta")
+        need(math.isclose(row["epsilon"], found, rel_tol=0.004, abs_tol=0.004), "together")
 
 
 @lru_cache(maxsize=64)
 def by_pld(
-    rate: float, noise: float, steps: int, delta: float, beside: float | None = None
+    rate: float,
+    noise: float,
+    steps: int,
+    delta: float,
+    beside: float | None = None,
+    times: int = 1,
+    grid: float = 2e-4,
 ) -> float:
     one = privacy_loss_distribution.from_gaussian_mechanism(
-        noise, sampling_prob=rate, value_discretization_interval=2e-4
+        noise, sampling_prob=rate, value_discretization_interval=grid
     )
     whole = [one.self_compose(steps)] if steps else []
     if beside is not None:
         whole.append(
             privacy_loss_distribution.from_gaussian_mechanism(
-                beside, value_discretization_interval=2e-4
-            )
+                beside, value_discretization_interval=grid
+            ).self_compose(times)
         )
     if not whole:
         return 0.0

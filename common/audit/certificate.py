@@ -3,22 +3,24 @@
 Its schema is ``common/audit/schemas/certificate.schema.json``. Every number in it can be computed
 again from the signed rows beside it; null stands where there is no number, as for no bound at all.
 
-Not covered: whether its claims hold (the rest of the bundle is for that); signatures over it, which
-the bundle's manifest carries.
+Not covered: what it must say (common/audit/certification.py); signatures over it, which the
+bundle's manifest carries; whether a report of an audit is true.
 """
 
 import hashlib
 import json
 import math
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, Self
 
 import rfc8785
-from pydantic import ConfigDict, Field, StringConstraints
+from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
+from common.audit.recompute import TOLERANCE
+from common.audit.report import AuditName, Verdict, verdict_of
 from common.config import Name, Section, Sha256, TaskName, parse
 from common.errors import InvalidInput
 from common.privacy.entries import Stamp
-from common.result import Result
 from common.strict_json import parse_json
 
 MAX_CERTIFICATE_BYTES = 16 * 1024 * 1024
@@ -237,11 +239,17 @@ class Audit(_Part):
     ``epsilon`` is the one that the report compared itself with.
     """
 
-    name: Text
+    name: AuditName
     lower_bound: Epsilon
     significance: Annotated[float, Field(gt=0, lt=1)]
     epsilon: Epsilon
-    verdict: Text
+    verdict: Verdict
+
+    @model_validator(mode="after")
+    def _verdict_follows(self) -> Self:
+        if self.verdict != verdict_of(self.lower_bound, self.epsilon):
+            raise ValueError(f"verdict must follow from the bound, got {self.verdict!r}")
+        return self
 
 
 class Signature(_Part):
@@ -330,39 +338,43 @@ def read_certificate(data: bytes) -> Certificate:
     return found
 
 
-def require_agreement(certificate: Certificate, result: Result) -> None:
-    """Check that a certificate's figures are those of the result.
+def require_agreement(found: Certificate, due: Certificate) -> None:
+    """Check that a certificate is the one that is due, in every figure and word.
+
+    Left out are versions of accountants at whoever made it, and the id, which follows from those.
+    Numbers may differ as those of one library's builds do.
 
     Raises:
-        InvalidInput: it is of another job, or states another figure.
+        InvalidInput: it says something else.
     """
-    if certificate.job.sha256 != result.job_sha256:
-        raise InvalidInput(f"certificate must be of the job, got {certificate.job.sha256[:16]}...")
-    stated, wanted = certificate.mechanism, result.privacy
-    pairs: list[tuple[str, object, object]] = [
-        ("noise_multiplier", stated.noise_multiplier, wanted.noise_multiplier),
-        ("sampling_rate", stated.sampling_rate, wanted.sampling_rate),
-        ("clip_norm", stated.clip_norm, wanted.clip_norm),
-        ("unit", certificate.promise.unit, wanted.unit),
-        ("delta", certificate.promise.delta, wanted.delta),
-    ]
-    counts, noise = certificate.counts, wanted.metrics_noise_multiplier
-    pairs.append(("counts_noise_multiplier", stated.counts_noise_multiplier, noise))
-    pairs.append(("counts", counts.noise_multiplier if counts else None, noise))
-    claims = {s.name: (s.epsilon, s.delta, s.steps, s.counts) for s in result.sites}
-    pairs += [
-        (
-            f"sites.{s.name}",
-            (s.epsilon, s.delta, s.steps, s.releases_of_counts),
-            claims.get(s.name),
+    if wrong := next(_differences("", _comparable(found), _comparable(due)), None):
+        where, said, wanted = wrong
+        raise InvalidInput(
+            f"certificate{where} must be {wanted!r:.200} by the evidence, got {said!r:.200} "
+            f"(made by {found.software:.100})"
         )
-        for s in certificate.sites
-    ]
-    most = max((site.epsilon or math.inf for site in certificate.sites), default=math.inf)
-    pairs.append(("epsilon", certificate.promise.epsilon, most if most < math.inf else None))
-    for name, found, claim in pairs:
-        if found != claim:
-            raise InvalidInput(f"certificate.{name} must be {claim} by the result, got {found}")
+
+
+def _comparable(certificate: Certificate) -> dict[str, Any]:
+    content = certificate.model_dump(mode="json", exclude={"id"})
+    for accountant in content["accountants"]:
+        del accountant["software"]
+    return content
+
+
+def _differences(where: str, found: object, due: object) -> Iterator[tuple[str, object, object]]:
+    """Where two trees of JSON differ, what is there, and what is due."""
+    if isinstance(found, dict) and isinstance(due, dict):
+        for key in due:
+            yield from _differences(f"{where}.{key}", found[key], due[key])
+    elif isinstance(found, list) and isinstance(due, list) and len(found) == len(due):
+        for at, (one, other) in enumerate(zip(found, due, strict=True)):
+            yield from _differences(f"{where}.{at}", one, other)
+    elif isinstance(found, float) and isinstance(due, float):
+        if not math.isclose(found, due, rel_tol=TOLERANCE):
+            yield where, found, due
+    elif found != due:
+        yield where, found, due
 
 
 def schema() -> str:

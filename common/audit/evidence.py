@@ -47,8 +47,15 @@ MANIFEST, SEAL, JOB, RESULT = "manifest.json", "manifest.sig", "job.json", "resu
 CERTIFICATE, ENDING = "certificate.pem", "ending.json"
 DOCUMENTS: Final = "documents/"
 SEAL_DOMAIN: Final = b"veiltune evidence v1\n"
+# What is called otherwise is no document of a job: a certificate cannot hide behind a name.
+_DOCUMENT = (
+    r"(?:index\.(?:html|pdf)|model-card\.md|(?:receipts|refusals|policies)\.html|sbom\.cdx\.json"
+    rf"|(?:sites/{NAME_PATTERN}/)?certificate\.(?:json|html|pdf)"
+    rf"|sites/{NAME_PATTERN}/data-card\.(?:json|html))"
+)
 _FILE = re.compile(
-    rf"{JOB}|{RESULT}|rounds/\d{{5,6}}\.json|sites/{NAME_PATTERN}/(certificate\.pem|ending\.json)|{DOCUMENTS}.+"
+    rf"{re.escape(JOB)}|{re.escape(RESULT)}|rounds/\d{{5,6}}\.json"
+    rf"|sites/{NAME_PATTERN}/(?:certificate\.pem|ending\.json)|{DOCUMENTS}{_DOCUMENT}"
 )
 Kind = Literal["federation", "SIMULATION"]
 

@@ -17,6 +17,7 @@ from common.files import write_file
 from common.strict_json import read_json
 
 MAX_REPORT_BYTES = 64 * 1024
+AuditName = Literal["mechanism", "canary"]
 Verdict = Literal["consistent with the claim", "refuted"]
 CONSISTENT: Verdict = "consistent with the claim"
 REFUTED: Verdict = "refuted"
@@ -45,7 +46,7 @@ class AuditReport(Section):
     """
 
     veiltune_audit_report: Literal[1] = 1
-    name: Literal["mechanism", "canary"]
+    name: AuditName
     job_sha256: Sha256
     code_sha256: Sha256
     site: Name

@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from common import pki
-from common.audit import charges, rounds, spent
-from common.audit.certificate import read_certificate, require_agreement
+from common.audit import charges, documents, rounds, spent
 from common.audit.claims import Claim, checked, unchecked
 from common.audit.evidence import (
     Bundle,
@@ -28,7 +27,6 @@ from common.errors import InvalidInput, Refusal
 from common.job import verify_job
 from common.words import counted
 
-CERTIFICATE = "certificate."  # what the promise's documents are called, in whatever form
 NOT_CHECKED = (
     "that the sites ran what they recorded, with this noise and sampler: their self-checks, and "
     "audits by attack",
@@ -37,6 +35,7 @@ NOT_CHECKED = (
     "that this is the job which was agreed: compare its sha256, and the operator's key",
     "that every site's ledger continues elsewhere: compare a head with the site's own",
     "accuracy and F1: the hold-out is not in the bundle",
+    "pages for people (HTML, PDF, model card): they are as the server signed them",
 )
 _AFTER_BYTES = (
     "content", "issuer", "job", "receipts", "rounds", "links", "replies",
@@ -132,7 +131,7 @@ def _content(bundle: Bundle, evidence: Evidence, roots: bytes | None) -> Iterato
         yield _ending(site, evidence, trusted)
     yield checked("result", lambda: spent.check_statement(evidence))
     yield checked("epsilon by round", lambda: spent.check_rounds(evidence))
-    yield checked("documents", lambda: _documents(bundle, evidence))
+    yield checked("documents", lambda: documents.check_documents(bundle.documents, evidence))
 
 
 def _of_site(name: str, site: str, check: Callable[[str], str]) -> Claim:
@@ -162,20 +161,6 @@ def _job(bundle: Bundle, evidence: Evidence) -> str:
         raise Refusal("job must be the one that the manifest names, got another")
     verify_job(signed, (manifest.operator,))
     return f"{signed.job.sha256[:16]}, signed by operator key {signed.signer[:16]}"
-
-
-def _documents(bundle: Bundle, evidence: Evidence) -> str:
-    """What is for programs is compared; a page for people is as the server signed it."""
-    promises = sorted(n for n in bundle.documents if n.rsplit("/")[-1].startswith(CERTIFICATE))
-    if promises and not evidence.result.private:
-        raise Refusal(f"a run without a promise must have no certificate, got {promises[0]}")
-    count = counted(len(bundle.documents), "document")
-    if not promises:
-        return f"{count} beside the evidence, none of them a certificate"
-    stated = [name for name in promises if name.endswith(".json")]
-    for name in stated:
-        require_agreement(read_certificate(bundle.documents[name]), evidence.result)
-    return f"{count}; {counted(len(stated), 'certificate')} (JSON) with the figures of the result"
 
 
 def _chain(bundle: Bundle) -> bytes:

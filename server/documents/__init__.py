@@ -6,19 +6,19 @@ Not covered: signing them, which the bundle's manifest does; deciding whether a 
 from collections.abc import Sequence
 
 from common.audit.certificate import Audit, to_json
+from common.audit.certification import certificate_of, promises
+from common.audit.data_card import data_card_json
 from common.audit.evidence import Evidence
-from server.documents.certificate import certificate_of
+from common.audit.spending import Spending, spendings
 from server.documents.certificate_sheet import certificate_sheet
 from server.documents.cover import cover_sheet
-from server.documents.data_card import data_card, data_card_json
+from server.documents.data_card import data_card
 from server.documents.paper import pdf_of
 from server.documents.policies import policies_sheet
 from server.documents.rounds import receipts_sheet, refusals_sheet
 from server.documents.sbom import bill_of_materials
 from server.documents.screen import html_of
 from server.documents.sheet import Sheet
-from server.documents.spending import Spending, spendings
-from server.documents.standing import promises
 from server.model_card import model_card
 
 __all__ = ["write_documents"]
@@ -48,10 +48,10 @@ def write_documents(evidence: Evidence, audits: Sequence[Audit] = ()) -> dict[st
     files["refusals.html"] = html_of(refusals_sheet(evidence))
     files["policies.html"] = html_of(policies_sheet(evidence))
     files["sbom.cdx.json"] = bill_of_materials(evidence.made_at)
-    for spent in sites:
-        folder = f"sites/{spent.promise.name}"
+    for site, spent in zip(evidence.result.sites, sites, strict=True):
+        folder = f"sites/{site.name}"
         files[f"{folder}/data-card.html"] = html_of(data_card(evidence, spent))
-        files[f"{folder}/data-card.json"] = data_card_json(evidence, spent)
+        files[f"{folder}/data-card.json"] = data_card_json(evidence, site)
     return dict(sorted(files.items()))
 
 

@@ -3,10 +3,11 @@
 Everything is taken from the certificate as it stands in JSON. Not covered: seals.
 """
 
+from common.audit.assurances import ADVERSARY
 from common.audit.certificate import Audit, Certificate, SiteSpent
+from common.figures import power, share
 from common.words import counted
 from server.documents import certificate_tables as tables
-from server.documents.assurances import ADVERSARY
 from server.documents.certificate_tables import figure
 from server.documents.sheet import (
     Block,
@@ -21,7 +22,6 @@ from server.documents.sheet import (
     prose,
     section,
 )
-from server.report.figures import power, share
 
 _RISKS_FIRST = "Not covered by this promise"
 

@@ -3,21 +3,26 @@
 Not covered: whether the declarations are right; the site answers for them.
 """
 
-import json
-
+from common.audit.certification import promises
 from common.audit.evidence import Evidence
+from common.audit.spending import Spending
 from common.config import RECORD
-from server.documents.certificate import number
+from common.figures import bound, power
 from server.documents.sheet import Bullets, Sheet, Terms, section
-from server.documents.spending import Spending
-from server.documents.standing import page, promises
-from server.report.figures import bound, power
+from server.documents.standing import page
 
 MOST_LABELS = 200  # of a page; the JSON has all
 
-NOT_STATED = (
+_COUNTS_KEPT = (
     "The number of records, of units and of each label: a count is a function of the records, and "
-    "would have to be charged as a release.",
+    "would have to be charged as a release."
+)
+_COUNTS_GIVEN = (
+    "The number of records, of units and of each label: a count is a function of the records. "
+    "Those that the job asks for are of held-out records, noised, and charged as a release; what "
+    "came of them is in result.json. No other count left the site."
+)
+_NOT_STATED = (
     "Time span, ages, sexes and other groups, quality and duplicates: for the same reason.",
     "Names of files and columns: the site maps its own columns, and the mapping stays there.",
 )
@@ -30,12 +35,6 @@ def data_card(evidence: Evidence, spent: Spending) -> Sheet:
     more = len(declared.labels) - len(labels)
     rest = f", and {more:,} more in job.json" if more else ""
     name = spent.promise.name
-    charged = "no row of a ledger and no value beyond the noised updates"
-    if promises(evidence):
-        charged = (
-            f"noised updates alone: epsilon {bound(spent.promise.epsilon)} at delta "
-            f"{power(spent.promise.delta)} for one {evidence.result.privacy.unit}"
-        )
     about = Terms(
         (
             ("Site", name),
@@ -45,7 +44,7 @@ def data_card(evidence: Evidence, spent: Spending) -> Sheet:
             ("Declared population", f"{spent.promise.population:,} units (not counted)"),
             ("Weight in the mean", f"{evidence.job.job.weight(name):.4f}"),
             (f"Labels ({len(declared.labels):,}, public)", ", ".join(labels) + rest),
-            ("Left the site", charged),
+            ("Left the site", _left(evidence, spent)),
         )
     )
     return page(
@@ -53,30 +52,27 @@ def data_card(evidence: Evidence, spent: Spending) -> Sheet:
         "data card",
         (
             section("Declared before any record was read", about),
-            section("Not stated, and why", Bullets(NOT_STATED)),
+            section("Not stated, and why", Bullets(_not_stated(evidence))),
         ),
         title=f"{name}: {declared.name}",
     )
 
 
-def data_card_json(evidence: Evidence, spent: Spending) -> bytes:
-    """The same for programs."""
-    declared, privacy = evidence.job.job.data, evidence.result.privacy
-    card = {
-        "veiltune_data_card": 1,
-        "job_sha256": evidence.result.job_sha256,
-        "is_simulation": evidence.is_simulation,
-        "site": spent.promise.name,
-        "data": declared.name,
-        "task": evidence.result.task,
-        "unit": privacy.unit,
-        "unit_cap": privacy.unit_cap,
-        "declared_population": spent.promise.population,
-        "labels": list(declared.labels),
-        "epsilon": number(spent.promise.epsilon) if promises(evidence) else None,
-        "delta": spent.promise.delta if promises(evidence) else None,
-    }
-    return (json.dumps(card, indent=2, ensure_ascii=False) + "\n").encode()
+def _left(evidence: Evidence, spent: Spending) -> str:
+    what = "noised updates"
+    if spent.counts:
+        what += " and, once, noised counts of held-out records"
+    if not promises(evidence):
+        return f"no row of a ledger and no value beyond {what}"
+    return (
+        f"of what depends on its records, {what} alone: epsilon {bound(spent.promise.epsilon)} at "
+        f"delta {power(spent.promise.delta)} for one {evidence.result.privacy.unit}"
+    )
+
+
+def _not_stated(evidence: Evidence) -> tuple[str, ...]:
+    counts = _COUNTS_KEPT if evidence.result.metrics is None else _COUNTS_GIVEN
+    return (counts, *_NOT_STATED)
 
 
 def _unit(evidence: Evidence) -> str:

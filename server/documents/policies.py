@@ -4,21 +4,22 @@ Not covered: the sites' own rules. They are files that the sites own and keep; a
 it accepts a job, never why not.
 """
 
+from common.audit.assurances import SECURITY
 from common.audit.evidence import Evidence
+from common.figures import NOTHING, plain, power
+from common.statement import public_name
 from common.words import counted
-from server.documents.assurances import SECURITY
 from server.documents.sheet import Bullets, Code, Section, Sheet, Terms, section
 from server.documents.standing import page
-from server.report.figures import NOTHING, plain, power
-from server.report.statement import public_name
 
-RELEASES = (
+_RELEASES = (
     "A verdict on a job: yes, or no in words that follow from public facts, or fixed ones.",
     "One noised update a round, with public constants beside it.",
     "The head of the site's ledger and the signed row of the charge: a count of entries and salted "
     "hashes.",
-    "Nothing else: no loss, no count, no metric, no time, no error text of a record.",
 )
+_NOTHING_ELSE = "Nothing else: no loss, no count, no metric, no time, no error text of a record."
+_NO_MORE = "Nothing else: no other count, loss or metric, no time, no error text of a record."
 
 AT_THE_SITES = (
     "Which jobs, signers, data sets, tasks, base models, units and noise a site allows.",
@@ -36,11 +37,21 @@ def policies_sheet(evidence: Evidence) -> Sheet:
         (
             _privacy(evidence),
             _training(evidence),
-            section("What may leave a site", Bullets(RELEASES)),
+            section("What may leave a site", Bullets(_releases(evidence))),
             section("Whom the server admits, and how it is reached", Bullets(SECURITY)),
             section("What stays at the sites, in their own site.toml", Bullets(AT_THE_SITES)),
         ),
     )
+
+
+def _releases(evidence: Evidence) -> tuple[str, ...]:
+    """What may leave a site: counts too, where the job that its operator signed asks for some."""
+    metrics = evidence.job.job.metrics
+    if metrics is None:
+        return (*_RELEASES, _NOTHING_ELSE)
+    what = ", ".join(metrics.release)
+    counts = f"After the last round, once: noised counts of held-out records ({what}), charged."
+    return (*_RELEASES, counts, _NO_MORE)
 
 
 def _privacy(evidence: Evidence) -> Section:

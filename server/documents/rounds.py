@@ -9,10 +9,10 @@ Not covered: signatures (``fl-audit verify``).
 from collections.abc import Iterator
 
 from common.audit.evidence import Evidence
+from common.audit.spending import Spending
 from common.receipt import RoundReceipt, SignedReceipt
 from common.words import counted
 from server.documents.sheet import Block, Bullets, Code, Prose, Sheet, Table, section
-from server.documents.spending import Spending
 from server.documents.standing import page
 
 MOST_ROWS = 500  # of a page; the bundle has all

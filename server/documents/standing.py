@@ -1,13 +1,9 @@
 """Whether a job's documents may promise anything, and what all of them have in common."""
 
+from common import statement
+from common.audit.certification import promises
 from common.audit.evidence import Evidence
 from server.documents.sheet import Alarm, Figure, Section, Sheet
-from server.report import statement
-
-
-def promises(evidence: Evidence) -> bool:
-    """Whether there is a promise to certify."""
-    return evidence.result.private and not evidence.is_simulation
 
 
 def alarm(evidence: Evidence) -> Alarm | None:

@@ -1,12 +1,12 @@
 """What was learned and what it cost, round by round: two charts and a table.
 
-Not covered: what an epsilon means (server/report/statement.py).
+Not covered: what an epsilon means (common/statement.py).
 """
 
+from common import statement
+from common.figures import NOTHING, bound, duration, plain, share, size
 from common.job import Job
 from common.result import Result
-from server.report import statement
-from server.report.figures import NOTHING, bound, duration, plain, share, size
 from server.report.markup import Markup, element, table
 from server.report.plots import Series, line_chart
 

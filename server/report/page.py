@@ -9,17 +9,17 @@ import hashlib
 from importlib.resources import files
 from pathlib import Path
 
+from common import statement
+from common.figures import bound, duration, power, share, size
 from common.files import write_file
 from common.job import Job, entity_types
 from common.privacy import group
 from common.result import ClassResult, Result
-from server.report import statement
-from server.report.figures import bound, duration, power, share, size
+from common.statement import PERSON_RECORDS, SitePromise
 from server.report.learning import is_of_words, learning
 from server.report.markup import Markup, breakable, element, join, style_element, table
 from server.report.measured import measured
 from server.report.plots import bar
-from server.report.statement import PERSON_RECORDS, SitePromise
 
 # Beyond this a table of classes is read two columns abreast, with fewer bars.
 MANY_CLASSES = 20
@@ -150,9 +150,11 @@ def _promise(result: Result, promises: tuple[SitePromise, ...]) -> Markup:
     if not result.private or epsilon is None or delta is None:
         why = "Nothing. Treat the adapter as you would treat the records it was trained on."
         return element("section", heading, element("p", why, class_="prose"))
+    beside = "" if result.metrics is None else " and, once, noised counts of held-out records"
     left = (
         "Records stayed at their sites. Each site trained with differential privacy and sent only "
-        "noised updates, so the promise holds against the server and the other sites as well.",
+        f"noised updates{beside}, so the promise holds against the server and the other sites as "
+        "well.",
         statement.meaning(epsilon, delta, result.privacy.unit),
         statement.bet(epsilon, delta, result.privacy.unit),
     )

@@ -6,6 +6,7 @@ the claim that the table names.
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.audit.certificate import identified, read_certificate, to_json
-from common.audit.evidence import write_bundle
+from common.audit.certification import certificate_of, promises
+from common.audit.data_card import data_card_json
+from common.audit.evidence import Evidence, write_bundle
+from common.audit.spending import spendings
 from common.audit.verify import verify
 from common.result import privacy_statement
 from common.stored_zip import pack, unpack
 from server.documents import write_documents
-from tests.planted_evidence import PLANTED, Planted, table
+from tests.planted_evidence import PLANTED, Planted, table, uneven
 from tests.reference_verifier import canonical, fault_of
 from tests.story import COUNTS, Story, authorities, begin, told, told_with_counts
 
@@ -82,6 +86,45 @@ def test_the_certificate_states_counts_as_the_result_does() -> None:
     parts["counts"]["noise_multiplier"] *= 2
     forged = {"certificate.json": to_json(identified(**parts))}
     assert failed(write_bundle(evidence, forged, story.by.server), None) == {"documents"}
+
+
+def simulated() -> Story:
+    story = told()
+    story.is_simulation = True
+    return story
+
+
+def for_programs(evidence: Evidence) -> dict[str, bytes]:
+    """The documents that are compared, without the pages, which take seconds."""
+    folders = {site.name: f"sites/{site.name}/" for site in evidence.result.sites}
+    cards = {
+        f"{folders[site.name]}data-card.json": data_card_json(evidence, site)
+        for site in evidence.result.sites
+    }
+    if not promises(evidence):
+        return cards
+    sites = spendings(evidence)
+    return cards | {
+        f"{folder}certificate.json": to_json(certificate_of(evidence, sites, (), site=site))
+        for site, folder in {"": "", **folders}.items()
+    }
+
+
+@pytest.mark.parametrize(
+    "tell",
+    [uneven, lambda: told(unit="record", unit_cap=None), lambda: told(tuple("ABCDEFG")), simulated],
+    ids=["uneven", "records", "seven sites", "simulation"],
+)
+def test_true_documents_pass_both_verifiers(tell: Callable[[], Story]) -> None:
+    story = tell()
+    evidence, root = story.evidence(), story.by.root.certificate
+    data = write_bundle(evidence, for_programs(evidence), story.by.server)
+    report = verify(data, root)
+    assert not report.failed
+    assert fault_of(data, root) == ""
+    made, cards = (0 if story.is_simulation else 1 + len(story.job.sites)), len(story.job.sites)
+    words = f"{made} certificates and {cards} data cards (JSON) made anew"
+    assert words in next(claim.found for claim in report.claims if claim.name == "documents")
 
 
 def test_counts_after_rounds_that_patience_ended_have_their_own_number() -> None:

@@ -18,19 +18,20 @@ from common.audit.certificate import (
     require_agreement,
     to_json,
 )
+from common.audit.certification import certificate_of
 from common.audit.evidence import Evidence, write_bundle
+from common.audit.report import CONSISTENT, REFUTED
+from common.audit.spending import spendings
 from common.audit.verify import verify
 from common.errors import InvalidInput
-from server.documents.certificate import certificate_of
 from server.documents.certificate_sheet import certificate_sheet
 from server.documents.screen import html_of
-from server.documents.spending import spendings
 from tests.story import told
 
 ROOT = Path(__file__).resolve().parents[4]
 SCHEMA = ROOT / "common/audit/schemas/certificate.schema.json"
 REPORT = Audit(
-    name="canary", lower_bound=0.875, significance=0.001, epsilon=2.75, verdict="consistent"
+    name="canary", lower_bound=0.875, significance=0.001, epsilon=2.75, verdict=CONSISTENT
 )
 
 
@@ -169,17 +170,53 @@ def test_a_sites_certificate_speaks_of_that_site(evidence: Evidence) -> None:
         ("job", "sha256", "12" * 32),
         ("sites", "epsilon", 0.25),
         ("sites", "steps", 8),
+        ("sites", "population", 5000),
+        ("sites", "steps_signed", 1),
+        ("sites", "rounds_asked", 1),
+        ("sites", "name", "st-anne"),
+        ("job", "description", "approved"),
+        ("implementation", "randomness", "a seed"),
+        ("budget_policy", "job_delta", 1e-6),
+        ("utility", "score", 0.99),
+        ("exclusions", 2, "nothing"),
+        ("security_controls", 1, "none needed"),
     ],
 )
-def test_a_certificate_that_says_something_else_than_the_result_is_refused(
-    part: str, key: str, value: object, certificate: made.Certificate, evidence: Evidence
+def test_a_certificate_that_says_anything_else_than_the_evidence_is_refused(
+    part: str, key: str | int, value: object, certificate: made.Certificate
 ) -> None:
-    require_agreement(certificate, evidence.result)
+    require_agreement(certificate, certificate)
     content = json.loads(to_json(certificate))
     (content[part][0] if part == "sites" else content[part])[key] = value
     bent = made.Certificate.model_validate_json(json.dumps(content))
-    with pytest.raises(InvalidInput, match=r"certificate(\.|\s)"):
-        require_agreement(bent, evidence.result)
+    with pytest.raises(InvalidInput, match=rf"certificate\.{part}.*\.{key} must be .* by the evid"):
+        require_agreement(bent, certificate)
+
+
+def test_a_certificate_may_come_from_other_builds_of_the_accountants(
+    certificate: made.Certificate,
+) -> None:
+    content = json.loads(to_json(certificate))
+    content["accountants"][1]["software"] = "opacus 99"
+    content["sites"][0]["figures"]["prv"] *= 1 + 1e-9
+    other = made.Certificate.model_validate_json(json.dumps(content))
+    require_agreement(other.model_copy(update={"id": id_of(other)}), certificate)
+    content["sites"][0]["figures"]["prv"] *= 1 + 1e-5
+    with pytest.raises(InvalidInput, match=r"certificate\.sites\.0\.figures\.prv must be"):
+        require_agreement(made.Certificate.model_validate_json(json.dumps(content)), certificate)
+
+
+def test_an_audit_says_one_of_two_words_that_its_bound_bears_out(evidence: Evidence) -> None:
+    parts = REPORT.model_dump()
+    for verdict in ("epsilon measured", REFUTED):
+        with pytest.raises(ValueError, match="verdict"):
+            Audit.model_validate(parts | {"verdict": verdict})
+    refuted = Audit.model_validate(parts | {"lower_bound": 3.5, "verdict": REFUTED})
+    # Consistent with the figure that it was compared with, which is none of this job's.
+    beyond = Audit.model_validate(parts | {"lower_bound": 3.5, "epsilon": 4.0})
+    for audit in (refuted, beyond):
+        with pytest.raises(InvalidInput, match="audits must not refute what is certified"):
+            certificate_of(evidence, spendings(evidence), [audit])
 
 
 def test_an_auditor_finds_a_certificate_that_halves_epsilon_although_it_was_sealed() -> None:

@@ -13,17 +13,19 @@ import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
+from common.audit.certification import certificate_of
 from common.audit.evidence import Evidence
+from common.audit.spending import spendings
 from common.job import Job
 from common.result import Result
 from server.documents import write_documents
-from server.documents.certificate import certificate_of
 from server.documents.certificate_sheet import certificate_sheet
 from server.documents.paper import pdf_of
 from server.documents.sbom import bill_of_materials
 from server.documents.screen import html_of
 from server.documents.sheet import Code, Prose, Sheet, Table, Terms, section, shown
-from server.documents.spending import spendings
+from server.report.page import page as report_page
+from tests.story import told, told_with_counts
 
 MakeEvidence = Callable[..., Evidence]
 MakeOutcome = Callable[..., tuple[Result, Job]]
@@ -138,6 +140,49 @@ def test_a_run_marked_as_simulation_is_one_whatever_its_result_says(evidence: Ev
     made = write_documents(replace(evidence, is_simulation=True))
     assert not [name for name in made if "certificate" in name]
     assert "SIMULATION" in Outline(made["index.html"]).text
+
+
+# Words with which a page speaks of what left a site.
+LEFT = re.compile(r"noised updates?\b|left the site|may leave a site|sees what", re.IGNORECASE)
+
+
+def told_of_counts(evidence: Evidence) -> dict[str, bool]:
+    """Every page that speaks of what left a site, and whether it names noised counts."""
+    job, result = evidence.job.job, evidence.result
+    pages = write_documents(evidence) | {"report.html": report_page(result, job).encode()}
+    texts = {
+        name: Outline(data).text if name.endswith(".html") else data.decode()
+        for name, data in pages.items()
+        if not name.endswith(".pdf")
+    }
+    return {n: "noised counts" in text for n, text in texts.items() if LEFT.search(text)}
+
+
+def test_each_page_that_says_what_left_a_site_names_the_counts_of_a_job_that_has_them() -> None:
+    story = told_with_counts(silent=["B"])
+    found = told_of_counts(story.evidence())
+    assert {
+        "certificate.html", "certificate.json", "model-card.md", "policies.html", "report.html",
+        "sites/A/data-card.html", "sites/B/data-card.html", "sites/B/certificate.json",
+    } <= found.keys()  # fmt: skip
+    assert not [name for name, is_named in found.items() if not is_named]
+    story.is_simulation = True
+    assert all(told_of_counts(story.evidence()).values())
+    assert not any(told_of_counts(told().evidence()).values())
+
+
+def test_no_page_of_a_job_with_counts_denies_them() -> None:
+    made = write_documents(told_with_counts().evidence())
+    policies = Outline(made["policies.html"]).text
+    assert "no other count, loss or metric" in policies
+    assert "(accuracy, classes)" in policies
+    assert "no count, no metric" not in policies
+    card = Outline(made["sites/A/data-card.html"]).text
+    assert "noised updates and, once, noised counts of held-out records alone" in card
+    assert "updates alone" not in card
+    assert "would have to be charged" not in card
+    never = {row["party"]: row for row in json.loads(made["certificate.json"])["trust_model"]}
+    assert "anything that a site sent" not in never["Whoever has the adapter"]["never_sees"]
 
 
 @pytest.fixture(scope="module")

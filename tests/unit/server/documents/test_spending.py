@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from common.audit.evidence import Evidence
+from common.audit.spending import spendings
 from common.config import parse
 from common.errors import InvalidInput
 from common.result import Result
-from server.documents.spending import spendings
 
 Edit = Callable[[dict[str, Any]], None]
 

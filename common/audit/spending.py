@@ -21,7 +21,7 @@ from common.privacy.entries import Created, Reserved, read_entry
 from common.privacy.event import GaussianSteps
 from common.privacy.lifetime import LifetimeCap, cap_from_dict
 from common.result import SiteResult
-from server.report.statement import SitePromise, require_same_job, site_promises
+from common.statement import SitePromise, require_same_job, site_promises
 
 # Fourier transforms of other library builds differ in the last digits; nobody's privacy does.
 TOLERANCE = 1e-6

@@ -1,20 +1,21 @@
 """What the documents say in words: who sees what, what is left out, what remains a risk.
 
 The sentences follow NIST SP 800-226 (2025) and say no more than docs/design.md does. Not covered:
-sentences with figures about the promise itself (server/report/statement.py).
+sentences with figures about the promise itself (common/statement.py).
 """
 
 from collections.abc import Sequence
 
+from common.audit.spending import Spending
 from common.config import RECORD
+from common.figures import bound, plain, power
 from common.privacy.clipping import LATTICE
 from common.privacy.group import MEANINGFUL_EPSILON
 from common.result import Result
-from server.documents.spending import Spending
-from server.report.figures import bound, plain, power
-from server.report.statement import PERSON_RECORDS
+from common.statement import PERSON_RECORDS
 
 _SERVER = "The server and its operator"
+_HOLDER = "Whoever has the adapter"
 # Party, what it sees, what it never sees.
 _PARTIES = (
     (
@@ -34,7 +35,7 @@ _PARTIES = (
         "another site's update",
     ),
     (
-        "Whoever has the adapter",
+        _HOLDER,
         "the final adapter, and all that one can ask of it",
         "anything that a site sent",
     ),
@@ -52,10 +53,13 @@ def parties(result: Result) -> tuple[tuple[str, str, str], ...]:
     """Who sees what of a run."""
     if result.metrics is None:
         return _PARTIES
-    never = "records, gradients without noise, counts without noise"
+    changed = {
+        _SERVER: (_COUNTS, "records, gradients without noise, counts without noise"),
+        _HOLDER: ("in its README, what the noised counts say", "any site's update"),
+    }
     return tuple(
-        (who, f"{sees}; {_COUNTS}", never) if who == _SERVER else (who, sees, hidden)
-        for who, sees, hidden in _PARTIES
+        (who, f"{sees}; {changed[who][0]}", changed[who][1]) if who in changed else (who, sees, no)
+        for who, sees, no in _PARTIES
     )
 
 

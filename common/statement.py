@@ -11,10 +11,10 @@ from pathlib import Path
 
 from common.config import RECORD
 from common.errors import InvalidInput
+from common.figures import bound, equation, factor, plain, power, share
 from common.job import Job, require_site
 from common.privacy import accounting, group
 from common.result import EntitiesResult, PrivacyStatement, Result, SiteResult
-from server.report.figures import bound, equation, factor, plain, power, share
 
 # The most notes of one patient in the synthetic wards, and nothing unusual in a real one.
 PERSON_RECORDS = 12
@@ -221,7 +221,7 @@ def mechanism(result: Result) -> tuple[tuple[str, str], ...]:
         ("Steps a round", str(stated.local_steps)),
         ("Randomness", "seeded: repeatable" if stated.seeded else "operating system, never a seed"),
         ("Accountant", f"privacy loss distributions ({stated.accountant_version})"),
-        ("Trust", "the server and other sites see noised updates only, never records"),
+        ("Trust", _trust(result)),
     )
 
 
@@ -235,6 +235,11 @@ def _counts(result: Result) -> tuple[tuple[str, str], ...]:
         f"that one {result.privacy.unit} can move all histograms together, in L2"
     )
     return (("Counts", words),)
+
+
+def _trust(result: Result) -> str:
+    beside = "" if result.metrics is None else " and noised counts"
+    return f"the server and other sites see noised updates{beside} only, never records"
 
 
 def _unit(stated: PrivacyStatement) -> str:

@@ -1,5 +1,8 @@
 """The privacy certificate out of a job's evidence: of the whole job, or of one of its sites.
 
+A server makes it to hand it out, and an auditor to compare: nothing in it is anybody's choice but
+which audits were handed in. Words are those of the version that made it, which it names.
+
 Not covered: runs that promise nothing, which get none.
 """
 
@@ -7,21 +10,27 @@ import math
 from collections.abc import Sequence
 from importlib.metadata import version
 
+from common import statement
+from common.audit import assurances
 from common.audit.certificate import Audit, Certificate, identified
 from common.audit.evidence import Evidence
+from common.audit.report import REFUTED
+from common.audit.spending import Spending, figures, together
 from common.certificates import fingerprint
 from common.errors import InvalidInput
 from common.privacy import accounting, crosscheck
 from common.privacy.event import GaussianSteps
 from common.privacy.selfcheck import CHECKS
 from common.result import PrivacyStatement, Result
+from common.statement import PERSON_RECORDS
 from common.words import counted
-from server.documents import assurances
-from server.documents.spending import Spending, figures, together
-from server.report import statement
-from server.report.statement import PERSON_RECORDS
 
 Parts = dict[str, object]
+
+
+def promises(evidence: Evidence) -> bool:
+    """Whether there is a promise to certify."""
+    return evidence.result.private and not evidence.is_simulation
 
 
 def certificate_of(
@@ -36,14 +45,15 @@ def certificate_of(
         site: whose; empty for all.
 
     Raises:
-        InvalidInput: the run promises nothing, or it has no such site.
+        InvalidInput: the run promises nothing, it has no such site, or an audit refutes it.
     """
     result = evidence.result
-    if evidence.is_simulation or not result.private:
+    if not promises(evidence):
         raise InvalidInput(f"job must promise something for a certificate, got {result.name}")
     chosen = [spent for spent in sites if site in ("", spent.promise.name)]
     if not chosen:
         raise InvalidInput(f"site must be one of the job's, got {site!r}")
+    _require_unrefuted(audits, result)
     return identified(
         veiltune_certificate=1,
         scope="site" if site else "job",
@@ -69,6 +79,15 @@ def certificate_of(
         residual_risks=assurances.residual_risks(chosen, result.privacy.unit),
         signatures=_signatures(evidence, chosen),
     )
+
+
+def _require_unrefuted(audits: Sequence[Audit], result: Result) -> None:
+    for audit in audits:
+        if audit.verdict == REFUTED or audit.lower_bound > (result.epsilon or 0.0):
+            raise InvalidInput(
+                f"audits must not refute what is certified, got a bound of {audit.lower_bound:.4g} "
+                f"by {audit.name}"
+            )
 
 
 def number(figure: float | None) -> float | None:
