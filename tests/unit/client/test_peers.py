@@ -285,6 +285,25 @@ def test_within_a_job_a_proof_has_no_room_only_where_a_restored_server_closes_a_
     assert server.states[-1] == state
 
 
+def test_a_charge_proves_no_other_head_than_its_own(server: Server, ledger: Ledger) -> None:
+    one, two = two_rounds(server, ledger)
+    charge = charge_of(ledger, FIRST, 3, two)
+    signed = server.close(FIRST, 3, charge)
+    other = grow(rolled_back(ledger, one.size), 9)
+    shown = signed.receipt.model_copy(update={"heads": {"B": other}})
+    server.show(KEY.sign_receipt(shown))
+    assert (server.states[-1], server.alarms) == ("FORKED", ["B"])
+
+
+def test_the_first_charge_that_is_seen_of_a_peer_must_be_proved_too(
+    server: Server, ledger: Ledger
+) -> None:
+    charge = charge_of(ledger, FIRST, 1)
+    spoilt = charge.row.model_copy(update={"inclusion": ()})
+    server.tell(FIRST, 1, charge.model_copy(update={"row": spoilt}))
+    assert (server.states, server.alarms) == (["FORKED"], ["B"])
+
+
 # What a site shows of its own ledger.
 
 
@@ -349,21 +368,46 @@ def test_a_charge_has_so_many_proofs_at_most_and_those_asked_for_come_first(
     assert len(shown) == MAX_LINKS
 
 
-def test_a_head_whose_confirmation_was_lost_is_learnt_from_the_receipt(
-    own: Callable[..., SignedCharge], tmp_path: Path
+def test_a_head_of_another_ledger_is_not_proved_from(
+    own: Callable[..., SignedCharge], ledger: Ledger
 ) -> None:
-    """Peers may know the site by it."""
-    lost = own(FIRST, 1, [], is_told=False)
-    (tmp_path / "pki").mkdir()
-    (tmp_path / "pki/root.pem").write_bytes(BY.root.certificate)
+    one = own(FIRST, 1, []).head
+    assert sizes(own(FIRST, 2, [one, grow(ledger)])) == [one.size]
+
+
+def learn(folder: Path, charge: SignedCharge, head: HeadOf) -> list[int]:
+    """Bring the site a receipt with its charge and head; the sizes of its own heads then."""
+    (folder / "pki").mkdir()
+    (folder / "pki/root.pem").write_bytes(BY.root.certificate)
     receipt = RoundReceipt(
-        job_sha256=FIRST, round=1, closed_at=f"{AT + dt.timedelta(minutes=3):%Y-%m-%dT%H:%M:%SZ}",
+        job_sha256=FIRST, round=2, closed_at=f"{AT + dt.timedelta(minutes=3):%Y-%m-%dT%H:%M:%SZ}",
         before="", input_sha256=digest("in"), output_sha256=digest("out"), asked=("B",),
-        replies=(), charges={"B": lost}, heads={"B": lost.head},
+        replies=(), charges={"B": charge}, heads={"B": head},
     )  # fmt: skip
-    box = Outbox(tmp_path / "account.db", site="B")
-    home = SiteHome(tmp_path, SiteConfig(site="B"))
+    box = Outbox(folder / "account.db", site="B")
+    home = SiteHome(folder, SiteConfig(site="B"))
     Peers(box, home).take([KEY.sign_receipt(receipt)], FIRST)
     with box.journal.reading() as db:
-        assert [row.size for row in heads.history(db, "B")] == [lost.head.size]
-    assert sizes(own(SECOND, 1, [], is_told=False)) == [lost.head.size]
+        return [row.size for row in heads.history(db, "B")]
+
+
+def test_heads_whose_confirmation_was_lost_are_learnt_from_a_receipt(
+    own: Callable[..., SignedCharge], tmp_path: Path
+) -> None:
+    """Peers may know the site by them."""
+    one = own(FIRST, 1, [], is_told=False)
+    two = own(FIRST, 2, [one.head], is_told=False)
+    assert learn(tmp_path, two, two.head) == [one.head.size, two.head.size]
+    charge = own(SECOND, 1, [], is_told=False)
+    assert sizes(charge) == [two.head.size, one.head.size]
+
+
+def test_a_head_of_another_ledger_or_by_another_key_is_not_learnt_as_one_s_own(
+    own: Callable[..., SignedCharge], tmp_path: Path, ledger: Ledger
+) -> None:
+    """Shown to peers, it would make them take this site for a forger."""
+    other = grow(ledger)
+    own(FIRST, 1, [], is_told=False)
+    two = own(FIRST, 2, [], is_told=False)
+    spoilt = two.head.model_copy(update={"signature": other.signature})
+    assert learn(tmp_path, two.model_copy(update={"since": other}), spoilt) == []
