@@ -43,7 +43,7 @@ def heads_command(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show ledger heads: those that a site keeps, or those of a job's evidence.
+    """Show ledger heads, of a site or of a bundle.
 
     A site keeps its own, which the server confirmed, and its peers'. A bundle has those of every
     site of the job, by round.
