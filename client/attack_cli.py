@@ -90,7 +90,7 @@ def _keep(out: Path | None, answer: dict[str, Any]) -> None:
 def _show_attacks(attacks: "list[Attack]", answer: dict[str, Any]) -> None:
     console = Console()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("attack", "AUC", "false positives", "95 %", "members found", "95 %"):
+    for heading in ("attack", "AUC", "false alarms", "95 %", "members", "95 %"):
         table.add_column(heading)
     for attack in attacks:
         name, auc = attack.name, f"{attack.auc:.3f}"
@@ -111,7 +111,7 @@ def _show_attacks(attacks: "list[Attack]", answer: dict[str, Any]) -> None:
 
 
 def _between(low: float, high: float) -> str:
-    return f"{low:.2%} to {high:.2%}"
+    return f"{100 * low:.2f} to {100 * high:.2f}%"
 
 
 def inversion_command(
