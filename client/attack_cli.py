@@ -90,16 +90,17 @@ def _keep(out: Path | None, answer: dict[str, Any]) -> None:
 def _show_attacks(attacks: "list[Attack]", answer: dict[str, Any]) -> None:
     console = Console()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("attack", "AUC", "false positives", "members found", "95 % interval"):
+    for heading in ("attack", "AUC", "false alarms", "95 %", "members", "95 %"):
         table.add_column(heading)
     for attack in attacks:
         name, auc = attack.name, f"{attack.auc:.3f}"
         for rate in attack.rates:
-            between = f"{rate.low:.2%} to {rate.high:.2%}"
-            table.add_row(name, auc, f"{rate.false_positives:.1%}", f"{rate.found:.2%}", between)
+            alarms = _between(rate.false_positives_low, rate.false_positives_high)
+            found = (f"{rate.found:.2%}", _between(rate.low, rate.high))
+            table.add_row(name, auc, f"{rate.false_positives:.1%}", alarms, *found)
             name = auc = ""
         if not attack.rates:
-            table.add_row(name, auc, "-", "too few others", "")
+            table.add_row(name, auc, "-", "", "too few others", "")
     console.print(table)
     told = f"{answer['members']} members, {answer['others']} others; {NO_EPSILON}"
     console.print(Text(told))
@@ -107,6 +108,10 @@ def _show_attacks(attacks: "list[Attack]", answer: dict[str, Any]) -> None:
         console.print(Text("0.1 % needs 1000 others at the least"))
     if answer["records"] == "private":
         console.print(Text(f"records: {PRIVATE_WORDS}"))
+
+
+def _between(low: float, high: float) -> str:
+    return f"{100 * low:.2f} to {100 * high:.2f}%"
 
 
 def inversion_command(

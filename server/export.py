@@ -1,13 +1,15 @@
 """``fl-server export``: a finished job's evidence in one file, or a refusal.
 
 Before anything is written, every claim of the bundle is checked as an auditor would, under this
-server's own root; and no audit that was handed in may contradict the ledgers.
+server's own root; and no audit that was handed in may contradict the ledgers, or be of another
+claim or other code than they are.
 
 Not covered: what the documents say (server/documents).
 """
 
 import datetime as dt
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +18,16 @@ from common import pki
 from common.audit.certificate import Audit
 from common.audit.claims import Claim
 from common.audit.evidence import Evidence, write_bundle
-from common.audit.report import AuditReport, read_report
+from common.audit.recompute import TOLERANCE
+from common.audit.report import REFUTED, AuditReport, read_report
 from common.audit.verify import verify
 from common.certificates import read_certificate
 from common.cli import installed_version
 from common.errors import InvalidInput, Refusal
 from common.files import exists, write_file
 from common.receipt import SignedEnding, SignedReceipt
-from common.result import Result, read_result
+from common.result import read_result
+from common.words import counted
 from server.authority import read_authorities
 from server.checkpoint import Checkpoints
 from server.config import load_server_config
@@ -33,6 +37,7 @@ from server.home import require_home
 from server.roster import Roster
 
 OUTCOMES = "jobs"
+_MOST_SIGNIFICANCE = 0.05  # of a report: one that is wrong more often says nothing for a claim
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +62,8 @@ def export(home: Path, job: str, file: Path, reports: Sequence[Path] = ()) -> Ex
 
     Raises:
         InvalidInput: no such job, none that ended well, or ``file`` is there.
-        Refusal: a claim fails, or an audit contradicts the ledgers; nothing is written.
+        Refusal: a claim fails, or an audit contradicts the ledgers or is not of what they say;
+            nothing is written.
         StorageFailed: the disk refused.
     """
     require_home(home)
@@ -69,7 +75,7 @@ def export(home: Path, job: str, file: Path, reports: Sequence[Path] = ()) -> Ex
     )
     # Before any document is made from it: those take its claims as they are.
     require_sound(write_bundle(evidence, {}, server), roots)
-    audits = [_checked(read_report(path), evidence.result) for path in reports]
+    audits = [_checked(read_report(path), evidence) for path in reports]
     data = write_bundle(evidence, write_documents(evidence, audits), server)
     claims = require_sound(data, roots)
     write_file(file, data, mode=0o644, overwrite=False)
@@ -142,31 +148,74 @@ def _certificates(
     return found
 
 
-def _checked(report: AuditReport, result: Result) -> Audit:
-    """A report that is of this job and does not contradict it.
+def _checked(report: AuditReport, evidence: Evidence) -> Audit:
+    """A report on the mechanism that a site was charged for, which does not contradict its claim.
+
+    What an audit bounds is the epsilon of all steps of the plan, so that is what it is held
+    against. A site that was away, or a job that ended early, was charged for fewer steps of the
+    very same mechanism: what refutes the epsilon of all steps refutes the mechanism, and theirs.
 
     Raises:
-        Refusal: it is another's, of private records, or its bound is above what was charged.
+        Refusal: it is of another job, claim or code, of private records, too often wrong, or its
+            bound is above what the steps cost.
     """
     report.require_public()
-    if report.job_sha256 != result.job_sha256:
+    if report.job_sha256 != evidence.result.job_sha256:
         raise Refusal(f"audit report must be of this job, got {report.job_sha256[:16]}")
-    spent = {site.name: site.epsilon for site in result.sites}
-    claimed = spent.get(report.site)
-    if report.site not in spent or claimed is None:
-        raise Refusal(f"audit report must be of a site with an epsilon here, got {report.site}")
-    if report.lower_bound > claimed or report.verdict == "refuted":
+    if report.significance > _MOST_SIGNIFICANCE:
         raise Refusal(
-            f"audit {report.name} must be consistent with epsilon {claimed:.4g} of {report.site}, "
-            f"got a lower bound of {report.lower_bound:.4g}: the claim is refuted"
+            f"audit report's significance must be at most {_MOST_SIGNIFICANCE:g}, "
+            f"got {report.significance:g}"
+        )
+    claimed = _claimed(report, evidence)
+    _require_code(report, evidence)
+    if report.lower_bound > claimed or report.verdict == REFUTED:
+        raise Refusal(
+            f"audit {report.name} must be consistent with epsilon {claimed:.4g} of all steps at "
+            f"{report.site}, got a lower bound of {report.lower_bound:.4g}: the claim is refuted"
         )
     return Audit(
-        name=report.name,
+        name=_in_words(report),
         lower_bound=report.lower_bound,
         significance=report.significance,
         epsilon=report.epsilon,
         verdict=report.verdict,
     )
+
+
+def _claimed(report: AuditReport, evidence: Evidence) -> float:
+    """What all steps of the plan cost, which has to be the claim that was audited."""
+    privacy = evidence.result.privacy
+    spent = {site.name for site in evidence.result.sites if site.epsilon is not None}
+    planned = privacy.epsilon(evidence.job.job.steps)
+    if report.site not in spent or planned is None:
+        raise Refusal(f"audit report must be of a site with an epsilon here, got {report.site}")
+    if report.delta != privacy.delta:
+        raise Refusal(f"audit report's delta must be {privacy.delta:g}, got {report.delta:g}")
+    if not math.isclose(report.epsilon, planned, rel_tol=TOLERANCE):
+        raise Refusal(
+            f"audit report's epsilon must be {planned:.6g}, that of all "
+            f"{evidence.job.job.steps} steps of training, got {report.epsilon:.6g}"
+        )
+    return planned
+
+
+def _require_code(report: AuditReport, evidence: Evidence) -> None:
+    """The audited code is one that the site signed a round's charge under."""
+    charges = (signed.receipt.charges.get(report.site) for signed in evidence.rounds)
+    known = sorted({charge.reserved.code_sha256 for charge in charges if charge is not None})
+    if report.code_sha256 not in known:
+        told = ", ".join(code[:16] for code in known[:5]) or "none"
+        raise Refusal(
+            f"audit report's code_sha256 must be one that {report.site} was charged under "
+            f"({told}), got {report.code_sha256[:16]}"
+        )
+
+
+def _in_words(report: AuditReport) -> str:
+    """Which audit, of whom, of which code, one of how many."""
+    runs = counted(report.runs, "run")
+    return f"{report.name} of {report.site}, code {report.code_sha256[:16]}, {runs} in all"
 
 
 def _root(roots: bytes) -> str:

@@ -4,7 +4,8 @@ Two attacks: the loss alone (Yeom et al. 2018, https://arxiv.org/abs/1709.01604)
 (Zarifzadeh, Liu and Shokri 2024, https://arxiv.org/abs/2312.03262), which compares a record's
 probability with what reference adapters, trained without it, say of it, and with the same of other
 records. They are reported by the rate of members found at few false alarms (Carlini et al. 2022,
-https://arxiv.org/abs/2112.03570), with exact intervals.
+https://arxiv.org/abs/2112.03570), with exact intervals of both rates: the threshold is the score of
+one of the few others at hand, and of all others more, or fewer, may lie above it.
 
 Not covered: these figures are no epsilon and bound none: a stronger attack may find more.
 """
@@ -30,13 +31,17 @@ class Rate:
     """Members found at a rate of false alarms.
 
     Attributes:
-        false_positives: the rate, of non-members.
+        false_positives: the rate, of the non-members at hand.
+        false_positives_low: Clopper and Pearson's 95 % interval of the rate among all non-members.
+        false_positives_high: its upper end.
         found: share of members whose score is above all but so many non-members'.
         low: Clopper and Pearson's 95 % interval of that share, at this threshold.
         high: its upper end.
     """
 
     false_positives: float
+    false_positives_low: float
+    false_positives_high: float
     found: float
     low: float
     high: float
@@ -101,7 +106,21 @@ def _rate(members: Floats, others: Floats, rate: float) -> Rate:
     allowed = math.floor(others.size * rate + 1e-9)
     threshold = np.sort(others)[-allowed - 1]
     found = int((members > threshold).sum())
-    return Rate(rate, found / members.size, *interval(found, members.size))
+    return Rate(
+        rate,
+        *_alarms(int((others > threshold).sum()), allowed, others.size),
+        found / members.size,
+        *interval(found, members.size),
+    )
+
+
+def _alarms(above: int, allowed: int, others: int) -> tuple[float, float]:
+    """The interval of the rate of false alarms at a threshold that these ``others`` chose.
+
+    The share of all others above the one of rank allowed + 1 is Beta(allowed + 1, others - allowed)
+    where scores do not tie, and at most that where they do: Clopper and Pearson's upper end.
+    """
+    return interval(above, others)[0], interval(allowed, others)[1]
 
 
 def _auc(members: Floats, others: Floats) -> float:

@@ -112,6 +112,8 @@ def test_a_membership_attack_reports_rates_and_no_epsilon(
     assert main(argv) == 0
     found = json.loads(capsys.readouterr().out)
     assert [attack["name"] for attack in found["attacks"]] == ["loss", "rmia"]
+    for rate in (rate for attack in found["attacks"] for rate in attack["rates"]):
+        assert rate["false_positives_low"] < rate["false_positives"] < rate["false_positives_high"]
     assert "epsilon" not in json.dumps({**found, "says": ""})
     assert found["says"].startswith("these rates are no epsilon")
 

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from common import pki
 from common.audit.report import AuditReport, verdict_of
 from common.cli import run
-from common.job import sign_job
+from common.job import Job, sign_job
 from common.keys import load_operator_key
 from common.receipt import SignedReceipt, to_bytes
 from common.result import write_result
@@ -24,13 +24,22 @@ from server.cli import app
 from server.config import load_server_config
 from server.enrolment import admit, init_server
 from tests.reference_verifier import fault_of
-from tests.story import Authorities, Ledger, Story, make_job
+from tests.story import Authorities, Ledger, Story, digest, make_job
 
 
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     """A server's home whose database holds a whole job; ``story.home`` is where."""
     home = tmp_path_factory.mktemp("export") / "server"
+    told = begin(home, make_job())
+    told.round()
+    told.round(silent=["B"])
+    keep(home, told, told.signed_receipts())
+    return told
+
+
+def begin(home: Path, job: Job) -> Story:
+    """A server with its own authorities, both sites admitted, no round yet."""
     now = dt.datetime.now(dt.UTC).replace(microsecond=0)
     init_server(home, hosts=["127.0.0.1"], address="127.0.0.1:8443", now=now)
 
@@ -42,14 +51,11 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
 
     operator = load_operator_key(home / "pki" / "operator.key")
     by = Authorities(held("root"), held("intermediate"), held("server"), operator)
-    told = Story(by, sign_job(make_job(), operator), begun=now)
+    told = Story(by, sign_job(job, operator), begun=now)
     for site in told.job.sites:
         key, csr = pki.new_site_key_and_csr(site)
         told.certificates[site] = admit(home, csr, now=now)[0].certificate.encode()
         told.ledgers[site] = Ledger(site, key)
-    told.round()
-    told.round(silent=["B"])
-    keep(home, told, told.signed_receipts())
     return told
 
 
@@ -131,13 +137,13 @@ def test_a_database_that_was_changed_is_not_exported(
 
 
 def report(story: Story, **fields: object) -> bytes:
-    claimed = story.result().sites[0].epsilon
+    claimed = story.result().privacy.epsilon(story.job.steps)
     bound = fields.pop("lower_bound", 1.25)
     made = AuditReport.model_validate(
         {
             "name": "mechanism",
             "job_sha256": story.job.sha256,
-            "code_sha256": "ab" * 32,
+            "code_sha256": digest("code"),
             "site": "A",
             "epsilon": claimed,
             "delta": 1e-5,
@@ -156,7 +162,17 @@ def report(story: Story, **fields: object) -> bytes:
     ("fields", "words"),
     [
         ({"lower_bound": 6.5}, "the claim is refuted"),
-        ({"lower_bound": 6.5, "epsilon": 9.0, "verdict": "consistent with the claim"}, "refuted"),
+        (
+            {"lower_bound": 6.5, "epsilon": 9.0, "verdict": "consistent with the claim"},
+            "epsilon must be 5.99",
+        ),
+        ({"delta": 0.5}, "delta must be 1e-05, got 0.5"),
+        ({"significance": 0.051}, "significance must be at most 0.05, got 0.051"),
+        ({"significance": 0.99}, "significance must be at most 0.05, got 0.99"),
+        (
+            {"code_sha256": "00" * 32},
+            f"charged under ({digest('code')[:16]}), got 0000000000000000",
+        ),
         ({"records": "private"}, "must be on public records"),
         ({"job_sha256": "cd" * 32}, "must be of this job"),
         ({"site": "Z"}, "must be of a site"),
@@ -173,13 +189,47 @@ def test_an_audit_that_contradicts_the_ledger_keeps_the_bundle_here(
 
 
 def test_a_consistent_audit_goes_with_it(export: Export, story: Story, tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_bytes(report(story))
+    (tmp_path / "a.json").write_bytes(report(story, significance=0.05, runs=3))
     status, said = export(tmp_path / "e.zip", "--audit", str(tmp_path / "a.json"))
     assert status == 0, said
     from common.stored_zip import unpack
 
     certificate = unpack((tmp_path / "e.zip").read_bytes(), "bundle")["documents/certificate.json"]
-    assert json.loads(certificate)["audits"][0]["lower_bound"] == 1.25
+    (stated,) = json.loads(certificate)["audits"]
+    assert stated["lower_bound"] == 1.25
+    assert stated["name"] == f"mechanism of A, code {digest('code')[:16]}, 3 runs in all"
+
+
+@pytest.fixture(scope="module")
+def ended_early(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Story]:
+    """Two of nine rounds by patience; B was away in one."""
+    home = tmp_path_factory.mktemp("early") / "server"
+    planned = make_job(rounds=9).model_dump(mode="json", exclude_none=True)
+    planned["training"]["patience"] = 1
+    told = begin(home, Job.model_validate(planned))
+    told.round()
+    told.round(away=["B"])
+    output = told.receipts[0].output_sha256
+    told.changes |= {"kept_round": 1, "vector_sha256": output}
+    keep(home, told, told.signed_receipts())
+    return home, told
+
+
+@pytest.mark.parametrize("site", ["A", "B"])
+def test_an_audit_of_all_steps_is_sound_for_a_site_that_was_charged_for_fewer(
+    ended_early: tuple[Path, Story], site: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home, story = ended_early
+    charged = {one.name: one.epsilon or 0.0 for one in story.result().sites}
+    assert charged["B"] < charged["A"] < 5.4 < 5.99
+    (tmp_path / "a.json").write_bytes(report(story, site=site, lower_bound=5.4))
+    words = ["--home", str(home), "export", "small", "--bundle", str(tmp_path / "e.zip")]
+    assert run(app, [*words, "--audit", str(tmp_path / "a.json")], "fl-server") == 0
+    assert (tmp_path / "e.zip").exists()
+    (tmp_path / "b.json").write_bytes(report(story, site=site, lower_bound=6.01))
+    words[-1] = str(tmp_path / "f.zip")
+    assert run(app, [*words, "--audit", str(tmp_path / "b.json")], "fl-server") == 1
+    assert "the claim is refuted" in capsys.readouterr().err
 
 
 def test_a_job_that_did_not_finish_has_no_evidence(

@@ -34,9 +34,30 @@ def test_rates_count_members_above_all_but_so_many_others() -> None:
     assert (loose.low, loose.high) == pytest.approx(tuple(exact))
 
 
+def test_one_false_alarm_of_a_thousand_may_be_half_a_percent_of_all() -> None:
+    strict, loose = membership.reached("loss", np.zeros(50), np.arange(1000.0)).rates
+    for rate, alarms in ((strict, 1), (loose, 10)):
+        exact = binomtest(alarms, 1000).proportion_ci(0.95, "exact")
+        found = (rate.false_positives_low, rate.false_positives_high)
+        assert found == pytest.approx(tuple(exact))
+    assert strict.false_positives_high > 0.005
+
+
+def test_the_rate_among_all_others_is_in_its_interval_though_some_of_them_chose_it() -> None:
+    rng, missed = np.random.default_rng(3), np.zeros(2)
+    for _ in range(400):
+        others = rng.uniform(size=1000)
+        for place, rate in enumerate(membership.reached("loss", np.ones(1), others).rates):
+            # Of uniform scores the share above the threshold is known.
+            truth = 1 - np.sort(others)[-round(1000 * rate.false_positives) - 1]
+            missed[place] += not rate.false_positives_low <= truth <= rate.false_positives_high
+    assert (missed / 400).max() <= 0.05
+
+
 def test_scores_that_tie_with_the_threshold_find_nobody() -> None:
     for rate in membership.reached("loss", np.zeros(50), np.zeros(1000)).rates:
-        assert rate.found == 0
+        assert rate.found == rate.false_positives_low == 0
+        assert rate.false_positives_high > rate.false_positives
 
 
 def test_a_rate_that_others_are_too_few_for_is_left_out() -> None:
