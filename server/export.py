@@ -27,7 +27,6 @@ from common.errors import InvalidInput, Refusal
 from common.files import exists, write_file
 from common.receipt import SignedEnding, SignedReceipt
 from common.result import read_result
-from common.words import counted
 from server.authority import read_authorities
 from server.checkpoint import Checkpoints
 from server.config import load_server_config
@@ -175,7 +174,10 @@ def _checked(report: AuditReport, evidence: Evidence) -> Audit:
             f"{report.site}, got a lower bound of {report.lower_bound:.4g}: the claim is refuted"
         )
     return Audit(
-        name=_in_words(report),
+        name=report.name,
+        site=report.site,
+        code_sha256=report.code_sha256,
+        runs=report.runs,
         lower_bound=report.lower_bound,
         significance=report.significance,
         epsilon=report.epsilon,
@@ -210,12 +212,6 @@ def _require_code(report: AuditReport, evidence: Evidence) -> None:
             f"audit report's code_sha256 must be one that {report.site} was charged under "
             f"({told}), got {report.code_sha256[:16]}"
         )
-
-
-def _in_words(report: AuditReport) -> str:
-    """Which audit, of whom, of which code, one of how many."""
-    runs = counted(report.runs, "run")
-    return f"{report.name} of {report.site}, code {report.code_sha256[:16]}, {runs} in all"
 
 
 def _root(roots: bytes) -> str:

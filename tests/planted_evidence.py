@@ -755,7 +755,15 @@ plant_certificate(
     "a certificate whose bet is better than its epsilon",
     lambda parts: parts["promise"].update(as_a_bet="No guess is right more than 51% of the time."),
 )
-AUDIT: dict[str, Any] = {"name": "canary", "lower_bound": 0.5, "significance": 0.05, "epsilon": 6.0}
+AUDIT: dict[str, Any] = {
+    "name": "canary",
+    "site": "A",
+    "code_sha256": digest("code"),
+    "runs": 1,
+    "lower_bound": 0.5,
+    "significance": 0.05,
+    "epsilon": 6.0,
+}
 plant_certificate(
     "a certificate with an audit whose bound refutes it",
     lambda parts: parts.update(

@@ -236,10 +236,14 @@ class Utility(_Part):
 class Audit(_Part):
     """A report that was handed in: an attack's lower bound beside the claim, never a measurement.
 
-    ``epsilon`` is the one that the report compared itself with.
+    ``epsilon`` is the one that the report compared itself with, of all steps of the job;
+    ``significance`` is shared by all ``runs`` on the claim.
     """
 
     name: AuditName
+    site: Name
+    code_sha256: Sha256
+    runs: Annotated[int, Field(ge=1)]
     lower_bound: Epsilon
     significance: Annotated[float, Field(gt=0, lt=1)]
     epsilon: Epsilon

@@ -53,7 +53,7 @@ def certificate_of(
     chosen = [spent for spent in sites if site in ("", spent.promise.name)]
     if not chosen:
         raise InvalidInput(f"site must be one of the job's, got {site!r}")
-    _require_unrefuted(audits, result)
+    _require_unrefuted(audits, evidence)
     return identified(
         veiltune_certificate=1,
         scope="site" if site else "job",
@@ -81,9 +81,11 @@ def certificate_of(
     )
 
 
-def _require_unrefuted(audits: Sequence[Audit], result: Result) -> None:
+def _require_unrefuted(audits: Sequence[Audit], evidence: Evidence) -> None:
+    """None refutes what all steps of the job cost, whatever part of them a site was charged."""
+    planned = evidence.result.privacy.epsilon(evidence.job.job.steps) or 0.0
     for audit in audits:
-        if audit.verdict == REFUTED or audit.lower_bound > (result.epsilon or 0.0):
+        if audit.verdict == REFUTED or audit.lower_bound > planned:
             raise InvalidInput(
                 f"audits must not refute what is certified, got a bound of {audit.lower_bound:.4g} "
                 f"by {audit.name}"

@@ -224,9 +224,9 @@ def _audits(audits: tuple[Audit, ...]) -> Section:
         )
     rows = tuple(
         (
-            audit.name,
+            f"{audit.name} at {audit.site}",
             f"{audit.lower_bound:.3f}",
-            f"{audit.significance:g}",
+            f"{audit.significance:g} over {counted(audit.runs, 'run')}",
             figure(audit.epsilon),
             audit.verdict,
         )

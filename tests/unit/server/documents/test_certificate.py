@@ -31,7 +31,14 @@ from tests.story import told
 ROOT = Path(__file__).resolve().parents[4]
 SCHEMA = ROOT / "common/audit/schemas/certificate.schema.json"
 REPORT = Audit(
-    name="canary", lower_bound=0.875, significance=0.001, epsilon=2.75, verdict=CONSISTENT
+    name="canary",
+    site="A",
+    code_sha256="0" * 64,
+    runs=2,
+    lower_bound=0.875,
+    significance=0.001,
+    epsilon=2.75,
+    verdict=CONSISTENT,
 )
 
 
