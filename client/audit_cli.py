@@ -77,6 +77,7 @@ def mechanism_command(
             "mu_lower_bound": found.told.mu,
             "false_positives_at_most": found.told.false_positives,
             "false_negatives_at_most": found.told.false_negatives,
+            "mean_of_both_at_most": found.told.errors,
             "adversary_moved_the_sum": found.told.moved,
         },
     )

@@ -2,9 +2,11 @@
 
 Every release is drawn by the code that a site runs: sampling, clipping, rounding, adding, noise,
 division. All units are sampled, so a step claims to be mu-GDP with mu = 1 / noise multiplier. The
-score of a release is its component along what the adversary adds to the sum. Half of the releases
-choose a threshold; on the other half, exact bounds of both error rates bound mu from below (Dong,
-Roth and Su 2019, https://arxiv.org/abs/1905.02383), and mu bounds the epsilon of the job.
+score of a release is its component along what the adversary adds to the sum. An eighth of the
+releases choose a threshold; on the others, exact bounds of the error rates bound mu from below
+(Dong, Roth and Su 2019, https://arxiv.org/abs/1905.02383), and mu bounds the epsilon of the job.
+Half of the significance goes to both rates together, which says most of a Gaussian, half to each of
+them alone, which says most of faults that show in a tail.
 
 Two settings: an adversary beside a unit that pulls the other way, where a sum that is bounded as a
 whole moves twice as far; and an adversary at a site without any unit.
@@ -36,7 +38,9 @@ RELEASES = 40_000
 LEAST_RELEASES, MOST_RELEASES = 200, 10_000_000
 _ALONE = 8  # one in so many releases is of a site without other units
 _LEVEL_ALONE = 0.1  # and so much of the significance is spent on it
-_THRESHOLDS = 20  # that are tried: more of them fit the first half too well
+_THRESHOLDS = 20  # that are tried: more of them fit the scores that choose too well
+_CHOOSING = 8  # one score in so many chooses
+_LEVEL_TOGETHER = 0.5  # of the significance, for both rates together
 
 
 class AuditSubject(Subject, Protocol):
@@ -51,9 +55,10 @@ class Told:
     """How well releases were told apart in one setting.
 
     Attributes:
-        mu: the least mu that both error rates allow.
+        mu: the least mu that the error rates allow.
         false_positives: their upper bound, without the adversary.
         false_negatives: their upper bound, with it.
+        errors: the upper bound of the mean of both.
         threshold: in clip norms along the adversary's direction.
         moved: how far the adversary moved the sum, in clip norms.
     """
@@ -61,6 +66,7 @@ class Told:
     mu: float
     false_positives: float
     false_negatives: float
+    errors: float
     threshold: float
     moved: float
 
@@ -142,7 +148,7 @@ def _tell(
 
 
 def tell_apart(without: Scores, with_it: Scores, level: float, moved: float) -> Told:
-    """Choose a threshold on every other score, and bound both error rates on the rest.
+    """Choose a threshold on one score in eight, and bound the error rates on the rest.
 
     Args:
         without: scores without the adversary, (n,).
@@ -150,9 +156,9 @@ def tell_apart(without: Scores, with_it: Scores, level: float, moved: float) -> 
         level: how often the least mu may be above the true one.
         moved: told on.
     """
-    threshold = _best_threshold(without[0::2], with_it[0::2], level)
-    mu, positives, negatives = _rates(without[1::2], with_it[1::2], threshold, level)
-    return Told(mu, positives, negatives, threshold, moved)
+    chooses = np.arange(without.size) % _CHOOSING == 0
+    threshold = _best_threshold(without[chooses], with_it[chooses], level)
+    return _told(without[~chooses], with_it[~chooses], threshold, level, moved)
 
 
 def _scores(sites: list[Release], direction: Tensor, releases: int) -> list[Scores]:
@@ -168,13 +174,17 @@ def _best_threshold(without: Scores, with_it: Scores, level: float) -> float:
     """What tells these releases apart best."""
     both = np.concatenate([without, with_it])
     tried = np.unique(np.quantile(both, np.linspace(0, 1, _THRESHOLDS)))
-    return float(max(tried, key=lambda t: _rates(without, with_it, float(t), level)[0]))
+    return float(max(tried, key=lambda t: _told(without, with_it, float(t), level, 0.0).mu))
 
 
-def _rates(
-    without: Scores, with_it: Scores, threshold: float, level: float
-) -> tuple[float, float, float]:
-    """The least mu, and the upper bounds of both error rates that it follows from."""
-    positives = most(int((without >= threshold).sum()), without.size, level / 2)
-    negatives = most(int((with_it < threshold).sum()), with_it.size, level / 2)
-    return least_mu(positives, negatives), positives, negatives
+def _told(without: Scores, with_it: Scores, threshold: float, level: float, moved: float) -> Told:
+    """What the errors at a threshold say of mu: as many scores of each kind."""
+    alarms, misses = int((without >= threshold).sum()), int((with_it < threshold).sum())
+    each = level * (1 - _LEVEL_TOGETHER) / 2
+    positives = most(alarms, without.size, each)
+    negatives = most(misses, with_it.size, each)
+    # No test of mu-GDP has a lesser mean of both rates than ndtr(-mu / 2). A binomial of that mean
+    # bounds a sum of two (Hoeffding 1956, https://doi.org/10.1214/aoms/1177728178, Theorem 4).
+    errors = most(alarms + misses, without.size + with_it.size, level * _LEVEL_TOGETHER)
+    mu = max(least_mu(positives, negatives), least_mu(errors, errors))
+    return Told(mu, positives, negatives, errors, threshold, moved)

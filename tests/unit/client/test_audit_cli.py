@@ -13,6 +13,8 @@ import tomli_w
 from client.audit_cli import main
 from common.audit import canary
 from common.audit.report import read_report
+from common.privacy.accounting import epsilon
+from common.privacy.event import GaussianSteps
 
 JobData = Callable[..., dict[str, Any]]
 
@@ -40,6 +42,22 @@ def test_a_sound_mechanism_is_consistent_with_its_claim(
     assert report.found["adversary_moved_the_sum"] == pytest.approx(1.0, abs=1e-4)
     assert main(argv) == 2  # a run is never written over another
     assert "must not exist yet" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # 40 s of processor time
+def test_releases_of_a_site_at_noise_one_show_nine_tenths_of_what_a_step_costs(
+    job_file: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """4.377: the Gaussian mechanism's epsilon at sensitivity and noise 1 (Balle and Wang 2018)."""
+    costs = epsilon([GaussianSteps(0.25, 1.0, 6)], 1e-5)
+    path = job_file(privacy={"epsilon": costs})
+    assert main(["mechanism", str(path), "--site", "A", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["found"]
+    assert found["releases"] == 90_000
+    assert found["noise_multiplier"] == pytest.approx(1.0, abs=0.002)
+    assert found["step_epsilon"] == pytest.approx(4.377, abs=0.01)
+    assert 0.9 * 4.377 <= found["step_lower_bound"] <= found["step_epsilon"]
 
 
 def test_a_patients_records_are_audited_together(
