@@ -40,6 +40,7 @@ from server.calls import Calls
 from server.handshakes import HandshakeLog
 from server.listening import require_free
 from server.mailbox import Mailbox
+from server.repeats import Repeats
 from server.session import Session, SiteRoster
 
 __all__ = ["LinkServer", "SiteRoster"]
@@ -93,6 +94,7 @@ class LinkServer:
         self._fetching: dict[str, grpc.ServicerContext] = {}
         self._answering: set[tuple[str, str]] = set()
         self._calls = Calls()
+        self._repeats = Repeats()
         self._lock = threading.Lock()
         self._is_stopping = False
         self._stopped = threading.Event()
@@ -144,6 +146,7 @@ class LinkServer:
             self._server.stop(_STOP_GRACE_S).wait()
             self._server = None
             log.info("link closed", port=self._port)
+        self._repeats.tell_rest(at_once=True)
         if self._handshakes is not None:
             self._handshakes.stop()
 
@@ -157,6 +160,7 @@ class LinkServer:
         while not self._stopped.wait(_SWEEP_S):
             self.connected()
             self._calls.end_late()
+            self._repeats.tell_rest()
 
     def _handlers(self) -> grpc.GenericRpcHandler:
         # No (de)serialisers: frames that do not parse are for us to refuse, in our words. Every
@@ -180,12 +184,12 @@ class LinkServer:
         try:
             site, serial = self._identify(context)
         except _Refused as error:
-            log.warning("session refused", peer=context.peer(), site=error.site, reason=str(error))
+            self._warn("session refused", context, error.site, str(error))
             yield framing.refusal(error.reason, str(error))
             return
         session = Session(site, serial, self.mailbox, self._roster, self._software)
         if (words := self._enter(session)) is not None:
-            log.warning("session refused", peer=context.peer(), site=site, reason=words)
+            self._warn("session refused", context, site, words)
             yield framing.refusal(wire.Refusal.BUSY, words)
             return
         if not context.add_callback(lambda: self._leave(session)):
@@ -210,7 +214,8 @@ class LinkServer:
                 log.info("fetch", site=site, job=job_sha256[:12], bytes=len(blob))
                 yield from framing.split(blob, message_type=FETCH, job_sha256=job_sha256)
             except _Refused as error:
-                yield _refused_fetch(error, context)
+                self._warn("fetch refused", context, error.site, str(error))
+                yield framing.refusal(error.reason, str(error))
             finally:
                 self._end_fetch(site, context)
 
@@ -227,7 +232,8 @@ class LinkServer:
             except Refusal as error:
                 if not isinstance(error, _Refused):
                     error = _Refused(_reason_of(error), str(error), site)
-                return _refused_call(name, error, context)
+                self._warn("call refused", context, error.site, str(error), call=name)
+                return framing.refusal(error.reason, str(error))
             except (InvalidInput, StorageFailed) as error:
                 # A fault of the server's own files: the operator's to read, and not the site's.
                 log.error("call failed", call=name, site=site, reason=str(error))
@@ -242,7 +248,7 @@ class LinkServer:
             site = ""  # those who have no name share theirs
         if not self._calls.take(site):
             words = "site must have few calls open at a time, got one more"
-            log.warning("call refused", peer=context.peer(), site=site, reason=words)
+            self._warn("call refused", context, site, words)
             # Without a frame, which the caller might not read.
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, words)
         try:
@@ -271,6 +277,12 @@ class LinkServer:
             raise _Refused(wire.Refusal.PROTOCOL, "call must bring a request, got none", site)
         self._require_admitted(site, serial)  # seconds may have passed
         return data
+
+    def _warn(
+        self, event: str, context: grpc.ServicerContext, site: str, reason: str, **values: str
+    ) -> None:
+        """Some a minute of one site: a revoked one may come as often as it likes."""
+        self._repeats.warning(event, site, **values, peer=context.peer(), site=site, reason=reason)
 
     def _identify(self, context: grpc.ServicerContext) -> tuple[str, int]:
         """The site and serial number of the caller's certificate, if the roster holds it."""
@@ -337,16 +349,6 @@ def _caller(context: grpc.ServicerContext) -> tuple[str, int]:
     """The site and serial number of a certificate that is ours, whatever the roster says."""
     (pem,) = context.auth_context().get("x509_pem_cert", [b""])
     return read_certificate(pem)
-
-
-def _refused_call(name: str, error: _Refused, context: grpc.ServicerContext) -> bytes:
-    log.warning("call refused", call=name, peer=context.peer(), site=error.site, reason=str(error))
-    return framing.refusal(error.reason, str(error))
-
-
-def _refused_fetch(error: _Refused, context: grpc.ServicerContext) -> bytes:
-    log.warning("fetch refused", peer=context.peer(), site=error.site, reason=str(error))
-    return framing.refusal(error.reason, str(error))
 
 
 def _reason_of(error: Refusal) -> wire.Refusal.Reason:

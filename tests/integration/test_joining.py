@@ -30,6 +30,7 @@ from server import joining, throttle
 from server.daemon import Daemon
 from server.enrolment import enroll, invite, revoke
 from server.invitations import Invitations
+from server.repeats import MOST_A_MINUTE
 from server.roster import Roster
 from tests.integration.live import HOST, PATIENCE_S, eventually, is_open
 
@@ -371,6 +372,27 @@ def test_a_line_that_is_no_request_is_dropped_with_one_warning(
         eventually(lambda: bool([e for e in events if e["event"] == "join refused"]))
     assert len([e for e in events if e["log_level"] == "warning"]) == 1
     join(tmp_path / "A", "A", token)
+
+
+def test_lines_without_end_that_are_no_requests_are_told_by_a_count(
+    server: Path, daemon: Daemon
+) -> None:
+    token = invited(server)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    sent = MOST_A_MINUTE + 4
+    with capture_logs() as events:
+        for _ in range(sent):
+            # One at a time, so that each has a place.
+            with caller(token) as raw, context.wrap_socket(raw) as secure:
+                wire.receive(secure, wire.Greeting)
+                secure.sendall(b"{}\n")
+                with suppress(ConnectionError):
+                    assert secure.recv(4096) == b""
+        daemon.stop()
+    warned = [event for event in events if event["event"].startswith("join refused")]
+    assert [event["event"] for event in warned[:-1]] == ["join refused"] * MOST_A_MINUTE
+    assert (warned[-1]["event"], warned[-1]["count"]) == ("join refused, more of them", 4)
 
 
 def caller(token: Token, source: str = HOST) -> socket.socket:
