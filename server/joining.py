@@ -10,6 +10,7 @@ Not covered: a flood that fills the machine's own queue of connections (a firewa
 
 import contextlib
 import datetime as dt
+import ipaddress
 import socket
 import ssl
 import threading
@@ -55,10 +56,8 @@ class JoinServer:
     def __init__(
         self, address: str, home: Path, credentials: Callable[[], Credentials], limit: Limit
     ) -> None:
-        host, port = split_address(address)
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
-            self._socket = socket.create_server((host, port), family=family, backlog=16)
+            self._socket = _listen(address)
         except OSError as error:
             words = f"{address}: {error.strerror}"
             raise InvalidInput(f"join address must be free, got {words}") from error
@@ -187,6 +186,17 @@ def join(home: Path, secret: bytes, csr: bytes, *, now: dt.datetime | None = Non
     invitations = Invitations(home)
     data = invitations.redeem(secret, site, public_key_sha256(key), issue, now=now)
     return parse_bundle(data, "invitation")
+
+
+def _listen(address: str) -> socket.socket:
+    """What listens on [::] takes IPv4 too, as the link's port beside it does."""
+    host, port = split_address(address)
+    if ":" not in host:
+        return socket.create_server((host, port), backlog=16)
+    is_both = ipaddress.ip_address(host).is_unspecified and socket.has_dualstack_ipv6()
+    return socket.create_server(
+        (host, port), family=socket.AF_INET6, backlog=16, dualstack_ipv6=is_both
+    )
 
 
 def _context(credentials: Credentials) -> ssl.SSLContext:

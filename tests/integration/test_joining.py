@@ -26,13 +26,15 @@ from common.failpoints import VARIABLE
 from common.files import as_path
 from common.invitation import Token, new_secret
 from common.link import first_contact as wire
+from common.link.channel import Credentials
 from server import joining, throttle
+from server.certificate import ServerCertificate
 from server.daemon import Daemon
 from server.enrolment import enroll, invite, revoke
 from server.invitations import Invitations
 from server.repeats import MOST_A_MINUTE
 from server.roster import Roster
-from tests.integration.live import HOST, PATIENCE_S, eventually, is_open
+from tests.integration.live import HOST, PATIENCE_S, eventually, free_port, is_open
 
 NOW = dt.datetime.now(dt.UTC)
 
@@ -79,6 +81,21 @@ def test_the_port_is_open_only_while_an_invitation_stands(
     eventually(lambda: not is_open(third))
     with pytest.raises(LinkDown, match="refused the connection: the port is open while"):
         join(tmp_path / "C", "C", third)
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 on this machine")
+def test_a_port_on_every_address_takes_ipv4_and_ipv6(server: Path) -> None:
+    def credentials() -> Credentials:
+        return ServerCertificate(server).credentials
+
+    port = free_port()
+    joins = joining.JoinServer(f"[::]:{port}", server, credentials, throttle.Limit())
+    joins.start()
+    try:
+        for address in ("127.0.0.1", "::1"):
+            socket.create_connection((address, port), PATIENCE_S).close()
+    finally:
+        joins.stop()
 
 
 def test_a_token_works_once(server: Path, daemon: Daemon, tmp_path: Path) -> None:
