@@ -2,7 +2,8 @@
 
 gRPC closes such connections without telling the application. Its core names the cause in one line
 on file descriptor 2; so the server process puts a pipe there, turns those lines into words and
-passes every other line on to where descriptor 2 pointed before.
+passes every other line on to where descriptor 2 pointed before. Anybody can fail a handshake, as
+often as they like: of one cause a minute has some lines and a count.
 
 Not covered: the peer's address (gRPC's line has none); a connection that is closed, or that falls
 silent, before it sent anything gRPC could judge; a client that gives up over the server's own
@@ -14,17 +15,18 @@ import queue
 import re
 import sys
 import threading
-from collections.abc import Callable
 
 import structlog
 
 import server
+from server.repeats import Repeats
 
 _GRPC_LINE = re.compile(rb"^([IWEF])\d{4} \d\d:\d\d:\d\d\.\d+ +\d+ \S+:\d+\] (.*)$")
 _HANDSHAKE = re.compile(r"^Handshake failed with error \S+: \S+:OPENSSL_internal:(\w+): ?(.*)$")
 _NOISE = (b"Log level INFO is not suitable", b"All log messages before absl::InitializeLog")
 _STDERR = 2
 _QUEUED_LINES = 1000
+_POLL_S = 1.0
 
 _CAUSES = {
     "PEER_DID_NOT_RETURN_A_CERTIFICATE": "no client certificate",
@@ -74,8 +76,8 @@ def cause_of(line: str) -> str | None:
 class HandshakeLog:
     """Descriptor 2 of this process, from ``start`` to ``stop``."""
 
-    def __init__(self, report: Callable[[str], None] | None = None) -> None:
-        self._report = report or _warn
+    def __init__(self) -> None:
+        self._repeats = Repeats()
         self._causes: queue.Queue[str | None] = queue.Queue(_QUEUED_LINES)
         self._threads: list[threading.Thread] = []
         self._real = -1
@@ -133,9 +135,14 @@ class HandshakeLog:
             return
 
     def _tell(self, _: None) -> None:
-        while (cause := self._causes.get()) is not None:
-            self._report(cause)
-
-
-def _warn(cause: str) -> None:
-    log.warning("handshake refused", reason=cause)
+        is_open = True
+        while is_open:
+            try:
+                cause = self._causes.get(timeout=_POLL_S)
+            except queue.Empty:
+                self._repeats.tell_rest()
+                continue
+            if cause is not None:
+                self._repeats.warning("handshake refused", cause, reason=cause)
+            is_open = cause is not None
+        self._repeats.tell_rest(at_once=True)

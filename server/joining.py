@@ -3,12 +3,14 @@
 Whoever reaches it has shown no certificate, so it gives little to hold on to: few connections at a
 time (server/throttle.py), seconds for each, few wrong secrets a minute. What strangers spend of
 that is theirs: a secret that stands is looked up before what all have sent together is counted.
+Of what they can have logged, a minute has some lines and a count (server/repeats.py).
 
 Not covered: a flood that fills the machine's own queue of connections (a firewall's task).
 """
 
 import contextlib
 import datetime as dt
+import ipaddress
 import socket
 import ssl
 import threading
@@ -29,6 +31,7 @@ from common.link.channel import Credentials
 from server.authority import read_authorities
 from server.enrolment import admit
 from server.invitations import Invitations, UnknownSecret
+from server.repeats import Repeats
 from server.throttle import Limit, Places
 
 _PATIENCE_S, _POLL_S = 10.0, 0.2
@@ -53,16 +56,15 @@ class JoinServer:
     def __init__(
         self, address: str, home: Path, credentials: Callable[[], Credentials], limit: Limit
     ) -> None:
-        host, port = split_address(address)
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
-            self._socket = socket.create_server((host, port), family=family, backlog=16)
+            self._socket = _listen(address)
         except OSError as error:
             words = f"{address}: {error.strerror}"
             raise InvalidInput(f"join address must be free, got {words}") from error
         self._socket.settimeout(_POLL_S)
         self._home, self._credentials, self._limit = home, credentials, limit
         self._places = Places()
+        self._repeats = Repeats()
         self._ends: dict[socket.socket, float] = {}  # when each that is served is cut
         self._lock = threading.Lock()
         self._stopped = threading.Event()
@@ -77,16 +79,18 @@ class JoinServer:
         self._stopped.set()
         self._thread.join()
         self._socket.close()
+        self._repeats.tell_rest(at_once=True)
 
     def _accept(self) -> None:
         while not self._stopped.is_set():
             self._cut_late()
+            self._repeats.tell_rest()
             try:
                 connection, (host, *_) = self._socket.accept()
             except TimeoutError:
                 continue
             except OSError as error:  # out of descriptors, or the like: others may come later
-                log.warning("join not accepted", reason=error.strerror)
+                self._repeats.warning("join not accepted", "", reason=str(error))
                 self._stopped.wait(_POLL_S)
                 continue
             if not self._places.take(host):
@@ -95,7 +99,7 @@ class JoinServer:
             try:
                 self._begin(connection, host)
             except (OSError, RuntimeError) as error:  # no descriptor or thread left: as above
-                log.warning("join not served", peer=host, reason=str(error))
+                self._repeats.warning("join not served", "", peer=host, reason=str(error))
 
     def _begin(self, connection: socket.socket, host: str) -> None:
         with contextlib.ExitStack() as undo:
@@ -119,7 +123,7 @@ class JoinServer:
         except OSError:  # TLS that fails is one too
             log.debug("join broke off", peer=host)
         except UpdateRejected as error:
-            log.warning("join refused", peer=host, reason=str(error))
+            self._repeats.warning("join refused", "no request", peer=host, reason=str(error))
         finally:
             self._let_go(handle)
             self._places.give_back(host)
@@ -156,7 +160,8 @@ class JoinServer:
         except (Refusal, InvalidInput) as error:
             if isinstance(error, UnknownSecret) and not self._limit.note(host):
                 return wire.Answer(refusal=_TOO_MANY)  # not logged one by one either
-            log.warning("join refused", peer=host, reason=str(error))
+            kind = type(error).__name__
+            self._repeats.warning("join refused", kind, peer=host, reason=str(error))
             return wire.Answer(refusal=str(error)[:500])
         except StorageFailed as error:
             log.error("join failed", peer=host, reason=str(error))
@@ -181,6 +186,17 @@ def join(home: Path, secret: bytes, csr: bytes, *, now: dt.datetime | None = Non
     invitations = Invitations(home)
     data = invitations.redeem(secret, site, public_key_sha256(key), issue, now=now)
     return parse_bundle(data, "invitation")
+
+
+def _listen(address: str) -> socket.socket:
+    """What listens on [::] takes IPv4 too, as the link's port beside it does."""
+    host, port = split_address(address)
+    if ":" not in host:
+        return socket.create_server((host, port), backlog=16)
+    is_both = ipaddress.ip_address(host).is_unspecified and socket.has_dualstack_ipv6()
+    return socket.create_server(
+        (host, port), family=socket.AF_INET6, backlog=16, dualstack_ipv6=is_both
+    )
 
 
 def _context(credentials: Credentials) -> ssl.SSLContext:

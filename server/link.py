@@ -4,6 +4,9 @@ TLS 1.3 with client certificates required; a session's identity is the one URI i
 and nothing it says. One live session a site: a second one is refused, the first lives on. The
 roster is asked again every second, so that a revoked site loses its session where no job runs too.
 
+A revoked certificate passes TLS until it expires. So every call asks the roster before it waits for
+anything, each kind is had once by a site, and server/calls.py bounds what is left to hold.
+
 Not covered: messages (server/mailbox.py, server/grid.py), the words for handshakes that fail below
 gRPC (server/handshakes.py).
 """
@@ -13,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
+from contextlib import contextmanager
 from functools import partial
 
 import grpc
@@ -32,9 +36,11 @@ from common.link.channel import (
 )
 from common.link.channel import server_credentials as _server_credentials
 from common.link.identity import read_certificate
+from server.calls import Calls
 from server.handshakes import HandshakeLog
 from server.listening import require_free
 from server.mailbox import Mailbox
+from server.repeats import Repeats
 from server.session import Session, SiteRoster
 
 __all__ = ["LinkServer", "SiteRoster"]
@@ -42,7 +48,7 @@ __all__ = ["LinkServer", "SiteRoster"]
 Fetch = Callable[[str, str], bytes | None]
 Answer = Callable[[str, int, bytes], bytes]
 
-_CALLS = 512  # two a site at most; more than that wait
+_CALLS = 512  # more than that are refused by gRPC
 _STOP_GRACE_S = 1.0
 _SWEEP_S = 1.0
 
@@ -87,6 +93,8 @@ class LinkServer:
         self._sessions: dict[str, Session] = {}
         self._fetching: dict[str, grpc.ServicerContext] = {}
         self._answering: set[tuple[str, str]] = set()
+        self._calls = Calls()
+        self._repeats = Repeats()
         self._lock = threading.Lock()
         self._is_stopping = False
         self._stopped = threading.Event()
@@ -138,6 +146,7 @@ class LinkServer:
             self._server.stop(_STOP_GRACE_S).wait()
             self._server = None
             log.info("link closed", port=self._port)
+        self._repeats.tell_rest(at_once=True)
         if self._handshakes is not None:
             self._handshakes.stop()
 
@@ -150,29 +159,37 @@ class LinkServer:
     def _sweep(self) -> None:
         while not self._stopped.wait(_SWEEP_S):
             self.connected()
+            self._calls.end_late()
+            self._repeats.tell_rest()
 
     def _handlers(self) -> grpc.GenericRpcHandler:
-        # No (de)serialisers: frames that do not parse are for us to refuse, in our words.
+        # No (de)serialisers: frames that do not parse are for us to refuse, in our words. Every
+        # request is a stream, mostly of one: for a single one gRPC would hold a thread until it
+        # came, before we are asked who calls.
         handlers = {
             SESSION: grpc.stream_stream_rpc_method_handler(self._serve_session),
-            FETCH: grpc.unary_stream_rpc_method_handler(self._serve_fetch),
+            FETCH: grpc.stream_stream_rpc_method_handler(self._serve_fetch),
         }
         for name in self._answers:
-            handlers[name] = grpc.unary_unary_rpc_method_handler(partial(self._serve_call, name))
+            handlers[name] = grpc.stream_unary_rpc_method_handler(partial(self._serve_call, name))
         return grpc.method_handlers_generic_handler(SERVICE, handlers)
 
     def _serve_session(
         self, incoming: Iterator[bytes], context: grpc.ServicerContext
     ) -> Iterator[bytes]:
+        with self._place(context):
+            yield from self._session(incoming, context)
+
+    def _session(self, incoming: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         try:
             site, serial = self._identify(context)
         except _Refused as error:
-            log.warning("session refused", peer=context.peer(), site=error.site, reason=str(error))
+            self._warn("session refused", context, error.site, str(error))
             yield framing.refusal(error.reason, str(error))
             return
         session = Session(site, serial, self.mailbox, self._roster, self._software)
         if (words := self._enter(session)) is not None:
-            log.warning("session refused", peer=context.peer(), site=site, reason=words)
+            self._warn("session refused", context, site, words)
             yield framing.refusal(wire.Refusal.BUSY, words)
             return
         if not context.add_callback(lambda: self._leave(session)):
@@ -182,65 +199,105 @@ class LinkServer:
         finally:
             self._leave(session)
 
-    def _serve_fetch(self, data: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+    def _serve_fetch(
+        self, incoming: Iterator[bytes], context: grpc.ServicerContext
+    ) -> Iterator[bytes]:
         context.set_trailing_metadata(((TIME_KEY, f"{time.time():.3f}"),))
-        try:
-            site, _ = self._identify(context)
-            job_sha256 = _requested_job(data, site)
-            self._begin_fetch(site, context)
-        except _Refused as error:
-            yield _refused_fetch(error, context)
-            return
-        try:
-            blob = self._look_up(site, job_sha256)
-            log.info("fetch", site=site, job=job_sha256[:12], bytes=len(blob))
-            yield from framing.split(blob, message_type=FETCH, job_sha256=job_sha256)
-        except _Refused as error:
-            yield _refused_fetch(error, context)
-        finally:
-            self._end_fetch(site, context)
+        with self._place(context):
+            site = ""
+            try:
+                site, serial = self._identify(context)
+                self._begin_fetch(site, context)
+                data = self._request(site, serial, incoming, context)
+                job_sha256 = _requested_job(data, site)
+                blob = self._look_up(site, job_sha256)
+                log.info("fetch", site=site, job=job_sha256[:12], bytes=len(blob))
+                yield from framing.split(blob, message_type=FETCH, job_sha256=job_sha256)
+            except _Refused as error:
+                self._warn("fetch refused", context, error.site, str(error))
+                yield framing.refusal(error.reason, str(error))
+            finally:
+                self._end_fetch(site, context)
 
-    def _serve_call(self, name: str, data: bytes, context: grpc.ServicerContext) -> bytes:
+    def _serve_call(
+        self, name: str, incoming: Iterator[bytes], context: grpc.ServicerContext
+    ) -> bytes:
         site = ""
-        try:
-            site, serial = self._identify(context)
-            return self._answer(name, site, serial, data)
-        except Refusal as error:
-            if not isinstance(error, _Refused):
-                error = _Refused(_reason_of(error), str(error), site)
-            log.warning(
-                "call refused", call=name, peer=context.peer(), site=error.site, reason=str(error)
-            )
-            return framing.refusal(error.reason, str(error))
-        except (InvalidInput, StorageFailed) as error:
-            # A fault of the server's own files: the operator's to read, and not the site's.
-            log.error("call failed", call=name, site=site, reason=str(error))
-            return framing.refusal(wire.Refusal.UNSPECIFIED, "the server cannot do this now")
+        with self._place(context):
+            try:
+                site, serial = self._identify(context)
+                with self._one_call(name, site):
+                    data = self._request(site, serial, incoming, context)
+                    return self._answers[name](site, serial, data)
+            except Refusal as error:
+                if not isinstance(error, _Refused):
+                    error = _Refused(_reason_of(error), str(error), site)
+                self._warn("call refused", context, error.site, str(error), call=name)
+                return framing.refusal(error.reason, str(error))
+            except (InvalidInput, StorageFailed) as error:
+                # A fault of the server's own files: the operator's to read, and not the site's.
+                log.error("call failed", call=name, site=site, reason=str(error))
+                return framing.refusal(wire.Refusal.UNSPECIFIED, "the server cannot do this now")
 
-    def _answer(self, name: str, site: str, serial: int, data: bytes) -> bytes:
+    @contextmanager
+    def _place(self, context: grpc.ServicerContext) -> Iterator[None]:
+        """One of the caller's places, for as long as its call holds a thread."""
+        try:
+            site, _ = _caller(context)
+        except InvalidInput:
+            site = ""  # those who have no name share theirs
+        if not self._calls.take(site):
+            words = "site must have few calls open at a time, got one more"
+            self._warn("call refused", context, site, words)
+            # Without a frame, which the caller might not read.
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, words)
+        try:
+            yield
+        finally:
+            self._calls.give_back(site)
+
+    @contextmanager
+    def _one_call(self, name: str, site: str) -> Iterator[None]:
         with self._lock:
             if (name, site) in self._answering:
                 words = f"site {site} must make one such call at a time, got a second"
                 raise _Refused(wire.Refusal.BUSY, words, site)
             self._answering.add((name, site))
         try:
-            return self._answers[name](site, serial, data)
+            yield
         finally:
             with self._lock:
                 self._answering.discard((name, site))
 
+    def _request(
+        self, site: str, serial: int, incoming: Iterator[bytes], context: grpc.ServicerContext
+    ) -> bytes:
+        data = self._calls.request(site, incoming, context)
+        if data is None:
+            raise _Refused(wire.Refusal.PROTOCOL, "call must bring a request, got none", site)
+        self._require_admitted(site, serial)  # seconds may have passed
+        return data
+
+    def _warn(
+        self, event: str, context: grpc.ServicerContext, site: str, reason: str, **values: str
+    ) -> None:
+        """Some a minute of one site: a revoked one may come as often as it likes."""
+        self._repeats.warning(event, site, **values, peer=context.peer(), site=site, reason=reason)
+
     def _identify(self, context: grpc.ServicerContext) -> tuple[str, int]:
         """The site and serial number of the caller's certificate, if the roster holds it."""
         try:
-            (pem,) = context.auth_context().get("x509_pem_cert", [b""])
-            site, serial = read_certificate(pem)
+            site, serial = _caller(context)
         except InvalidInput as error:
             raise _Refused(wire.Refusal.IDENTITY, str(error)) from error
+        self._require_admitted(site, serial)
+        return site, serial
+
+    def _require_admitted(self, site: str, serial: int) -> None:
         try:
             self._roster.check(site, serial)
         except Refusal as error:
             raise _Refused(wire.Refusal.ROSTER, str(error), site) from error
-        return site, serial
 
     def _enter(self, session: Session) -> str | None:
         """Make ``session`` its site's own; else say why not."""
@@ -288,9 +345,10 @@ class _Refused(Refusal):
         self.site = site
 
 
-def _refused_fetch(error: _Refused, context: grpc.ServicerContext) -> bytes:
-    log.warning("fetch refused", peer=context.peer(), site=error.site, reason=str(error))
-    return framing.refusal(error.reason, str(error))
+def _caller(context: grpc.ServicerContext) -> tuple[str, int]:
+    """The site and serial number of a certificate that is ours, whatever the roster says."""
+    (pem,) = context.auth_context().get("x509_pem_cert", [b""])
+    return read_certificate(pem)
 
 
 def _reason_of(error: Refusal) -> wire.Refusal.Reason:

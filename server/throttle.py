@@ -1,6 +1,7 @@
 """What callers without a certificate may have: places at a time, and wrong secrets a minute.
 
-A caller is an IPv4 address or an IPv6 /64, which is what one subscriber has.
+A caller is an IPv4 address or an IPv6 /64, which is what one subscriber has. A port that takes both
+shows an IPv4 address within an IPv6 one (RFC 4291, section 2.5.5.2); it is the same caller.
 
 Not covered: a caller with many addresses, who can hold every place for seconds (a firewall's task).
 """
@@ -78,10 +79,12 @@ class Limit:
 def caller_of(address: str) -> str:
     """What counts as one caller.
 
-    >>> caller_of("2001:db8:1:2:3::4"), caller_of("192.0.2.7")
-    ('2001:db8:1:2::/64', '192.0.2.7')
+    >>> caller_of("2001:db8:1:2:3::4"), caller_of("192.0.2.7"), caller_of("::ffff:192.0.2.7")
+    ('2001:db8:1:2::/64', '192.0.2.7', '192.0.2.7')
     """
     host = address.partition("%")[0]
     if ":" not in host:
         return host
+    if (within := ipaddress.IPv6Address(host).ipv4_mapped) is not None:
+        return str(within)
     return str(ipaddress.ip_network((host, 64), strict=False))

@@ -26,12 +26,15 @@ from common.failpoints import VARIABLE
 from common.files import as_path
 from common.invitation import Token, new_secret
 from common.link import first_contact as wire
+from common.link.channel import Credentials
 from server import joining, throttle
+from server.certificate import ServerCertificate
 from server.daemon import Daemon
 from server.enrolment import enroll, invite, revoke
 from server.invitations import Invitations
+from server.repeats import MOST_A_MINUTE
 from server.roster import Roster
-from tests.integration.live import HOST, PATIENCE_S, eventually, is_open
+from tests.integration.live import HOST, PATIENCE_S, eventually, free_port, is_open
 
 NOW = dt.datetime.now(dt.UTC)
 
@@ -78,6 +81,21 @@ def test_the_port_is_open_only_while_an_invitation_stands(
     eventually(lambda: not is_open(third))
     with pytest.raises(LinkDown, match="refused the connection: the port is open while"):
         join(tmp_path / "C", "C", third)
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 on this machine")
+def test_a_port_on_every_address_takes_ipv4_and_ipv6(server: Path) -> None:
+    def credentials() -> Credentials:
+        return ServerCertificate(server).credentials
+
+    port = free_port()
+    joins = joining.JoinServer(f"[::]:{port}", server, credentials, throttle.Limit())
+    joins.start()
+    try:
+        for address in ("127.0.0.1", "::1"):
+            socket.create_connection((address, port), PATIENCE_S).close()
+    finally:
+        joins.stop()
 
 
 def test_a_token_works_once(server: Path, daemon: Daemon, tmp_path: Path) -> None:
@@ -371,6 +389,27 @@ def test_a_line_that_is_no_request_is_dropped_with_one_warning(
         eventually(lambda: bool([e for e in events if e["event"] == "join refused"]))
     assert len([e for e in events if e["log_level"] == "warning"]) == 1
     join(tmp_path / "A", "A", token)
+
+
+def test_lines_without_end_that_are_no_requests_are_told_by_a_count(
+    server: Path, daemon: Daemon
+) -> None:
+    token = invited(server)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    sent = MOST_A_MINUTE + 4
+    with capture_logs() as events:
+        for _ in range(sent):
+            # One at a time, so that each has a place.
+            with caller(token) as raw, context.wrap_socket(raw) as secure:
+                wire.receive(secure, wire.Greeting)
+                secure.sendall(b"{}\n")
+                with suppress(ConnectionError):
+                    assert secure.recv(4096) == b""
+        daemon.stop()
+    warned = [event for event in events if event["event"].startswith("join refused")]
+    assert [event["event"] for event in warned[:-1]] == ["join refused"] * MOST_A_MINUTE
+    assert (warned[-1]["event"], warned[-1]["count"]) == ("join refused, more of them", 4)
 
 
 def caller(token: Token, source: str = HOST) -> socket.socket:

@@ -5,7 +5,7 @@ import ssl
 import struct
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import grpc
@@ -18,12 +18,13 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from client.session import LinkConfig
 from common import pki
 from common.link import framing
-from common.link.channel import SERVICE, SESSION, Credentials, open_channel
+from common.link.channel import FETCH, RENEW, SERVICE, SESSION, Credentials, open_channel
 from server.link import LinkServer
 from simulations.loopback import HOST, Loopback, make_loopback
 
 PATIENCE_S = 30.0
 HALF_OPEN = 400
+THREADS = 24  # of the link, where a test takes them up
 
 
 @pytest.fixture
@@ -111,13 +112,17 @@ def literal(name: bytes, value: bytes) -> bytes:
 
 
 # :method POST and :scheme https are entries 3 and 7 of the static table.
-CALL = (
-    b"\x83\x87"
-    + literal(b":path", f"/{SERVICE}/{SESSION}".encode())
-    + literal(b":authority", b"x")
-    + literal(b"content-type", b"application/grpc")
-    + literal(b"te", b"trailers")
-)
+def headers_of(method: str) -> bytes:
+    return (
+        b"\x83\x87"
+        + literal(b":path", f"/{SERVICE}/{method}".encode())
+        + literal(b":authority", b"x")
+        + literal(b"content-type", b"application/grpc")
+        + literal(b"te", b"trailers")
+    )
+
+
+CALL = headers_of(SESSION)
 FLOODS = {
     "rapid reset": [
         h2(HEADERS, 4, n, CALL) + h2(RESET, 0, n, b"\0\0\0\x08") for n in range(1, 6001, 2)
@@ -195,3 +200,110 @@ def test_a_certificate_that_signed_itself_is_refused(
             list(call)
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     require_served(server, loopback.enroll("A", server.port))
+
+
+# --- calls that keep their request to themselves -------------------------------------------------
+
+
+@pytest.fixture
+def small(loopback: Loopback, monkeypatch: pytest.MonkeyPatch) -> Iterator[LinkServer]:
+    """A server with few threads, and a call that takes one request."""
+    monkeypatch.setattr("server.link._CALLS", THREADS)
+    monkeypatch.setattr("server.link._SWEEP_S", 0.05)
+    answers = {RENEW: lambda site, serial, data: framing.refusal(0, "not today")}
+    link = LinkServer(f"{HOST}:0", loopback.credentials, loopback.roster, answers=answers)
+    link.start()
+    yield link
+    link.stop()
+
+
+@contextmanager
+def silent_calls(config: LinkConfig, folder: Path, method: str) -> Iterator[None]:
+    """Twice as many calls as there are threads, with the most of a connection; no request comes."""
+    with ExitStack() as stack:
+        for _ in range(THREADS // 2):
+            wrapped = stack.enter_context(handshaken(config, folder))
+            wrapped.sendall(PREFACE)
+            for stream in range(1, 9, 2):
+                wrapped.sendall(h2(HEADERS, 4, stream, headers_of(method)))
+            wrapped.sendall(h2(PING, 0, 0, b"all read"))
+            read = b""
+            while b"all read" not in read:  # the answer to it comes after the calls were taken up
+                read += wrapped.recv(4096)
+        yield
+
+
+@pytest.mark.parametrize("method", [RENEW, FETCH])
+@pytest.mark.parametrize("is_revoked", [True, False], ids=["revoked", "enrolled"])
+def test_a_site_that_opens_calls_and_sends_no_request_locks_nobody_out(
+    small: LinkServer, loopback: Loopback, tmp_path: Path, method: str, *, is_revoked: bool
+) -> None:
+    good, bad = (loopback.enroll(name, small.port) for name in "AC")
+    if is_revoked:
+        loopback.roster.revoke("C")
+    with silent_calls(bad, tmp_path, method):
+        require_served(small, good)
+
+
+def test_refusals_that_a_revoked_site_does_not_read_lock_nobody_out(
+    small: LinkServer, loopback: Loopback, tmp_path: Path
+) -> None:
+    good, bad = (loopback.enroll(name, small.port) for name in "AC")
+    loopback.roster.revoke("C")
+    no_window = h2(SETTINGS, 0, 0, struct.pack("!HI", 4, 0))  # RFC 9113: nothing may be sent us
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(f"{__name__}.PREFACE", PREFACE + no_window)
+        with silent_calls(bad, tmp_path, SESSION):
+            require_served(small, good)
+
+
+def test_a_call_whose_request_does_not_come_is_ended(
+    small: LinkServer, loopback: Loopback, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.calls.REQUEST_S", 0.2)
+    config = loopback.enroll("A", small.port)
+    over = threading.Event()
+
+    def nothing() -> Iterator[bytes]:
+        over.wait(PATIENCE_S)
+        yield from ()
+
+    with open_channel(config.server, config.credentials) as channel:
+        for method in (RENEW, FETCH):
+            call = channel.stream_stream(f"/{SERVICE}/{method}")(nothing(), timeout=PATIENCE_S)
+            with pytest.raises(grpc.RpcError) as caught:
+                list(call)
+            assert caught.value.code() is grpc.StatusCode.CANCELLED
+        over.set()
+        empty = channel.stream_unary(f"/{SERVICE}/{RENEW}")(iter(()), timeout=PATIENCE_S)
+    assert framing.parse(empty).refusal.words == "call must bring a request, got none"
+
+
+def test_a_revocation_that_comes_before_the_request_is_heeded(
+    small: LinkServer, loopback: Loopback
+) -> None:
+    config = loopback.enroll("C", small.port)
+
+    def late() -> Iterator[bytes]:
+        while not small._calls._waiting:
+            threading.Event().wait(0.01)
+        loopback.roster.revoke("C")
+        yield b"request"
+
+    with open_channel(config.server, config.credentials) as channel:
+        answer = channel.stream_unary(f"/{SERVICE}/{RENEW}")(late(), timeout=PATIENCE_S)
+    assert "certificate of C must not be revoked" in framing.parse(answer).refusal.words
+
+
+def test_a_call_that_was_broken_off_gives_its_place_back(
+    small: LinkServer, loopback: Loopback
+) -> None:
+    config = loopback.enroll("A", small.port)
+    for _ in range(3):
+        require_served(small, config)
+    pause = threading.Event()
+    for _ in range(int(PATIENCE_S / 0.05)):
+        if not small._calls._held:
+            return
+        pause.wait(0.05)
+    pytest.fail("a place was kept")

@@ -17,6 +17,7 @@ from common.link import federation_pb2 as wire
 from common.link.channel import FETCH, SERVICE, Credentials, open_channel
 from server.handshakes import HandshakeLog, cause_of
 from server.link import LinkServer
+from server.repeats import MOST_A_MINUTE
 from simulations.loopback import HOST, Loopback, make_loopback
 
 JOB = "ab" * 32
@@ -272,6 +273,25 @@ def knock(port: int, folder: Path) -> None:
     time.sleep(0.2)  # gRPC writes its line from a thread of its own
 
 
+def test_handshakes_that_fail_without_end_are_told_by_a_count(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SERVER, str(tmp_path)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        port = int(process.stdout.readline())
+        for _ in range(MOST_A_MINUTE + 5):
+            with socket.create_connection((HOST, port), timeout=20) as raw:
+                raw.sendall(b"GET / HTTP/1.1\r\n\r\n")
+                with contextlib.suppress(ConnectionError):
+                    raw.recv(1)
+        time.sleep(0.2)  # as above
+        _, log = process.communicate(timeout=30)
+    lines = [line for line in log.splitlines() if "handshake refused" in line]
+    assert len(lines) == MOST_A_MINUTE + 1
+    assert "count=5" in lines[-1]
+
+
 def test_a_handshake_log_that_never_started_may_be_stopped() -> None:
     HandshakeLog().stop()
 
@@ -281,3 +301,23 @@ def test_a_refused_fetch_is_logged_with_its_site(server: LinkServer, loopback: L
     with capture_logs() as events, pytest.raises(Refusal):
         fetch(config, JOB, 100)
     assert [event["site"] for event in events if event["event"] == "fetch refused"] == ["B"]
+
+
+def test_a_revoked_site_that_comes_again_and_again_is_told_by_a_count(
+    loopback: Loopback,
+) -> None:
+    link = LinkServer(f"{HOST}:0", loopback.credentials, loopback.roster, fetch=stored)
+    link.start()
+    config = loopback.enroll("C", link.port)
+    loopback.roster.revoke("C")
+    request = wire.FetchRequest(job_sha256=JOB).SerializeToString()
+    with (
+        capture_logs() as events,
+        open_channel(config.server, config.credentials) as channel,
+    ):
+        for _ in range(MOST_A_MINUTE + 3):
+            list(channel.unary_stream(f"/{SERVICE}/{FETCH}")(request, timeout=20))
+        link.stop()
+    warned = [event for event in events if event["event"].startswith("fetch refused")]
+    assert [event["event"] for event in warned[:-1]] == ["fetch refused"] * MOST_A_MINUTE
+    assert (warned[-1]["kind"], warned[-1]["count"]) == ("C", 3)

@@ -45,6 +45,8 @@ def test_a_caller_has_its_places_and_all_together_have_theirs() -> None:
         ("2001:db8:1:2::1", "2001:db8:1:3::1", False),
         ("fe80::1%eth0", "fe80::2%eth1", True),
         ("192.0.2.1", "192.0.2.2", False),
+        ("::ffff:192.0.2.1", "192.0.2.1", True),
+        ("::ffff:192.0.2.1", "::ffff:192.0.2.2", False),
     ],
 )
 def test_a_caller_is_an_address_or_a_subscribers_network(
