@@ -33,35 +33,44 @@ from common.link.framing import UNKNOWN_JOB_CAP_BYTES
 from common.link.identity import node_id
 from common.metrics import serving
 from common.phases import MAX_RECEIPTS_BYTES
-from common.process import leave
+from common.process import leave, watch_threads
 
 if TYPE_CHECKING:
     from types import FrameType
 
 EXPIRES_SOON_DAYS = 7  # renewed at 10 days left; then something is wrong
+_VITAL = ("upkeep",)
+_FAILED = 1  # not 2, after which systemd leaves it alone
 
 log = structlog.get_logger(__name__)
 
 
 def serve(home: SiteHome, metrics: str = "") -> None:
-    """``run`` until SIGTERM or SIGINT, and leave the process. In the main thread only."""
+    """``run`` until SIGTERM or SIGINT, and leave the process. In the main thread only.
+
+    A fault nobody foresaw that ends the thread which looks after certificates ends the process too,
+    with status 1: without it the site would stay, and take part in nothing, until somebody looks.
+    """
     stop = threading.Event()
     # A handler that set the event itself would wait for a lock that the code it interrupts holds,
     # such as itself at a second signal; a simple queue has none.
-    asked: queue.SimpleQueue[int] = queue.SimpleQueue()
+    asked: queue.SimpleQueue[int | str] = queue.SimpleQueue()
+    failed = list[str]()
 
     def ask(number: int, _: "FrameType | None") -> None:
         asked.put(number)
 
     def obey() -> None:
-        asked.get()
+        if isinstance(reason := asked.get(), str):
+            failed.append(reason)
         stop.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, ask)
+    watch_threads(_VITAL, asked.put)
     threading.Thread(target=obey, name="signals", daemon=True).start()
     run(home, stop, metrics)
-    leave()  # a model may be training in the worker's thread
+    leave(_FAILED if failed else 0)  # a model may be training in the worker's thread
 
 
 def run(home: SiteHome, stop: threading.Event, metrics: str = "") -> None:

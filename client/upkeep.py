@@ -4,7 +4,8 @@ Files are read again when they change, so that what ``renew`` or ``install`` put
 by the next session without a restart. Every few minutes the site asks what the root has signed; a
 document that it must refuse keeps the link down until a good one is shown, and so does a server
 that will not show any to a site which has a roster. No session begins before the first such
-question was answered or could not be put, and none after this thread has ended by a fault.
+question was answered or could not be put, and none after this thread has ended by a fault: that
+ends the process too (client/serve.py).
 
 Not covered: what is asked (client/renewal.py, client/trust.py).
 """

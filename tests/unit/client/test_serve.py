@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -138,6 +140,37 @@ def test_a_state_file_that_cannot_be_written_ends_nothing(homes: Homes) -> None:
     with capture_logs() as events:
         observer(State(connected=True))
     assert [event["event"] for event in events] == ["state file not written"]
+
+
+FAILS = """
+import sys
+from pathlib import Path
+from client import serve, upkeep
+from client.config import load_home
+from common import log
+
+def fail(self):
+    raise ZeroDivisionError("nobody foresaw this")
+
+log.configure(level="info", json_lines=True)
+upkeep.Upkeep.tick = fail
+serve.serve(load_home(Path(sys.argv[1]), "A"))
+"""
+
+
+def test_a_fault_that_ends_the_upkeep_ends_the_site_for_systemd_to_start_again(
+    homes: Homes,
+) -> None:
+    home = homes.make()
+    words = [sys.executable, "-c", FAILS, str(home)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    assert done.returncode == 1
+    events = [json.loads(line) for line in (done.stdout + done.stderr).splitlines()]
+    (failed,) = [event for event in events if event["event"] == "thread failed"]
+    assert (failed["thread"], failed["vital"]) == ("upkeep", True)
+    assert failed["error"] == "ZeroDivisionError: nobody foresaw this"
+    assert events[-1]["event"] == "site stopped"
+    assert json.loads((home / "state.json").read_text())["connected"] is False
 
 
 def test_a_job_s_cap_outlives_the_process(homes: Homes, manifest: Manifest) -> None:
