@@ -26,7 +26,7 @@ from client.outbox import Outbox
 from client.presence import Presence
 from client.session import State
 from client.upkeep import Upkeep
-from common import notify
+from common import notify, volume
 from common.errors import StorageFailed
 from common.flower import new_context
 from common.link.framing import UNKNOWN_JOB_CAP_BYTES
@@ -166,6 +166,10 @@ def _warn(home: SiteHome, identity: Identity) -> None:
             log.warning("data file missing", data=name, path=str(home.path(data_set.path)))
     if not home.config.data:
         log.warning("no data set mapped", file=str(home.folder / "site.toml"))
+    with contextlib.suppress(OSError):  # a kernel that does not say
+        lies_on = volume.file_system(volume.magic(home.folder))
+        if lies_on.mark == "fault":
+            log.warning("home on an unsafe disk", found=lies_on.found, remedy=lies_on.advice)
 
 
 def _warm_up() -> None:

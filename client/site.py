@@ -18,6 +18,7 @@ from client.account import life_of, open_account, recorded_cap
 from client.approval import require_approval
 from client.config import SiteHome
 from client.estimate import require_limits
+from client.freshness import Stamp, stamp, warn_if_changed
 from client.heads import Heads
 from client.lifetime import Life, plan, require_lifetime, require_room
 from client.measure import divided, released_counts
@@ -87,6 +88,7 @@ class Site:
         self._cap, self._unit = recorded_cap(self.outbox), self.outbox.fixed_unit()
         self._keys, self._seeded = seeded or fresh_key, seeded
         self._trainers: dict[str, Trainer] = {}
+        self._read: Stamp | None = None  # of the ready job's file of records
         if home.config.runtime.threads:
             torch.set_num_threads(home.config.runtime.threads)
 
@@ -110,10 +112,11 @@ class Site:
         self._peers.require_quiet(job)
         require_approval(signed, self.home, self.outbox.decisions())
         if job.sha256 not in self._trainers:
+            read = stamp(self.home, job)  # before it is read: a change under way is one too
             trainer, records = self._prepare(job)
             self._open(signed, trainer)
             trainer = divided(trainer, records, self.outbox, self._seeded)
-            self._trainers = {job.sha256: trainer}
+            self._trainers, self._read = {job.sha256: trainer}, read
             log.info("job accepted", job=job.job.name, site=self.home.site)
         return self._trainers[job.sha256]
 
@@ -235,6 +238,7 @@ class Site:
         )
         log.info("round starts", job=job.job.name, round=key.round, steps=event.steps)
         self.outbox.store(key, self._content(trainer, key, vector))
+        self._read = warn_if_changed(self.home, job, self._read)
         self._tell(job, key.round)
 
     def _life_allows(self, charges: Sequence[Charge]) -> None:
@@ -301,6 +305,7 @@ class Site:
                 key, event, start, _terms(job), within=self._life_allows, purpose="metrics"
             )
             self.outbox.store(key, self._counts(trainer, key, vector))
+            self._read = warn_if_changed(self.home, job, self._read)
             log.info("counts ready to send", job=job.job.name)
         return charged(self._heads.charge(job.sha256, order.round, order.prove))
 

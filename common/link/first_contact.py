@@ -53,8 +53,7 @@ class Answer(Section):
 
 def send(connection: ssl.SSLSocket, line: Section) -> None:
     """Send one line."""
-    content = line.model_dump(mode="json", exclude_none=True)
-    connection.sendall(json.dumps(content).encode() + b"\n")
+    connection.sendall(to_line(line))
 
 
 def receive(connection: ssl.SSLSocket, kind: type[Model]) -> Model:
@@ -65,7 +64,21 @@ def receive(connection: ssl.SSLSocket, kind: type[Model]) -> Model:
         OSError: the connection broke or fell silent.
     """
     with connection.makefile("rb") as lines:
-        data = lines.readline(MAX_LINE_BYTES + 1)
+        return parse_line(kind, lines.readline(MAX_LINE_BYTES + 1))
+
+
+def to_line(line: Section) -> bytes:
+    """One line as it is sent."""
+    content = line.model_dump(mode="json", exclude_none=True)
+    return json.dumps(content).encode() + b"\n"
+
+
+def parse_line(kind: type[Model], data: bytes) -> Model:
+    """What ``to_line`` wrote.
+
+    Raises:
+        UpdateRejected: it is no line of this kind; the words hold nothing of it.
+    """
     name = kind.__name__.lower()
     if len(data) > MAX_LINE_BYTES or not data.endswith(b"\n"):
         raise UpdateRejected(f"{name} must be one line, got {len(data)} bytes without an end")

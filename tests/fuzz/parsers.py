@@ -5,29 +5,31 @@ of ours, which is one sentence. Both fuzzers start from the documents.
 """
 
 import gzip
+import io
 import json
 import tempfile
 from base64 import b64decode, b64encode
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import tomli_w
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import ConfigRecord, Message, RecordDict
+from pyarrow import parquet
 
 from client.anchor import Anchor
-from client.config import SiteConfig
+from client.config import load_home
 from common import messages, metric_messages, pki
 from common.audit.certificate import read_certificate as read_privacy_certificate
 from common.audit.events import read_events
 from common.audit.evidence import MANIFEST, open_bundle
 from common.audit.ledger import read_public
 from common.audit.report import read_report
-from common.bundle import Bundle, read_bundle
+from common.bundle import read_bundle
 from common.certificates import check_site_chain, days_left, leaf_key, read_identity
 from common.config import parse, read_toml
 from common.data.readers import read_records
@@ -60,6 +62,8 @@ from server import control
 from server.config import load_server_config
 from server.roster import Roster
 from simulations.benchmarks.link import OneTensor
+from tests.fuzz.admission import admission_parsers, bundle
+from tests.fuzz.parser import Parser, as_file, root, site
 from tests.story import told
 from tests.unit.common.audit.test_report import report as audit_report
 from tests.unit.common.test_result import example
@@ -79,14 +83,6 @@ max_delta = 1e-5
 [data.notes]
 path = "notes.csv"
 """
-
-
-@dataclass(frozen=True)
-class Parser:
-    """``read`` on bytes; ``whole`` is a document that it takes."""
-
-    read: Callable[[bytes], object]
-    whole: bytes
 
 
 _DIGEST, _AT = "ab" * 32, "2026-03-04T05:06:07Z"
@@ -120,33 +116,14 @@ def _confirmation() -> Confirmation:
     return Confirmation(job_sha256=_DIGEST, round=1, site="A", head=_charge().head, at=_AT)
 
 
-def _as_file(name: str, read: Callable[[Path], object]) -> Callable[[bytes], object]:
-    def run(data: bytes) -> object:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / name
-            path.write_bytes(data)
-            return read(path)
-
-    return run
-
-
-@cache
-def _pki() -> tuple[bytes, bytes, bytes, bytes]:
-    """Root, site chain, key and request."""
-    root = pki.create_root("fuzz")
-    key, csr = pki.new_site_key_and_csr("A")
-    chain = pki.issue_site(csr, pki.create_intermediate(root))
-    return root.certificate, chain, key, csr
-
-
 def _certificate(data: bytes) -> object:
-    root, chain, *_ = _pki()
+    chain, *_ = site()
     intermediate = chain[chain.index(b"-----BEGIN", 1) :]
     days_left(data)
     leaf_key(data)
     read_identity(data)
     read_certificate(data)
-    return check_site_chain(data + intermediate, root)
+    return check_site_chain(data + intermediate, root().certificate)
 
 
 def _pem(kind: str, der: bytes) -> bytes:
@@ -229,21 +206,16 @@ def _counts() -> RecordDict:
     return metric_messages.counts_reply(metric_messages.Counts(counts, "12" * 32, head))
 
 
-def _bundle() -> bytes:
-    root, chain, *_ = _pki()
-    return Bundle(
-        site="A",
-        server="h.example:443",
-        operator="cd" * 32,
-        certificate=chain.decode(),
-        root=root.decode(),
-    ).to_bytes()
-
-
 def _roster_json() -> bytes:
     with tempfile.TemporaryDirectory() as folder:
-        Roster(Path(folder) / "roster.json").enroll(_pki()[1])
+        Roster(Path(folder) / "roster.json").enroll(site()[0])
         return (Path(folder) / "roster.json").read_bytes()
+
+
+def _parquet() -> bytes:
+    made = io.BytesIO()
+    parquet.write_table(pa.table({"text": ["a, b", "c"], "label": ["x", "y"]}), made)
+    return made.getvalue()
 
 
 @cache
@@ -263,7 +235,7 @@ def _head() -> bytes:
 
 def parsers() -> dict[str, Parser]:
     """All of them, by the name of what they read."""
-    _, chain, key, csr = _pki()
+    chain, key, csr = site()
     events = [{"sampling_rate": 0.1, "noise_multiplier": 1.5, "steps": 3}]
     receipt = json.dumps([1, "ab" * 32, True])
     vector = np.array([1.5, -2.25, 0.5], np.float32)
@@ -296,17 +268,17 @@ def parsers() -> dict[str, Parser]:
             ),
         ),
         "signed job": Parser(parse_signed_job, _signed_job()),
-        "job.toml": Parser(_as_file("job.toml", load_job), _job_toml()),
+        "job.toml": Parser(as_file("job.toml", load_job), _job_toml()),
         "site.toml": Parser(
-            _as_file("site.toml", lambda path: parse(SiteConfig, read_toml(path), path.name)),
+            as_file("site.toml", lambda path: load_home(path.parent, "A")),
             (SITE % ("ab" * 32)).encode(),
         ),
         "server.toml": Parser(
-            _as_file("server.toml", _server_config),
+            as_file("server.toml", _server_config),
             b'name = "f"\nlisten = "h:1"\naddress = "h.example:1"\n',
         ),
-        "bundle": Parser(_as_file("A.bundle", read_bundle), _bundle()),
-        "roster": Parser(_as_file("roster.json", _roster), _roster_json()),
+        "bundle": Parser(as_file("A.bundle", read_bundle), bundle().to_bytes()),
+        "roster": Parser(as_file("roster.json", _roster), _roster_json()),
         "control request": Parser(control._parse, b'{"command": "show", "job": "x"}'),
         "certificate": Parser(_certificate, chain),
         "certificate in DER": Parser(
@@ -317,24 +289,27 @@ def parsers() -> dict[str, Parser]:
             lambda data: pki.read_csr(_pem("CERTIFICATE REQUEST", data)), _der(csr)
         ),
         "key": Parser(load_key, key),
-        "public key": Parser(_as_file("site.pem", read_public), chain),
+        "public key": Parser(as_file("site.pem", read_public), chain),
         "ledger": Parser(lambda data: replay(read_extract(data)), LEDGER.read_bytes()),
         "anchor": Parser(
-            _as_file("account.anchor", lambda path: Anchor(path.with_suffix(".db")).read()), _head()
+            as_file("account.anchor", lambda path: Anchor(path.with_suffix(".db")).read()), _head()
         ),
-        "audit report": Parser(_as_file("report.json", read_report), audit_report().to_bytes()),
-        "events": Parser(_as_file("events.json", read_events), json.dumps(events).encode()),
+        "audit report": Parser(as_file("report.json", read_report), audit_report().to_bytes()),
+        "events": Parser(as_file("events.json", read_events), json.dumps(events).encode()),
         "records.csv": Parser(
-            _as_file("r.csv", lambda path: list(read_records(path, columns))),
+            as_file("r.csv", lambda path: list(read_records(path, columns))),
             b'text,label\n"a, b",x\nc,y\n',
         ),
         "records.jsonl": Parser(
-            _as_file("r.jsonl", lambda path: list(read_records(path, columns))),
+            as_file("r.jsonl", lambda path: list(read_records(path, columns))),
             b'{"text": "a", "label": "x"}\n{"text": "b", "label": 3}\n',
         ),
         "records.csv.gz": Parser(
-            _as_file("r.csv.gz", lambda path: list(read_records(path, columns))),
+            as_file("r.csv.gz", lambda path: list(read_records(path, columns))),
             gzip.compress(b"text,label\na,x\n", mtime=0),
+        ),
+        "records.parquet": Parser(
+            as_file("r.parquet", lambda path: list(read_records(path, columns))), _parquet()
         ),
         "evidence": Parser(open_bundle, _evidence()),
         "evidence's manifest": Parser(_manifest, unpack_zip(_evidence(), "bundle")[MANIFEST]),
@@ -349,5 +324,6 @@ def parsers() -> dict[str, Parser]:
             _content(read_confirm),
             _message(confirm=ConfigRecord({"unsigned": to_bytes(_confirmation())})),
         ),
-        "result.json": Parser(_as_file("result.json", read_result), json.dumps(example()).encode()),
+        "result.json": Parser(as_file("result.json", read_result), json.dumps(example()).encode()),
+        **admission_parsers(),
     }

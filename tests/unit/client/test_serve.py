@@ -16,7 +16,7 @@ from client import presence, serve, status
 from client.config import SiteHome
 from client.outbox import Outbox
 from client.session import State
-from common import messages
+from common import messages, volume
 from common.errors import InvalidInput
 from common.flower import become_server
 from common.job import Job, SignedJob, sign_job
@@ -119,6 +119,26 @@ def test_what_will_be_trouble_is_said_at_the_start(homes: Homes) -> None:
         run(homes.load(days=40))
     warned = {event["event"]: event for event in events if event["log_level"] == "warning"}
     assert list(warned) == ["no data set mapped"]
+
+
+def test_a_home_on_a_network_s_disk_is_said_at_the_start(
+    homes: Homes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = homes.load()
+    asked: list[Path] = []
+
+    def nfs(path: Path) -> int:  # as the kernel would say; include/uapi/linux/magic.h
+        asked.append(path)
+        return 0x6969
+
+    monkeypatch.setattr(volume, "magic", nfs)
+    with capture_logs() as events:
+        run(home)
+    (said,) = [event for event in events if event["event"] == "home on an unsafe disk"]
+    assert said["log_level"] == "warning"
+    assert "NFS, a network file system" in said["found"]
+    assert said["remedy"].startswith("move the home to a local disk")
+    assert asked == [home.folder]
 
 
 def test_since_is_the_time_of_the_change_and_not_of_the_last_word(homes: Homes) -> None:

@@ -91,6 +91,29 @@ def test_the_same_round_gives_the_same_bytes_and_one_charge_even_in_a_new_proces
     assert charge.payload_sha256 == hashlib.sha256(first).hexdigest()
 
 
+def test_records_that_change_during_a_job_are_said_once_and_only_here(
+    job: MakeJob,
+    site: MakeSite,
+    sign: Sign,
+    logs: Any,  # noqa: ANN401 -- the root conftest's own
+) -> None:
+    one, signed = site(), sign(job())
+    path = one.home.path(one.home.data_set(signed.job.data.name).path)
+    ask(one, signed)
+    assert "records changed" not in logs.text
+    before = path.read_bytes()
+    path.write_bytes(before + before.splitlines(keepends=True)[-1])
+    answers = [ask(one, signed, 2), ask(one, signed, 3)]
+    assert logs.text.count("records changed during a job") == 1
+    assert all(b"changed" not in answer for answer in answers)
+    assert [charge.event.steps for charge in one.outbox.charges()] == [2, 2, 2]
+    at = path.stat().st_mtime_ns - 5_000_000_000
+    path.write_bytes(path.read_bytes())
+    os.utime(path, ns=(at, at))  # of the same size
+    one.answer(Order(signed, 3, None), start(signed.job))  # stored before: nothing was trained
+    assert logs.text.count("records changed during a job") == 1
+
+
 def test_a_second_input_for_a_round_is_refused_without_a_charge(
     job: MakeJob, site: MakeSite, sign: Sign
 ) -> None:

@@ -1,8 +1,12 @@
 """Near-duplicates. Oracle: the exact Jaccard index of every pair."""
 
 import random
+from collections.abc import Callable
 from itertools import combinations
 
+import pytest
+
+from common.data import near
 from common.data.check import check, table
 from common.data.near import NEAR, NearCounts, jaccard, near_duplicates, runs
 from common.data.records import Record
@@ -36,14 +40,14 @@ def by_every_pair(records: list[Record]) -> NearCounts:
         words = record.text.lower().split()
         sets.append({tuple(words[i : i + 3]) for i in range(max(1, len(words) - 2))})
     for i, record in enumerate(records):
-        near = [
+        like = [
             owners[j]
             for j in range(i)
             if (records[j].text, records[j].label) != (record.text, record.label)
             and len(sets[i] & sets[j]) / len(sets[i] | sets[j]) >= NEAR
         ]
-        within += owners[i] in near
-        across += bool(near) and owners[i] not in near
+        within += owners[i] in like
+        across += bool(like) and owners[i] not in like
     return NearCounts(within, across)
 
 
@@ -53,6 +57,58 @@ def test_counts_are_those_of_the_exact_index_over_all_pairs() -> None:
         assert found == by_every_pair(records)
     assert sum(found.within for found, _ in counted if found) > 10
     assert sum(found.across for found, _ in counted if found) > 60
+
+
+def templated(records: int, own_words: int) -> list[Record]:
+    """Notes of 60 shared words and some that each has alone; five a unit."""
+    shared = [f"w{i}" for i in range(60)]
+    own = [[f"n{i}x{word}" for word in range(own_words)] for i in range(records)]
+    return [
+        Record(" ".join([*shared, *own[i]]), "x", f"p{i % -(-records // 5)}")
+        for i in range(records)
+    ]
+
+
+@pytest.fixture
+def compared(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[Record]], tuple[object, int]]:
+    """What is counted, and how many pairs were compared for it."""
+
+    def count(records: list[Record]) -> tuple[object, int]:
+        pairs: list[float] = []
+
+        def noted(first: frozenset[str], second: frozenset[str]) -> float:
+            pairs.append(jaccard(first, second))
+            return pairs[-1]
+
+        monkeypatch.setattr(near, "jaccard", noted)
+        return near_duplicates(records, units(records)), len(pairs)
+
+    return count
+
+
+def test_notes_of_a_template_cost_about_one_comparison_each(
+    compared: Callable[[list[Record]], tuple[object, int]],
+) -> None:
+    # 58 shared runs and one own: 58/60 are shared by any two, so all but the first are near.
+    assert compared(templated(200, 1)) == (NearCounts(160, 39), 199)
+    assert compared(templated(800, 1)) == (NearCounts(640, 159), 799)
+
+
+def test_a_crowd_that_just_is_not_near_is_not_compared_pair_by_pair(
+    compared: Callable[[list[Record]], tuple[object, int]],
+) -> None:
+    # 58 shared runs and 10 own: 58/78 = 0.74. Each is compared with 32 at most, of four own 4.
+    crowd = templated(400, 10)
+    found, pairs = compared(crowd)
+    assert found == NearCounts(0, 0)
+    assert 10 * len(crowd) < pairs <= 36 * len(crowd)
+
+
+def test_a_near_one_is_found_in_a_crowd() -> None:
+    # The last is one of them with its last word changed, so 67/69 of their runs are shared.
+    crowd = templated(400, 10)
+    later = Record(crowd[150].text.rsplit(" ", 1)[0] + " other", "x", "new")
+    assert near_duplicates([*crowd, later], units([*crowd, later])) == NearCounts(0, 1)
 
 
 def test_the_index_by_hand() -> None:
