@@ -237,7 +237,8 @@ class LinkServer:
         except InvalidInput as error:
             raise _Refused(wire.Refusal.IDENTITY, str(error)) from error
         try:
-            self._roster.check(site, serial)
+            above = context.auth_context().get("x509_pem_cert_chain", [])
+            self._roster.check(site, serial, b"".join([pem, *above]))
         except Refusal as error:
             raise _Refused(wire.Refusal.ROSTER, str(error), site) from error
         return site, serial
