@@ -2,12 +2,14 @@
 
 Nothing of the token but its address is used before the server has proved, in the handshake, that it
 holds the key of a certificate which leads to the root that the token names. Only then does the
-secret leave, with a request for this site's own key.
+secret leave, with a request for this site's own key. The way there is the link's own, through the
+proxy that the environment names (common/reach.py).
 
 Not covered: how the token came here; whoever read it on its way may have used it before.
 """
 
 import datetime as dt
+import os
 import socket
 import ssl
 from pathlib import Path
@@ -15,7 +17,8 @@ from pathlib import Path
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from client.enrolment import InstalledSite, check_limits, init_site, install_bundle
-from common import pki
+from client.obstacles import Way, no_connection
+from common import pki, reach
 from common.address import split_address
 from common.bundle import Bundle
 from common.certificates import read_certificate
@@ -40,8 +43,8 @@ def join(
     """Make the site's key if it has none, and put in place what the server answers.
 
     Raises:
-        InvalidInput: ``site`` is no name, its home holds another site or root, or a limit is out
-            of its range.
+        InvalidInput: ``site`` is no name, its home holds another site or root, a limit is out of
+            its range, or the environment names a proxy that is none.
         LinkDown: the server cannot be reached.
         Refusal: it is not the server of the token, or its words why not.
         StorageFailed: the disk is full, or the like.
@@ -76,10 +79,10 @@ def _require_root(home: Path, token: Token) -> None:
 
 
 def _ask(token: Token, csr: bytes, now: dt.datetime | None) -> Bundle:
-    host, port = split_address(token.address)
+    host, _ = split_address(token.address)
     try:
         with (
-            socket.create_connection((host, port), _PATIENCE_S) as connection,
+            _connected(token.address) as connection,
             _context().wrap_socket(connection, server_hostname=host) as secure,
         ):
             _check_server(secure, token, host, now)
@@ -92,6 +95,19 @@ def _ask(token: Token, csr: bytes, now: dt.datetime | None) -> Bundle:
     if answer.bundle is None:
         raise Refusal(f"server refused: {answer.refusal or 'no reason given'}")
     return answer.bundle
+
+
+def _connected(address: str) -> socket.socket:
+    host, port = split_address(address)
+    proxy = reach.proxy_for(host, os.environ)
+    try:
+        return reach.connect(host, port, _PATIENCE_S, proxy)
+    except OSError as error:
+        if proxy is None:
+            raise
+        told = no_connection(Way(address, host, port, proxy, _PATIENCE_S), error)
+        open_while = "the port beyond is open while the server runs and an invitation stands"
+        raise LinkDown(f"{told.found} ({told.advice}; {open_while})") from error
 
 
 def _context() -> ssl.SSLContext:

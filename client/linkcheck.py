@@ -20,6 +20,7 @@ from common.errors import InvalidInput, LinkDown, UpdateRejected
 CLOCK = "clock and server"
 LINES = (*STEPS, CLOCK)
 
+_REVOKED = "must not be revoked"  # as server/roster.py says it
 _SKEW_S, _MUCH_SKEW_S = 30.0, 300.0  # a certificate is valid from 5 minutes before it was issued
 
 
@@ -90,14 +91,21 @@ def _asked(home: SiteHome, identity: Identity, timeout_s: float) -> Iterator[Fin
         yield unchecked(CLOCK, "the server did not answer", f"mend the {ADMISSION} first")
         return
     if found.refusal:
-        advice = (
-            "ask the operator why; a revoked key does not come back, so move pki/site.key away and "
-            "join by a new token"
-        )
-        yield fault(ADMISSION, f"{server} turns this site away: {found.refusal}", advice)
+        words = f"{server} turns this site away: {found.refusal}"
+        yield fault(ADMISSION, words, _advice(found.refusal))
     else:
         yield ok(ADMISSION, f"{server} admits site {home.site}")
     yield _clock(found.ahead_s, found.within_s)
+
+
+def _advice(refusal: str) -> str:
+    """A key is given up only where it is lost for good."""
+    if _REVOKED in refusal:
+        return (
+            "ask the operator why; a revoked key does not come back, so move pki/site.key away and "
+            "join by a new token"
+        )
+    return "ask the operator why, and for a new token to join by; leave pki/site.key where it is"
 
 
 def _clock(ahead_s: float | None, within_s: float) -> Finding:

@@ -351,7 +351,8 @@ def restore(
     print(
         "next:\n"
         f"  1. revoke again whom you revoked since then:  {command} revoke SITE\n"
-        "  2. enroll again whom you enrolled since then\n"
+        f"  2. invite again who joined since then:        {command} invite SITE\n"
+        "     (with --replace for another key; who only renewed comes back unasked)\n"
         f"  3. start the server:  {command} start\n"
         "  4. submit again what you submitted since then: sites charge no round twice"
     )

@@ -43,7 +43,7 @@ log = structlog.get_logger()
 class Request(Section):
     """What the operator asks for; ``signed`` is the JSON text of a signed job."""
 
-    command: Literal["submit", "jobs", "show", "stop", "watch"]
+    command: Literal["submit", "jobs", "show", "stop", "watch", "sites"]
     job: str = Field(default="", max_length=200)
     signed: str = Field(default="", max_length=MAX_CONFIG_BYTES)
 

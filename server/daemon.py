@@ -195,6 +195,8 @@ class Daemon:
             yield control.answer(self._submit(request.signed))
         elif request.command == "jobs":
             yield control.answer({"jobs": [self._summary(row) for row in self.checkpoints.jobs()]})
+        elif request.command == "sites":
+            yield control.answer({"connected": sorted(self.link.connected())})
         elif request.command == "show":
             row = self._worker.known(self.checkpoints.job(request.job))
             yield control.answer(views.detail(row, self.checkpoints, self._outcomes))

@@ -295,7 +295,8 @@ class LinkServer:
 
     def _require_admitted(self, site: str, serial: int) -> None:
         try:
-            self._roster.check(site, serial)
+            above = context.auth_context().get("x509_pem_cert_chain", [])
+            self._roster.check(site, serial, b"".join([pem, *above]))
         except Refusal as error:
             raise _Refused(wire.Refusal.ROSTER, str(error), site) from error
 

@@ -1,13 +1,15 @@
-"""``fl-server invite`` and ``invited``: who may come in by a token.
+"""``fl-server invite``, ``invited`` and ``sites``: who may come in by a token, and who is in.
 
 Not covered: ``enroll`` and ``revoke`` (server/cli.py).
 """
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from common.cli import AsJson, print_json
+from server.home import command_of
 
 if TYPE_CHECKING:
     from server.invitations import Invitation
@@ -69,6 +71,39 @@ def add_commands(app: typer.Typer) -> None:
             typer.echo(f"{one.site}  until {one.expires:%Y-%m-%d %H:%M} UTC, {state}")
         if not standing:
             typer.echo("no invitation stands")
+
+    app.command("sites")(_sites)
+
+
+def _sites(context: typer.Context, as_json: AsJson = False) -> None:
+    """List who is enrolled, until when, and who is connected."""
+    from server.config import load_server_config
+    from server.enrolment import ROSTER_FILE
+    from server.roster import Roster
+    from server.sites import listing, words
+
+    home: Path = context.obj
+    load_server_config(home)
+    found = listing(Roster(home / ROSTER_FILE).sites(), _connected(home))
+    if as_json:
+        print_json(found)
+        return
+    width = max((len(line["site"]) for line in found), default=0)
+    for line in found:
+        typer.echo(f"{line['site']:<{width}}  {words(line)}")
+    if not found:
+        typer.echo(f"no sites yet (invite one with: {command_of(home)} invite SITE)")
+
+
+def _connected(home: Path) -> list[str] | None:
+    """Only the running server knows; the roster is there without it."""
+    from common.errors import LinkDown
+    from server.control import Request, ask
+
+    try:
+        return list(ask(home, Request(command="sites"))["connected"])
+    except LinkDown:
+        return None
 
 
 def _state(one: "Invitation") -> str:

@@ -9,7 +9,7 @@ older one that the server remembers, and a round that is asked again is answered
 the first time. Which rounds were asked since is not known any more, so a job that has not ended
 counts all of its rounds as asked of all its sites, until their replies say otherwise. What else the
 server alone knew since the backup is gone: jobs submitted, sites enrolled or revoked, which the
-operator does again.
+operator does again. A site that only renewed is admitted by its key (server/roster.py).
 
 Not covered: a power cut between the two renames, after which the home has to be given its name by
 hand; both are there.

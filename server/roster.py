@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated
 
+import structlog
 from pydantic import AwareDatetime, Field, StringConstraints
 
 from common import pki
@@ -30,6 +31,8 @@ ISSUED = "issued"
 _MOST_STANDING = 16  # certificates of one key, beside the one that asks for another
 MOST_A_DAY = 6  # certificates of one key, unless the newest is due to be renewed
 _DAY = dt.timedelta(days=1)
+
+log = structlog.get_logger(__name__)
 
 Serial = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{1,40}\z")]
 
@@ -130,8 +133,8 @@ class Roster:
         with self._locked():
             self.check(site, serial, now=moment)
             entries = self._read().sites[site]
-            asking = next(e for e in entries if int(e.serial, 16) == serial)
-            if asking.key_sha256 != entry.key_sha256:
+            asking = _find(entries, serial)
+            if asking is None or asking.key_sha256 != entry.key_sha256:
                 raise Refusal(f"renewal of {site} must be for the key it has, got another")
             _check_pace(site, entries, asking, moment)
             kept = _without_stale(entries, asking, moment)
@@ -199,37 +202,38 @@ class Roster:
                 self._write({**content.sites, site: revoked})
         return count
 
-    def check(self, site: str, serial: int, *, now: dt.datetime | None = None) -> None:
+    def check(
+        self, site: str, serial: int, certificate: bytes = b"", *, now: dt.datetime | None = None
+    ) -> None:
         """Return if the certificate of ``site`` with this serial number is admitted now.
+
+        A roster put back from a backup does not know what its sites renewed since. So a certificate
+        that TLS has traced to our root is put on it if it is for a key of ``site`` that stands; any
+        other that it does not know is refused.
+
+        Args:
+            site: whom the certificate names.
+            serial: its number.
+            certificate: the chain (PEM) as TLS checked it; without it, none is added.
+            now: the moment to look at.
 
         Raises:
             Refusal: unknown site or certificate, revoked, retired, expired, or no roster to look
-                in.
+                in or to write to.
         """
+        moment = now or dt.datetime.now(dt.UTC)
         try:
             entries = self._read().sites.get(site)
+            if entries is None:
+                raise Refusal(f"site must be enrolled at this server, got {site[:80]!r}")
+            if certificate and _find(entries, serial) is None:
+                entries = self._add_renewed(site, certificate, moment)
         except (InvalidInput, StorageFailed) as error:
-            raise Refusal(f"roster must be readable before a site is admitted: {error}") from error
-        if entries is None:
-            raise Refusal(f"site must be enrolled at this server, got {site[:80]!r}")
-        entry = next((e for e in entries if int(e.serial, 16) == serial), None)
+            raise Refusal(f"roster must be usable before a site is admitted: {error}") from error
+        entry = _find(entries, serial)
         if entry is None:
             raise Refusal(f"certificate of {site} must be issued here, got serial {serial:x}")
-        if entry.revoked is not None:
-            raise Refusal(
-                f"certificate of {site} must not be revoked, got serial {serial:x}, "
-                f"revoked on {entry.revoked:%Y-%m-%d %H:%M} UTC"
-            )
-        if entry.retired is not None:
-            raise Refusal(
-                f"certificate of {site} must be of the root in force, got one of the root that was "
-                f"dropped on {entry.retired:%Y-%m-%d %H:%M} UTC (the site is invited again)"
-            )
-        if not entry.stands(now or dt.datetime.now(dt.UTC)):
-            raise Refusal(
-                f"certificate of {site} must be valid today, "
-                f"got one that expired on {entry.not_after:%Y-%m-%d}"
-            )
+        _require_standing(site, entry, moment)
 
     def holds_key(self, site: str, key_sha256: str, *, now: dt.datetime | None = None) -> bool:
         """Whether a certificate of ``site`` that is admitted now is for this public key."""
@@ -239,6 +243,21 @@ class Roster:
             return False
         moment = now or dt.datetime.now(dt.UTC)
         return any(e.key_sha256 == key_sha256 and e.stands(moment) for e in entries)
+
+    def _add_renewed(
+        self, site: str, certificate: bytes, moment: dt.datetime
+    ) -> tuple[Issued, ...]:
+        """The site's certificates and this one, written if it was not there and may be."""
+        entry = _entry(certificate)
+        with self._locked():
+            content = self._read()
+            entries = content.sites.get(site, ())
+            if _find(entries, int(entry.serial, 16)) is None:
+                _check_renewed(site, entries, entry, moment)
+                entries = (*entries, entry)
+                self._write({**content.sites, site: entries})
+                log.info("certificate noted", site=site, serial=entry.serial)
+        return entries
 
     def _keep(self, certificate: bytes, entry: Issued) -> None:
         """Before it is admitted: whoever takes part can be shown to have been let in."""
@@ -301,6 +320,44 @@ def _entry(certificate: bytes) -> Issued:
         not_before=leaf.not_valid_before_utc,
         not_after=leaf.not_valid_after_utc,
     )
+
+
+def _find(entries: tuple[Issued, ...], serial: int) -> Issued | None:
+    return next((e for e in entries if int(e.serial, 16) == serial), None)
+
+
+def _require_standing(site: str, entry: Issued, moment: dt.datetime) -> None:
+    if entry.revoked is not None:
+        raise Refusal(
+            f"certificate of {site} must not be revoked, got serial {entry.serial}, "
+            f"revoked on {entry.revoked:%Y-%m-%d %H:%M} UTC"
+        )
+    if entry.retired is not None:
+        raise Refusal(
+            f"certificate of {site} must be of the root in force, got one of the root that was "
+            f"dropped on {entry.retired:%Y-%m-%d %H:%M} UTC (the site is invited again)"
+        )
+    if not entry.stands(moment):
+        raise Refusal(
+            f"certificate of {site} must be valid today, "
+            f"got one that expired on {entry.not_after:%Y-%m-%d}"
+        )
+
+
+def _check_renewed(
+    site: str, entries: tuple[Issued, ...], entry: Issued, moment: dt.datetime
+) -> None:
+    """One that is not known must be for a key that is, and that was not turned away."""
+    same = [e for e in entries if e.key_sha256 == entry.key_sha256]
+    for revoked in (e for e in same if e.revoked is not None):
+        _require_standing(site, revoked, moment)
+    if not any(e.stands(moment) for e in same):
+        which = "a key that has none which stands" if same else "a key that is not known"
+        raise Refusal(
+            f"certificate of {site} must be issued here, got serial {entry.serial} for {which} "
+            "(the site is invited again, and keeps its key)"
+        )
+    _require_standing(site, entry, moment)
 
 
 def _without_stale(

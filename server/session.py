@@ -32,8 +32,8 @@ log = structlog.get_logger(__name__)
 class SiteRoster(Protocol):
     """Who may take part, as server.roster.Roster keeps it."""
 
-    def check(self, site: str, serial: int) -> None:
-        """Raise Refusal, in words, if this certificate may not take part now."""
+    def check(self, site: str, serial: int, certificate: bytes = b"") -> None:
+        """Raise Refusal, in words, if this certificate (its chain, PEM) may not take part now."""
 
 
 class Session:

@@ -98,6 +98,79 @@ def test_a_port_on_every_address_takes_ipv4_and_ipv6(server: Path) -> None:
         joins.stop()
 
 
+class Proxy:
+    """Passes CONNECT on, or answers it with another status; ``asked`` is what it was asked."""
+
+    def __init__(self, status: str = "200 Connection established") -> None:
+        self.asked: list[str] = []
+        self._status = status
+        self._socket = socket.create_server((HOST, 0))
+        self.url = f"http://{HOST}:{self._socket.getsockname()[1]}"
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        with suppress(OSError):  # closed by the test
+            while True:
+                threading.Thread(
+                    target=self._pass_on, args=(self._socket.accept()[0],), daemon=True
+                ).start()
+
+    def _pass_on(self, near: socket.socket) -> None:
+        self.asked.append(near.recv(4096).split(b"\r\n")[0].decode())
+        near.sendall(f"HTTP/1.1 {self._status}\r\n\r\n".encode())
+        if not self._status.startswith("200"):
+            near.close()
+            return
+        host, port = self.asked[-1].split(" ")[1].split(":")
+        with near, socket.create_connection((host, int(port))) as far:
+            threading.Thread(target=_pump, args=(far, near), daemon=True).start()
+            _pump(near, far)
+
+    def close(self) -> None:
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+
+def _pump(source: socket.socket, sink: socket.socket) -> None:
+    with suppress(OSError):
+        while data := source.recv(65536):
+            sink.sendall(data)
+        sink.shutdown(socket.SHUT_WR)
+
+
+def test_a_site_joins_through_the_proxy_that_its_link_uses(
+    server: Path, daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = invited(server)
+    with closing(Proxy()) as proxy:
+        monkeypatch.setenv("https_proxy", proxy.url)
+        monkeypatch.delenv("no_proxy", raising=False)
+        join(tmp_path / "A", "A", token)
+        renew(load_home(tmp_path / "A", "A"))
+    link = load_home(tmp_path / "A", "A").config.server
+    assert proxy.asked[0] == f"CONNECT {token.address} HTTP/1.1"
+    assert set(proxy.asked[1:]) == {f"CONNECT {link} HTTP/1.1"}
+    assert len(admitted(server)) == 1
+
+
+def test_a_proxy_that_does_not_let_a_site_through_is_named(
+    server: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = invite(server, "A").token
+    monkeypatch.delenv("no_proxy", raising=False)
+    with closing(Proxy("403 Forbidden")) as proxy:
+        monkeypatch.setenv("https_proxy", proxy.url)
+        words = r"\(https_proxy\) does not let us through to .*: HTTP/1.1 403 .*pass CONNECT to"
+        with pytest.raises(LinkDown, match=words):
+            join(tmp_path / "A", "A", token)
+    monkeypatch.setenv("https_proxy", f"http://{HOST}:1")
+    with pytest.raises(LinkDown, match=r"proxy .* refused the connection"):
+        join(tmp_path / "A", "A", token)
+    monkeypatch.setenv("https_proxy", "socks5://127.0.0.1:1")
+    with pytest.raises(InvalidInput, match="https_proxy must be http://HOST:PORT"):
+        join(tmp_path / "A", "A", token)
+
+
 def test_a_token_works_once(server: Path, daemon: Daemon, tmp_path: Path) -> None:
     token = invited(server)
     join(tmp_path / "A", "A", token)

@@ -33,9 +33,11 @@ from common.flower import become_server
 from common.link import federation_pb2 as wire
 from common.link.channel import RENEW
 from server.authority import read_authorities
+from server.backup import backup
 from server.certificate import ServerCertificate
 from server.daemon import Daemon
 from server.enrolment import enroll, init_server, revoke
+from server.restore import restore
 from server.roster import MOST_A_DAY
 from tests.integration.live import (
     HOST,
@@ -142,6 +144,28 @@ def test_a_running_site_renews_and_its_next_session_uses_the_new_certificate(
     assert [int(e["serial"], 16) for e in federation.roster()["A"]] == [old, new]
     # Both stand: a copy of the home from before is not locked out.
     assert all(entry["revoked"] is None for entry in federation.roster()["A"])
+
+
+def test_a_site_that_renewed_since_the_backup_is_admitted_by_the_restored_server(
+    federation: Federation, running: Start
+) -> None:
+    home, file = federation.site("A"), federation.folder / "server.backup"
+    with running_daemon(federation.server):
+        backup(federation.server, file)
+        renew(home)
+    federation.server.rename(federation.folder / "lost")
+    restore(federation.server, file)
+    assert [int(e["serial"], 16) for e in federation.roster()["A"]] != [serial(home)]
+    with running_daemon(federation.server) as daemon:
+        running(home)
+        eventually(lambda: daemon.link.connected() == {"A"})
+        assert int(federation.roster()["A"][-1]["serial"], 16) == serial(home)
+        assert federation.roster()["A"][-1]["issuer"] == federation.roster()["A"][0]["issuer"]
+        renew(home)
+        assert revoke(federation.server, "A") == 3
+        eventually(lambda: daemon.link.connected() == set())
+        with pytest.raises(LinkDown, match="must not be revoked"):
+            renew(home)
 
 
 def test_a_certificate_that_is_not_due_is_left_alone(
@@ -304,6 +328,7 @@ SERVER_RENEWS = """
 import datetime as dt, sys
 from pathlib import Path
 from server.authority import read_authorities
+from server.backup import backup
 from server.certificate import ServerCertificate
 ServerCertificate(Path(sys.argv[1]), now=dt.datetime.now(dt.UTC) + dt.timedelta(days=22))
 """

@@ -27,6 +27,7 @@ SHOWS = {
     "fl-server show",
     "fl-server doctor",
     "fl-server invited",
+    "fl-server sites",
     "fl-server rotate status",
     "fl-client doctor",
     "fl-client roster",

@@ -122,8 +122,18 @@ def test_a_revoked_site_is_told_by_the_server(
     found = link(home)
     assert marked(found, "fault") == {"admission"}
     assert "must not be revoked" in found["admission"].found
-    assert "join" in found["admission"].advice
+    assert "move pki/site.key away and join" in found["admission"].advice
     assert found["clock and server"].mark == "ok"
+
+
+def test_a_site_that_is_not_revoked_is_told_to_keep_its_key(
+    whole: Make, link: Callable[..., Lines], tmp_path: Path
+) -> None:
+    home = whole()
+    (tmp_path / "roster.json").unlink()
+    found = link(home)
+    assert "must be enrolled at this server" in found["admission"].found
+    assert found["admission"].advice.endswith("leave pki/site.key where it is")
 
 
 # Proxies

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from common import pki
-from common.errors import InvalidInput, Refusal
+from common.errors import InvalidInput, Refusal, StorageFailed
 from common.files import write_file
 from server.roster import Roster
 
@@ -93,7 +93,7 @@ def test_a_roster_that_goes_missing_admits_nobody(path: Path) -> None:
 def test_a_spoilt_roster_admits_nobody_and_is_not_overwritten(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     certificate = issued("A")
-    with pytest.raises(Refusal, match="roster must be readable"):
+    with pytest.raises(Refusal, match="roster must be usable before a site is admitted"):
         Roster(path).check("A", serial(certificate))
     with pytest.raises(InvalidInput):
         Roster(path).enroll(certificate)
@@ -331,3 +331,68 @@ def test_a_site_that_was_left_behind_by_a_root_is_turned_away_and_comes_back_wit
     roster.enroll(again)
     roster.check("A", serial(again))
     assert roster.retire(issuer) == ()
+
+
+# After a restore the roster is older than what its sites hold.
+
+
+def test_a_certificate_renewed_since_a_backup_is_noted_for_a_key_that_stands(path: Path) -> None:
+    roster, (_, csr) = Roster(path), pki.new_site_key_and_csr("A")
+    roster.enroll(issued("A", csr))
+    renewed = issued("A", csr)
+    with pytest.raises(Refusal, match="must be issued here"):
+        roster.check("A", serial(renewed))
+    roster.check("A", serial(renewed), renewed)
+    # From then on as any other: by its number, by whoever reads the file, renewed and revoked.
+    Roster(path).check("A", serial(renewed))
+    assert [int(e.serial, 16) for e in roster.sites()["A"]][-1] == serial(renewed)
+    assert roster.sites()["A"][-1].issuer == pki.fingerprint(INTERMEDIATE.certificate)
+    roster.renew(issued("A", csr), serial(renewed), now=NOW)
+    assert roster.revoke("A") == 3
+    with pytest.raises(Refusal, match="must not be revoked"):
+        roster.check("A", serial(renewed), renewed)
+
+
+def test_no_certificate_of_an_unknown_a_revoked_or_an_ended_key_is_noted(path: Path) -> None:
+    roster, (_, csr) = Roster(path), pki.new_site_key_and_csr("A")
+    roster.enroll(issued("A", csr, days=2), now=NOW)
+    before = path.read_bytes()
+    strange, renewed = issued("A"), issued("A", csr)
+    with pytest.raises(Refusal, match=r"must be issued here, got .* a key that is not known"):
+        roster.check("A", serial(strange), strange)
+    with pytest.raises(Refusal, match=r"must be issued here, got .* none which stands"):
+        roster.check("A", serial(renewed), renewed, now=NOW + 3 * DAY)
+    with pytest.raises(Refusal, match="must be valid today"):
+        roster.check("A", serial(renewed), issued("A", csr, days=1), now=NOW + 1.5 * DAY)
+    with pytest.raises(Refusal, match="must be enrolled"):
+        Roster(path).check("B", serial(renewed), renewed)
+    assert path.read_bytes() == before
+    roster.revoke("A")
+    before = path.read_bytes()
+    with pytest.raises(Refusal, match="must not be revoked"):
+        roster.check("A", serial(renewed), renewed)
+    assert path.read_bytes() == before
+
+
+def test_another_site_s_key_does_not_let_a_certificate_in(path: Path) -> None:
+    roster, (key, csr) = Roster(path), pki.new_site_key_and_csr("A")
+    roster.enroll(issued("A", csr))
+    roster.enroll(issued("B"))
+    crossed = issued("B", pki.create_csr("B", key))
+    with pytest.raises(Refusal, match="a key that is not known"):
+        roster.check("B", serial(crossed), crossed)
+
+
+def test_a_certificate_that_cannot_be_noted_is_not_admitted(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roster, (_, csr) = Roster(path), pki.new_site_key_and_csr("A")
+    roster.enroll(issued("A", csr))
+
+    def full(*_: object, **__: object) -> None:
+        raise StorageFailed("roster.json must be written, but No space left on device")
+
+    monkeypatch.setattr("server.roster.write_file", full)
+    renewed = issued("A", csr)
+    with pytest.raises(Refusal, match="No space left"):
+        roster.check("A", serial(renewed), renewed)
