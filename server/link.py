@@ -275,7 +275,7 @@ class LinkServer:
         data = self._calls.request(site, incoming, context)
         if data is None:
             raise _Refused(wire.Refusal.PROTOCOL, "call must bring a request, got none", site)
-        self._require_admitted(site, serial)  # seconds may have passed
+        self._require_admitted(site, serial, context)  # seconds may have passed
         return data
 
     def _warn(
@@ -290,13 +290,12 @@ class LinkServer:
             site, serial = _caller(context)
         except InvalidInput as error:
             raise _Refused(wire.Refusal.IDENTITY, str(error)) from error
-        self._require_admitted(site, serial)
+        self._require_admitted(site, serial, context)
         return site, serial
 
-    def _require_admitted(self, site: str, serial: int) -> None:
+    def _require_admitted(self, site: str, serial: int, context: grpc.ServicerContext) -> None:
         try:
-            above = context.auth_context().get("x509_pem_cert_chain", [])
-            self._roster.check(site, serial, b"".join([pem, *above]))
+            self._roster.check(site, serial, _chain(context))
         except Refusal as error:
             raise _Refused(wire.Refusal.ROSTER, str(error), site) from error
 
@@ -350,6 +349,12 @@ def _caller(context: grpc.ServicerContext) -> tuple[str, int]:
     """The site and serial number of a certificate that is ours, whatever the roster says."""
     (pem,) = context.auth_context().get("x509_pem_cert", [b""])
     return read_certificate(pem)
+
+
+def _chain(context: grpc.ServicerContext) -> bytes:
+    """The caller's certificates (PEM), its own first, as TLS checked them."""
+    known = context.auth_context()
+    return b"".join([*known.get("x509_pem_cert", []), *known.get("x509_pem_cert_chain", [])])
 
 
 def _reason_of(error: Refusal) -> wire.Refusal.Reason:
