@@ -15,7 +15,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from client.config import load_home
-from client.enrolment import init_site
+from client.enrolment import init_site, install
 from client.identity import read_identity
 from client.joining import join
 from client.renewal import renew
@@ -24,17 +24,25 @@ from common.bundle import read_bundle
 from common.errors import InvalidInput, LinkDown, Refusal
 from common.failpoints import VARIABLE
 from common.files import as_path
+from common.flower import become_server
 from common.invitation import Token, new_secret
 from common.link import first_contact as wire
 from common.link.channel import Credentials
 from server import joining, throttle
 from server.certificate import ServerCertificate
 from server.daemon import Daemon
-from server.enrolment import enroll, invite, revoke
+from server.enrolment import enroll, init_server, invite, revoke
 from server.invitations import Invitations
 from server.repeats import MOST_A_MINUTE
 from server.roster import Roster
-from tests.integration.live import HOST, PATIENCE_S, eventually, free_port, is_open
+from tests.integration.live import (
+    HOST,
+    PATIENCE_S,
+    eventually,
+    free_port,
+    is_open,
+    running_daemon,
+)
 
 NOW = dt.datetime.now(dt.UTC)
 
@@ -210,6 +218,26 @@ def test_of_many_that_show_one_token_at_once_one_gets_in(
         thread.join(PATIENCE_S)
     assert outcomes.count("in") == 1
     assert sum("another key has used" in outcome for outcome in outcomes) == 5
+    assert len(admitted(server)) == 1
+
+
+def test_a_site_whose_certificate_has_expired_joins_again_with_the_key_it_has(
+    tmp_path: Path,
+) -> None:
+    become_server()
+    server, home, then = tmp_path / "server", tmp_path / "A", NOW - dt.timedelta(days=45)
+    link, joins = f"{HOST}:{free_port()}", f"{HOST}:{free_port()}"
+    init_server(server, hosts=[HOST], address=link, listen=link, now=then)
+    with (server / "server.toml").open("a") as file:
+        file.write(f'join_listen = "{joins}"\njoin_address = "{joins}"\n')
+    bundle = enroll(server, init_site(home, "A").csr, tmp_path, now=then).bundle
+    install(home, "A", bundle, now=then)
+    key = (home / "pki/site.key").read_bytes()
+    assert admitted(server) == []
+    with running_daemon(server):
+        join(home, "A", invited(server))
+        renew(load_home(home, "A"))  # the link takes it
+    assert (home / "pki/site.key").read_bytes() == key
     assert len(admitted(server)) == 1
 
 
