@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from client.session import LinkConfig
 from common import pki
+from common.link import federation_pb2 as wire
 from common.link import framing
 from common.link.channel import FETCH, RENEW, SERVICE, SESSION, Credentials, open_channel
 from server.link import LinkServer
@@ -210,7 +211,9 @@ def small(loopback: Loopback, monkeypatch: pytest.MonkeyPatch) -> Iterator[LinkS
     """A server with few threads, and a call that takes one request."""
     monkeypatch.setattr("server.link._CALLS", THREADS)
     monkeypatch.setattr("server.link._SWEEP_S", 0.05)
-    answers = {RENEW: lambda site, serial, data: framing.refusal(0, "not today")}
+    answers = {
+        RENEW: lambda site, serial, data: framing.refusal(wire.Refusal.UNSPECIFIED, "not today")
+    }
     link = LinkServer(f"{HOST}:0", loopback.credentials, loopback.roster, answers=answers)
     link.start()
     yield link
