@@ -44,7 +44,7 @@ _JOB = "0" * 64
 _CODEC = CODECS["fp32"]
 _SLOW = "slow"
 _PROCESSES = 2
-_WARM_UP_ROUNDS = 2
+WARM_UP_ROUNDS = 2
 _START_TIMEOUT_S = 120.0
 _ROUND_TIMEOUT_S = 300.0
 _SAMPLE_S = 0.01
@@ -83,7 +83,7 @@ def measure(case: Case, *, progress: str = "link-scale") -> dict[str, object]:
         RuntimeError: a reply is missing or wrong.
     """
     with tempfile.TemporaryDirectory() as folder, _bench(case, Path(folder)) as bench:
-        rounds = range(_WARM_UP_ROUNDS + case.rounds)
+        rounds = range(WARM_UP_ROUNDS + case.rounds)
         for number in track(rounds, progress, console=Console(stderr=True), transient=True):
             for kind in ("few", "all", "all_beside_slow"):
                 bench.play(kind, number)
@@ -108,6 +108,7 @@ class _Bench:
     peaks: list[float] = field(default_factory=list)
     rests: list[float] = field(default_factory=list)
     arrivals: dict[str, list[float]] = field(default_factory=dict)
+    beside_stuck: int = 0  # rounds that ended while the slow site still held its order
 
     def play(self, kind: str, number: int) -> None:
         """One round of a kind, timed and checked."""
@@ -115,8 +116,11 @@ class _Bench:
         cap = message_cap(self.table, _CODEC)
         grid = LinkGrid(self.server, names, cap, _JOB)
         with ExitStack() as stack:
+            is_stuck = None
             if kind == "all_beside_slow":
-                stack.enter_context(_reads_nothing(self.server, self.slow, self._order, number))
+                is_stuck = stack.enter_context(
+                    _reads_nothing(self.server, self.slow, self._order, number)
+                )
             peak = stack.enter_context(_Peak())
             start = time.perf_counter()
             records = self._order(number)
@@ -125,9 +129,10 @@ class _Bench:
             ]
             arrived = self._receive(grid, orders, start, float(number))
             took = time.perf_counter() - start
+            self.beside_stuck += is_stuck is not None and is_stuck()
         if set(arrived) != set(names):
             raise RuntimeError(f"replies must be of {len(names)} sites, got {len(arrived)}")
-        if number >= _WARM_UP_ROUNDS:
+        if number >= WARM_UP_ROUNDS:
             self.times.setdefault(kind, []).append(took)
             self.rests.append(_rss_mib())
             self.peaks.append(peak.mib)
@@ -162,6 +167,7 @@ class _Bench:
             "server_mib_peak": max(self.peaks),
             "first_site_share": min(shares.values()),
             "last_site_share": max(shares.values()),
+            "rounds_beside_stuck": self.beside_stuck,
         }
 
 
@@ -205,8 +211,8 @@ def _names(count: int) -> list[str]:
 @contextmanager
 def _reads_nothing(
     server: LinkServer, config: LinkConfig, order: Callable[[int], RecordDict], number: int
-) -> Iterator[None]:
-    """A site that is greeted, is sent an order and takes none of its frames."""
+) -> Iterator[Callable[[], bool]]:
+    """A greeted site that is sent an order and takes none of it; tells whether it still waits."""
     over = threading.Event()
 
     def hello() -> Iterator[bytes]:
@@ -221,7 +227,12 @@ def _reads_nothing(
         asked = Message(order(number), node_id(_SLOW), "train", group_id=f"slow{number}")
         (message_id,) = grid.push_messages([asked])
         try:
-            yield
+            yield (
+                lambda: (
+                    _SLOW in server.connected()
+                    and server.mailbox.lookup(_SLOW, message_id).letter is not None
+                )
+            )
         finally:
             over.set()
             call.cancel()
