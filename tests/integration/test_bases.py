@@ -9,6 +9,8 @@ import pytest
 
 Families = dict[str, tuple[str, dict[str, Any], tuple[str, ...], tuple[str, ...]]]
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 # family -> transformers' base class, its sizes, adapter targets, heads the base has no weights for
 FAMILIES: Families = {

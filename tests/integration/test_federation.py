@@ -28,6 +28,8 @@ from tests.reference_verifier import fault_of
 if TYPE_CHECKING:
     from tests.conftest import TinyBase
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 LABELS = ("cardiology", "surgery", "urology")
 ROUNDS, STEPS, RATE = 3, 2, 0.25

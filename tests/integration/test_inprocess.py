@@ -120,6 +120,7 @@ def test_runs_without_privacy_repeat_bit_for_bit(
     assert ends[0] == ends[1]
 
 
+@pytest.mark.slow
 def test_training_without_privacy_learns(
     job: MakeJob, federation: MakeFederation, no_privacy: dict[str, Any]
 ) -> None:

@@ -31,6 +31,7 @@ def trainer_of(job: Job, one: "Site") -> Trainer:
     return make_trainer(job, adapter, one.home, fresh_key)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", ["fp32", "bf16"])
 def test_bytes_are_those_of_a_real_federations_messages(
     codec: str,
