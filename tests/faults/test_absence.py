@@ -139,6 +139,8 @@ def test_sigterm_of_a_site_at_work_is_clean(
 ) -> None:
     begun, sha256 = hospitals.log_size("C"), hospitals.queue(long_job("site-stops"))
     hospitals.wait_for("rounds", lambda: hospitals.closed(sha256) >= 2)
+    # Rounds close without a site that is slow to start; this one is to be at work.
+    hospitals.wait_for("C's work", lambda: "round starts" in hospitals.log("C", begun))
     assert hospitals.terminate("C") == 0
     log = hospitals.log("C", begun)
     assert "Traceback" not in log
