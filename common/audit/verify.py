@@ -141,7 +141,8 @@ def _of_site(name: str, site: str, check: Callable[[str], str]) -> Claim:
 def _ending(site: str, evidence: Evidence, roots: bytes) -> Claim:
     if site in evidence.endings:
         return _of_site("ending", site, lambda name: charges.check_last_word(name, evidence, roots))
-    why = "the site was away when the job ended: rounds after its last charge cannot be excluded"
+    # Away when the job ended, or kept back by the server: which of them a bundle cannot show.
+    why = "the site's last word is not here: rounds after its last charge cannot be excluded"
     return unchecked("ending", why, site)
 
 

@@ -225,11 +225,14 @@ print("after the stop", file=sys.stderr, flush=True)
 """
 
 
+def served(folder: Path) -> "subprocess.Popen[str]":
+    """A server as a process of its own, which prints its port first."""
+    command, pipe = [sys.executable, "-c", SERVER, str(folder)], subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+
+
 def test_the_server_s_log_says_why_handshakes_fail(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", SERVER, str(tmp_path)]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    with served(tmp_path) as process:
         assert process.stdout is not None
         port = int(process.stdout.readline())
         knock(port, tmp_path)
@@ -274,10 +277,7 @@ def knock(port: int, folder: Path) -> None:
 
 
 def test_handshakes_that_fail_without_end_are_told_by_a_count(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", SERVER, str(tmp_path)]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    with served(tmp_path) as process:
         assert process.stdout is not None
         port = int(process.stdout.readline())
         for _ in range(MOST_A_MINUTE + 5):

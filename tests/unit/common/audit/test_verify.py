@@ -144,6 +144,15 @@ def test_without_a_root_the_issuer_alone_is_not_checkable(whole: Story) -> None:
     assert not failed(whole.bundle(), None)
 
 
+def test_a_last_word_that_is_missing_leaves_its_claim_open() -> None:
+    story = told()
+    story.away = ("B",)
+    data, root = story.bundle(), story.by.root.certificate
+    claims = verify(data, root).claims
+    assert [(c.name, c.subject) for c in claims if c.status != "pass"] == [("ending", "B")]
+    assert fault_of(data, root) == ""
+
+
 @pytest.mark.parametrize("planted", PLANTED, ids=str)
 def test_a_planted_fault_is_caught_by_its_claim(planted: Planted) -> None:
     data, root = planted.make()
