@@ -5,7 +5,7 @@ empty one releases noise too. Physical batches have a fixed shape, units that do
 once come one part after the other, and none is left out.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from common.adapter import LoadedAdapter, Vector, read_vector, write_vector
 from common.data.records import Record
-from common.job import Job
+from common.job import Job, TrainingSection
 from common.privacy.mechanism import Mechanism
 from common.privacy.persample import flat_gradients, trainable
 from common.tasks.batches import Batch, Example, fixed_batches
@@ -49,7 +49,7 @@ class Trainer:
         """Take the round's steps from ``start``; the (P,) change, which may leave the site."""
         model = self.adapter.model.train()
         write_vector(model, start)
-        optimizer = _optimizer(model, self.job)
+        optimizer = optimizer_of(trainable(model).values(), self.job.training)
         for step in range(self.job.training.local_steps):
             _set_gradient(model, self.release(round_, step))
             optimizer.step()
@@ -83,7 +83,9 @@ class Trainer:
         owners = [owner for owner, unit in enumerate(units) for _ in unit]
         records = [example for unit in units for example in unit]
         size, device = self.adapter.table.size, self.adapter.device
-        sums = torch.zeros((len(units), size), device=device)
+        dtypes = {p.dtype for p in trainable(self.adapter.model).values()}
+        dtype = torch.float64 if torch.float64 in dtypes else torch.float32  # as their buffer is
+        sums = torch.zeros((len(units), size), dtype=dtype, device=device)
         for gradients, places in self._record_gradients(records):
             for place, gradient in zip(places, gradients, strict=True):
                 sums[owners[place]] += gradient  # one by one, so that the order is always the same
@@ -103,22 +105,29 @@ class Trainer:
             yield gradients[: len(places)], places
 
 
-def _optimizer(model: nn.Module, job: Job) -> torch.optim.Optimizer:
-    parameters, training = list(trainable(model).values()), job.training
+def optimizer_of(
+    parameters: Iterable[nn.Parameter], training: TrainingSection, *, fused: bool = False
+) -> torch.optim.Optimizer:
+    """The job's local optimiser, with no state yet; ``fused`` takes one pass over memory."""
     if training.optimizer == "adamw":
         return torch.optim.AdamW(
-            parameters, lr=training.learning_rate, weight_decay=training.weight_decay
+            list(parameters),
+            lr=training.learning_rate,
+            weight_decay=training.weight_decay,
+            fused=fused,
         )
     return torch.optim.SGD(
-        parameters,
+        list(parameters),
         lr=training.learning_rate,
         momentum=training.momentum,
         weight_decay=training.weight_decay,
+        fused=fused,
     )
 
 
 def _set_gradient(model: nn.Module, gradient: Tensor) -> None:
     offset = 0
     for parameter in trainable(model).values():
-        parameter.grad = gradient[offset : offset + parameter.numel()].view_as(parameter)
+        part = gradient[offset : offset + parameter.numel()]
+        parameter.grad = part.view_as(parameter).to(parameter.dtype)
         offset += parameter.numel()
