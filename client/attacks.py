@@ -5,28 +5,20 @@ Not covered: the attacks themselves (``common/audit/membership.py``, ``inversion
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from peft import set_peft_model_state_dict
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from client.auditing import train_job
 from client.train import Trainer
-from common.adapter import LoadedAdapter, Vector, read_vector, table_of, write_vector
+from common.adapter import Vector
 from common.audit import membership
-from common.errors import InvalidInput
 from common.tasks.batches import Example, placed_batches
 
 Floats = NDArray[np.float64]
 
 _BATCH = 64
-_WEIGHTS = "adapter_model.safetensors"
-_MOST_BYTES = 2**31
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,35 +58,11 @@ def attack(trainer: Trainer, released: Vector, cohorts: Cohorts) -> list[members
 def losses(trainer: Trainer, vector: Vector, examples: Sequence[Example]) -> Floats:
     """The loss of each example under the adapter ``vector``, (n,)."""
     adapter = trainer.adapter
-    write_vector(adapter.model, vector)
+    adapter.write(vector)
     found = np.empty(len(examples))
     with torch.inference_mode():
         for batch, places in placed_batches(examples, _BATCH, adapter.pad_id, adapter.device):
             found[places] = trainer.losses(adapter.model.eval(), batch).cpu().double().numpy()
-    write_vector(adapter.model.train(), adapter.initial)
-    return found
-
-
-def read_adapter(adapter: LoadedAdapter, folder: Path) -> Vector:
-    """The vector of an outcome's ``adapter/`` folder, (P,).
-
-    Raises:
-        InvalidInput: no adapter there, or one that is not of this job's form.
-    """
-    path = folder / _WEIGHTS
-    if not path.is_file() or path.stat().st_size > _MOST_BYTES:
-        raise InvalidInput(f"adapter must be a folder with {_WEIGHTS} of a job, got {folder}")
-    known = table_of(adapter.model)
-    try:
-        loaded = load_file(path)
-        told: Any = set_peft_model_state_dict(adapter.model, loaded)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        write_vector(adapter.model, adapter.initial)
-        raise InvalidInput(
-            f"{path.name} must be an adapter of this job, got {type(error).__name__}"
-        ) from error
-    found = read_vector(adapter.model)
-    write_vector(adapter.model, adapter.initial)
-    if told.unexpected_keys or table_of(adapter.model) != known or not np.isfinite(found).all():
-        raise InvalidInput(f"{path.name} must be an adapter of this job, got another's")
+    adapter.model.train()
+    adapter.write(adapter.initial)
     return found

@@ -119,17 +119,17 @@ def trainer_of(
         units=(),
         mechanism=mechanism_of(job, site, keys),
         losses=task_of(job).per_example_loss,
-        rows=min(rows, rows_within_memory(2 * adapter.table.size, adapter.device)),
+        rows=min(rows, rows_within_memory(2 * adapter.layout.largest, adapter.device)),
     )
 
 
 def train_job(trainer: Trainer, watch: Callable[[int], None] = lambda _: None) -> Vector:
-    """All rounds of the job with this site alone; the adapter that comes out, (P,)."""
-    vector = trainer.adapter.initial
+    """All rounds of the job with this site alone; the state that comes out, (P,)."""
+    state = trainer.adapter.initial.copy()
     for round_ in range(1, trainer.job.training.rounds + 1):
-        vector = vector + trainer.train_round(vector, round_)
+        state[trainer.trained(round_).places] += trainer.train_round(state, round_)
         watch(round_)
-    return vector
+    return state
 
 
 def with_canaries(

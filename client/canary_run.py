@@ -46,7 +46,7 @@ def prepare(
         InvalidInput: too few or too many canaries or guesses.
     """
     trainer, clip_norm = setting.trainer, setting.trainer.mechanism.clip_norm or 1.0
-    size = trainer.adapter.table.size
+    size = trainer.trained(1).size
     canaries = canary.make_canaries(count, size, clip_norm, os.urandom(KEY_BYTES))
     level = significance / runs / 2
     if guesses == 0:

@@ -331,8 +331,9 @@ def _check(home: "SiteHome", name: str, job: "Job | None") -> None:
 def fetch(context: typer.Context, job: JobName) -> None:
     """Fetch a finished job's final adapter, verify it and keep it."""
     home = _home(context)
-    from client.export import WEIGHTS, fetch_adapter
+    from client.export import fetch_adapter
     from common.model import file_sha256
+    from common.saved import WEIGHTS
 
     folder, kept = fetch_adapter(home, job)
     print(

@@ -23,10 +23,11 @@ from client.config import SiteHome
 from client.policy import Ruling
 from client.train import Trainer
 from common import messages
-from common.adapter import AdapterTable, vector_sha256, write_vector
+from common.adapter import vector_sha256
 from common.errors import JobRefused
 from common.flower import content_to_bytes
 from common.job import Job, SignedJob
+from common.layout import Layout
 from common.privacy.ledger import Head
 from common.process import peak_memory_bytes, reset_peak_memory
 from common.tasks import task_of
@@ -71,20 +72,24 @@ class Load:
     minutes: float
 
 
-def traffic(job: Job, table: AdapterTable) -> Traffic:
+def traffic(job: Job, layout: Layout) -> Traffic:
     """The bytes of an update and of an order with its receipt, as they are encoded.
 
     Not covered: the charge, its confirmation and the signed receipts, some kilobytes a site.
     """
-    vector, steps = np.zeros(table.size, np.float32), job.training.local_steps
-    digest = vector_sha256(vector)
+    steps, trained = (
+        job.training.local_steps,
+        max((layout.trained(r) for r in layout.rounds), key=lambda t: t.size),
+    )
+    vector, state = np.zeros(trained.size, np.float32), np.zeros(layout.table.size, np.float32)
+    digest = vector_sha256(state)
     last = job.training.rounds
     result = messages.Update(vector, last, digest, steps, job.steps, _HEAD)
     signed = SignedJob(job=job, signer="0" * 64, signature="0" * 128)
     receipt = messages.Receipt(last, digest, is_accepted=True)
-    order = messages.order(signed, table, vector, last, receipt, _HEAD)
+    order = messages.order(signed, layout.table, state, last, receipt, _HEAD)
     return Traffic(
-        up_round=len(content_to_bytes(messages.update(job, table, result))),
+        up_round=len(content_to_bytes(messages.update(job, trained.table, result))),
         down_round=len(content_to_bytes(order)),
         rounds=last,
     )
@@ -99,7 +104,7 @@ def measure(trainer: Trainer) -> Load:
     device, unit_cap = trainer.adapter.device, trainer.job.privacy.unit_cap or 1
     timed = min(unit_cap, _RECORDS_TIMED)
     units = [[_example(trainer.job, row)] * timed for row in range(trainer.rows)]
-    write_vector(trainer.adapter.model.train(), trainer.adapter.initial)
+    trainer.begin(trainer.adapter.initial)
     _reset(device)
     part_s = _seconds(lambda: trainer.bounded_sum(units), device)
     total = trainer.bounded_sum(units)

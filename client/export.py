@@ -17,9 +17,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from peft import set_peft_model_state_dict
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from client.account import has_run
 from client.calls import fetch, link_config
@@ -30,22 +28,19 @@ from common.adapter import (
     LoadedAdapter,
     Vector,
     load_adapter,
-    read_vector,
-    save_adapter,
-    table_of,
     vector_sha256,
-    write_vector,
 )
 from common.data.readers import normalise
 from common.errors import InvalidInput, StorageFailed, UpdateRejected
 from common.files import make_folder, read_file, sync_folder, write_file
 from common.job import Job, parse_signed_job
 from common.model import require_base
+from common.saved import read_adapter, save_adapter
 from common.tasks import task_of
 from common.tasks.batches import physical_batches
 from common.tasks.guess import Guess
 
-NOTE_NAME, WEIGHTS = "veiltune.json", "adapter_model.safetensors"
+NOTE_NAME = "veiltune.json"
 _MAX_NOTE_BYTES = 4 << 20
 
 Source = Literal["closing message", "server at fetch"]
@@ -186,9 +181,8 @@ def _keep(home: SiteHome, job: Job, adapter: LoadedAdapter, vector: Vector, kept
     folder = folder_of(home, job.job.name, job.sha256)
     make_folder(folder.parent)
     aside = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}.tmp")
-    write_vector(adapter.model, vector)
     try:
-        save_adapter(adapter.model, adapter.tokenizer, aside, job.model.base)
+        save_adapter(adapter, vector, aside, job.model.base)
         write_file(aside / NOTE_NAME, json.dumps(asdict(kept), indent=2).encode(), mode=0o644)
         _sync(aside)
         _rename(aside, folder)
@@ -237,16 +231,12 @@ def _load_kept(home: SiteHome, job: Job) -> LoadedAdapter:
             f"(fl-client --site {home.site} fetch {job.job.name})"
         )
     adapter = _load(home, job)
-    try:
-        set_peft_model_state_dict(adapter.model, load_file(folder / WEIGHTS))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise InvalidInput(
-            f"{folder / WEIGHTS} must be the adapter's weights, got a file that is not"
-        ) from error
-    found = vector_sha256(read_vector(adapter.model))
-    if found != note.adapter_sha256 or table_of(adapter.model) != adapter.table:
+    vector = read_adapter(adapter, folder)
+    found = vector_sha256(vector)
+    if found != note.adapter_sha256:
         raise InvalidInput(
             f"kept adapter must have sha256 {note.adapter_sha256[:16]}..., got {found[:16]}... "
             f"(fetch it again: fl-client --site {home.site} fetch {job.job.name})"
         )
+    adapter.write(vector)
     return adapter

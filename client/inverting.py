@@ -126,7 +126,7 @@ def _first_layer(trainer: Trainer) -> list[tuple[str, nn.Module]]:
 
 def _part(trainer: Trainer, update: Vector, name: str) -> Floats:
     offset = 0
-    for tensor in trainer.adapter.table.tensors:
+    for tensor in trainer.trained(1).table.tensors:
         if tensor.name == name:
             return update[offset : offset + tensor.size].reshape(tensor.shape).astype(np.float64)
         offset += tensor.size

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from client.outbox import Outbox
 from client.train import Trainer
-from common.adapter import Vector, write_vector
+from common.adapter import Vector
 from common.counting import Judged, count
 from common.data.records import Record
 from common.errors import InvalidInput
@@ -76,8 +76,8 @@ def released_counts(trainer: Trainer, vector: Vector) -> NDArray[np.int64]:
         SelfCheckFailed: a unit would add more than the sensitivity.
     """
     job, keys = trainer.job, trainer.mechanism.keys
-    model = trainer.adapter.model.eval()
-    write_vector(model, vector)
+    trainer.adapter.model.eval()
+    trainer.adapter.write(vector)
     edges = () if job.metrics is None else job.metrics.loss_edges
     choice = Stream(keys("metrics-records", job.metrics_round, 0))
     counted = count(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from client.attacks import Cohorts, attack, read_adapter
+from client.attacks import Cohorts, attack
 from client.audit_setting import WARDS, encoded, public_records
 from client.auditing import train_job, trainer_of
 from client.train import Trainer
@@ -19,6 +19,7 @@ from common.data import catalogue
 from common.errors import InvalidInput
 from common.job import Job, load_job, require_site
 from common.model import require_base
+from common.saved import read_adapter
 from common.tasks.batches import Example
 
 Units = Sequence[Sequence[Example]]

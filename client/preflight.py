@@ -212,7 +212,7 @@ def _measured(job: Job, home: SiteHome) -> tuple[Ruling, Traffic | None, Load | 
         return Ruling("models", "model.base", must, f"({error})", is_met=False), None, None
     adapter = load_adapter(job, folder, home.config.runtime.device)
     base = Ruling("models", "model.base", must, f"{job.model.sha256[:12]}...", is_met=True)
-    found = traffic(job, adapter.table)
+    found = traffic(job, adapter.layout)
     if home.site not in job.sites:
         return base, found, None  # no population, so no expected batch
     return base, found, measure(make_trainer(job, adapter, home, fresh_key))

@@ -15,13 +15,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from peft import set_peft_model_state_dict
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from client.train import Trainer
-from common.adapter import Vector, read_vector, save_adapter, write_vector
+from common.adapter import Vector
 from common.data.records import Record
 from common.data.units import privacy_units
 from common.errors import StorageFailed
@@ -29,13 +27,14 @@ from common.privacy.crosscheck import require_agreement
 from common.privacy.event import GaussianSteps
 from common.privacy.mechanism import Mechanism
 from common.privacy.persample import trainable
+from common.privacy.selfcheck import run_checks
 from common.privacy.subject import PublicRecord, PublicUnits, Table
+from common.saved import read_adapter, save_adapter
 from common.tasks import task_of
 from common.tasks.batches import LENGTH_STEP, Batch, Example, padded_length
 
 _OFFSET = 0.01  # away from the start, where B is zero and A has no gradient
 _LEARNING_RATE = 0.1
-_WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -46,11 +45,13 @@ class Rehearsal:
         trainer: as it will train; its units are not touched.
         site: whose declared population counts.
         is_seeded: whether a simulation's seed repeats its draws.
+        round: that is rehearsed, below 1: no round of the job, but one that trains the same.
     """
 
     trainer: Trainer
     site: str
     is_seeded: bool = False
+    round: int = -1
 
     @property
     def mechanism(self) -> Mechanism:
@@ -60,12 +61,14 @@ class Rehearsal:
     @property
     def tensors(self) -> Table:
         """Name and size of each trainable tensor, in the order of the job's flat vector."""
-        return tuple((t.name, t.size) for t in self.trainer.adapter.table.tensors)
+        return tuple((t.name, t.size) for t in self.trainer.trained(self.round).table.tensors)
 
     @property
     def trainables(self) -> Table:
-        """The same, as the model has them now."""
-        return tuple((n, p.numel()) for n, p in trainable(self.trainer.adapter.model).items())
+        """The same, as the model has them now; what a site of a lower rank has not is left out."""
+        trained, model = self.trainer.trained(self.round), self.trainer.adapter.model
+        cut = {} if trained.within is None else {t.name: t.size for t in trained.table.tensors}
+        return tuple((n, cut.get(n, p.numel())) for n, p in trainable(model).items())
 
     @property
     def public_divisor(self) -> float:
@@ -118,7 +121,7 @@ class Rehearsal:
         rate = max(made.job.training.learning_rate, _LEARNING_RATE)
         training = made.job.training.model_copy(update={"local_steps": 1, "learning_rate": rate})
         made = replace(made, job=made.job.model_copy(update={"training": training}))
-        return made.train_round(self._start, -1)
+        return made.train_round(self._start, self.round)
 
     def reread(self, change: Vector) -> Vector:
         """(P,), the adapter after ``change`` as it comes back from its saved file.
@@ -126,19 +129,17 @@ class Rehearsal:
         Raises:
             StorageFailed: no file can be written to the folder for temporary ones.
         """
-        adapter = self.trainer.adapter
-        write_vector(adapter.model, self._start + change)
+        adapter, places = self.trainer.adapter, self.trainer.trained(self.round).places
+        state = self._start.copy()
+        state[places] += change
         try:
             with tempfile.TemporaryDirectory() as folder:
-                save_adapter(adapter.model, adapter.tokenizer, Path(folder), "base")
-                write_vector(adapter.model, adapter.initial)
-                set_peft_model_state_dict(adapter.model, load_file(Path(folder) / _WEIGHTS))
+                save_adapter(adapter, state, Path(folder), "base")
+                found = read_adapter(adapter, Path(folder))
         except (OSError, SafetensorError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise StorageFailed(f"temporary folder must be writable, got: {reason}") from error
-        found = read_vector(adapter.model) - self._start
-        write_vector(adapter.model, adapter.initial)
-        return found
+        return found[places] - self._start[places]
 
     def require_agreement(self) -> None:
         """Let independent accountants compute what the job will cost."""
@@ -152,7 +153,8 @@ class Rehearsal:
     def _start(self) -> Vector:
         rng = np.random.Generator(np.random.PCG64(0))
         initial = self.trainer.adapter.initial
-        return initial + (_OFFSET * rng.standard_normal(initial.size)).astype(np.float32)
+        moved = initial + (_OFFSET * rng.standard_normal(initial.size)).astype(np.float32)
+        return self.trainer.adapter.layout.cut(moved, self.trainer.rank)
 
     @cached_property
     def _vocabulary(self) -> NDArray[np.int64]:
@@ -172,7 +174,8 @@ class Rehearsal:
         return task_of(job).public_example(ids, record.seed, length, job)
 
     def _on(self, units: PublicUnits, mechanism: Mechanism) -> Trainer:
-        write_vector(self.trainer.adapter.model.train(), self._start)
+        trainer = replace(self.trainer, round=self.round)
+        trainer.begin(self._start)
         encoded = [[self._example(record) for record in unit] for unit in units]
         weights = {
             example.input_ids: record.weight
@@ -185,7 +188,21 @@ class Rehearsal:
             factors = [weights.get(ids, 1.0) for ids in _token_ids(batch)]
             return found * torch.tensor(factors, dtype=found.dtype, device=found.device)
 
-        return replace(self.trainer, units=encoded, mechanism=mechanism, losses=losses)
+        return replace(trainer, units=encoded, mechanism=mechanism, losses=losses)
+
+
+def rehearse(trainer: Trainer, site: str, *, is_seeded: bool) -> tuple[str, ...]:
+    """Run every self-check, on each kind of round that the method has; the names of all.
+
+    Raises:
+        SelfCheckFailed: by the first that did not pass.
+    """
+    passed: tuple[str, ...] = ()
+    for kind in trainer.adapter.layout.rounds:
+        rehearsed = kind - 2 * len(trainer.adapter.layout.rounds)  # no round of a job
+        trainer.adapter.begin(rehearsed)
+        passed = run_checks(Rehearsal(trainer, site, is_seeded, rehearsed))
+    return passed
 
 
 @lru_cache(maxsize=64)

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 
-import numpy as np
 import structlog
 import torch
 from flwr.app import RecordDict
@@ -25,7 +24,8 @@ from client.measure import divided, released_counts
 from client.outbox import Charge, RoundKey, Submission, Terms, spent
 from client.peers import Peers
 from client.policy import admit
-from client.rehearsal import Rehearsal
+from client.rehearsal import rehearse
+from client.step import require_step
 from client.train import Trainer
 from common.adapter import LoadedAdapter, Vector, load_adapter, vector_sha256
 from common.data.readers import read_records
@@ -62,7 +62,6 @@ from common.privacy.accounting import GaussianSteps
 from common.privacy.charge import SignedEnding
 from common.privacy.mechanism import mechanism_of
 from common.privacy.persample import rows_within_memory
-from common.privacy.selfcheck import run_checks
 from common.privacy.stream import KeySource, fresh_key
 from common.receipt import Confirmation, SignedConfirmation
 from common.tasks import task_of
@@ -157,7 +156,7 @@ class Site:
         records, units = self._units(job, adapter)
         trainer = replace(trainer, units=units)
         try:
-            passed = run_checks(Rehearsal(trainer, self.home.site, self._seeded is not None))
+            passed = rehearse(trainer, self.home.site, is_seeded=self._seeded is not None)
         except (AccountingInDoubt, SelfCheckFailed) as error:
             log.error("self-check failed", job=job.job.name, reason=str(error))
             raise
@@ -229,7 +228,8 @@ class Site:
 
     def _train(self, trainer: Trainer, key: RoundKey, vector: Vector) -> None:
         job = trainer.job
-        _require_step(trainer, key.round, vector, self.outbox.latest_input(job.sha256))
+        latest = self.outbox.latest_input(job.sha256)
+        require_step(job, trainer.adapter, key.round, vector, latest)
         event = GaussianSteps(
             job.privacy.sampling_rate, job.noise_multiplier, job.training.local_steps
         )
@@ -263,7 +263,8 @@ class Site:
                 charged_steps=sum(c.event.steps for c in self.outbox.charges(job.sha256)),
                 head=self.outbox.head(),
             )
-            return content_to_bytes(update(job, trainer.adapter.table, result))
+            table = trainer.trained(key.round).table
+            return content_to_bytes(update(job, table, result))
         except StorageFailed:
             raise
         # As broad as can be: which error a round ends in, memory that ran out included, may depend
@@ -362,7 +363,7 @@ def make_trainer(job: Job, adapter: LoadedAdapter, home: SiteHome, keys: KeySour
     buffers are held at once where units have several records.
     """
     runtime = home.config.runtime
-    most = rows_within_memory(2 * adapter.table.size, adapter.device)
+    most = rows_within_memory(2 * adapter.layout.largest, adapter.device)
     return Trainer(
         job=job,
         adapter=adapter,
@@ -372,25 +373,5 @@ def make_trainer(job: Job, adapter: LoadedAdapter, home: SiteHome, keys: KeySour
         rows=min(runtime.physical_batch, most),
         engine=runtime.engine,
         fused=runtime.fused,
+        rank=job.rank(home.site),
     )
-
-
-def _require_step(
-    trainer: Trainer, round_: int, vector: Vector, latest: tuple[int, bytes] | None
-) -> None:
-    """The global adapter moved no further than the rounds since could have moved it.
-
-    A server that could send any adapter could send one made to extract records.
-    """
-    known_round, known = 1, trainer.adapter.initial
-    if latest is not None:
-        known_round, known = latest[0], np.frombuffer(latest[1], dtype="<f4")
-    if round_ > trainer.job.training.rounds:
-        raise RoundRefused(f"round must be at most {trainer.job.training.rounds}, got {round_}")
-    allowed = trainer.job.training.max_update_norm * max(round_ - known_round, 0)
-    moved = float(np.linalg.norm(vector.astype(np.float64) - known))
-    # The mean of updates within the bound is within it; float32 rounds it by far less than this.
-    if moved > allowed * (1 + 1e-5):
-        raise RoundRefused(
-            f"global adapter must be within {allowed:g} of the one this site knows, got {moved:g}"
-        )

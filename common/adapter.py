@@ -1,85 +1,43 @@
 """A job's LoRA adapter: built by peft, initialised from a public seed, moved as one flat vector.
 
-With ``ffa`` (Sun et al. 2024, https://arxiv.org/abs/2403.12313) A stays at its public start and
-only B and the head are trained and sent: their mean is then exactly the mean of the products BA,
-and noise on B is not multiplied by noise on A.
+Which tensors travel and which are trained is the method's (``common/methods.py``); where they are
+in the vector is the layout's (``common/layout.py``).
 
 Not covered: DoRA (refused by the job's schema) and LoRA on embeddings (refused here), for which
 Opacus has no per-sample gradient.
 """
 
 import hashlib
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rfc8785
 import structlog
 import torch
-from numpy.typing import NDArray
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from common.errors import InvalidInput, UpdateRejected, VeiltuneError
+from common.initial import initialise
 from common.job import Job
+from common.layout import ADAPTER, AdapterTable, Layout, TensorSpec, Vector, factors_of, layout_of
+from common.methods import METHODS, Part
 from common.model import load_tokenizer, quiet_transformers
 from common.privacy.persample import trainable
-from common.privacy.stream import Stream, public_keys
 from common.tasks import task_of
 from common.tasks.batches import Example
 from common.vocabulary import require_places
 
-Vector = NDArray[np.float32]
+__all__ = ["AdapterTable", "LoadedAdapter", "TensorSpec", "Vector", "load_adapter", "vector_sha256"]
 
 log = structlog.get_logger(__name__)
 
 _HEAD = ".modules_to_save.default."
-_HEAD_BOUND = 0.035  # uniform: the standard deviation of BERT's normal(0, 0.02)
-
-
-@dataclass(frozen=True, slots=True)
-class TensorSpec:
-    """A trainable tensor's place in the flat vector."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str = "float32"
-
-    @property
-    def size(self) -> int:
-        """Numbers in the tensor."""
-        return math.prod(self.shape)
-
-
-@dataclass(frozen=True)
-class AdapterTable:
-    """The manifest table: names, shapes and dtypes in order, and what stays at its public start."""
-
-    tensors: tuple[TensorSpec, ...]
-    frozen_sha256: str = ""
-
-    @property
-    def size(self) -> int:
-        """P, the length of the flat vector."""
-        return sum(tensor.size for tensor in self.tensors)
-
-    def to_json(self) -> bytes:
-        """RFC 8785 JSON, as it travels."""
-        rows: list[Any] = [
-            {"name": t.name, "shape": list(t.shape), "dtype": t.dtype} for t in self.tensors
-        ]
-        return rfc8785.dumps({"frozen_sha256": self.frozen_sha256, "tensors": rows})
-
-    @cached_property
-    def sha256(self) -> str:
-        """The table's own name."""
-        return hashlib.sha256(self.to_json()).hexdigest()
 
 
 def build_adapter(job: Job, folder: Path) -> PeftModel:
@@ -104,9 +62,13 @@ def build_adapter(job: Job, folder: Path) -> PeftModel:
         base, new = task.load_base(folder, job)
     _require_targets(base, job)
     _require_weights(new, job)
+    _require_fold(job)
     with _refused("adapter must fit the base"):
         model = get_peft_model(base, config)
-    _initialise(model, job, new)
+    if job.adapter.method == "fedsb":
+        _insert_cores(model)
+    initialise(model, job, lambda name: base_name(name) in new)
+    require_grad(model, METHODS[job.adapter.method].trains(1))
     if job.model.dtype != "float32":
         _cast_head_inputs(model)
     return model.train()
@@ -151,27 +113,6 @@ def _require_targets(base: nn.Module, job: Job) -> None:
                 )
 
 
-def _initialise(model: nn.Module, job: Job, new: frozenset[str]) -> None:
-    """B zero; A and what the base has no weights for uniform, each from its own public stream.
-
-    The numbers are AES words scaled by constants, so they are the same bits on every machine,
-    which no framework's own generator promises from one version to the next.
-    """
-    keys = public_keys("initial adapter", str(job.adapter.seed))
-    with torch.no_grad():
-        for name, parameter in sorted(model.named_parameters()):
-            if "lora_A" in name:
-                _fill(parameter, 1 / math.sqrt(parameter.shape[1]), Stream(keys(name, 0, 0)))
-                parameter.requires_grad_(job.adapter.method == "lora")
-            elif "lora_B" in name:
-                _fill(parameter, 0.0, None)
-            elif _HEAD in name and base_name(name) in new:
-                bound = _HEAD_BOUND if parameter.dim() > 1 else 0.0
-                _fill(parameter, bound, Stream(keys(name, 0, 0)))
-            elif parameter.requires_grad:
-                parameter.data = parameter.data.float()
-
-
 def base_name(name: str) -> str:
     """The base's own name for a parameter that peft has wrapped."""
     return name.removeprefix("base_model.model.").replace(_HEAD, ".")
@@ -188,6 +129,31 @@ def _require_weights(new: frozenset[str], job: Job) -> None:
         )
 
 
+def _require_fold(job: Job) -> None:
+    if Part.FOLD in METHODS[job.adapter.method].state and job.model.dtype != "float32":
+        raise InvalidInput(
+            f"model.dtype must be float32 with adapter.method {job.adapter.method!r} (what is "
+            f"folded into coarser weights would be rounded away), got {job.model.dtype}"
+        )
+
+
+def _insert_cores(model: nn.Module) -> None:
+    """Let B be two layers, a square one that is trained and B itself."""
+    for factors in factors_of(model):
+        held: Any = factors.layer.lora_B[ADAPTER]
+        rank = held.in_features
+        factors.layer.lora_B[ADAPTER] = nn.Sequential(nn.Linear(rank, rank, bias=False), held)
+
+
+def require_grad(model: nn.Module, parts: frozenset[Part]) -> None:
+    """Let gradients reach these parts of the adapter, and no other parameter."""
+    for factors in factors_of(model):
+        factors.a.requires_grad_(Part.A in parts)
+        factors.b.requires_grad_(Part.B in parts)
+        if factors.core is not None:
+            factors.core.requires_grad_(Part.CORE in parts)
+
+
 def _cast_head_inputs(model: nn.Module) -> None:
     """Let a bf16 base feed fp32 heads; peft does so for its own layers."""
 
@@ -199,36 +165,64 @@ def _cast_head_inputs(model: nn.Module) -> None:
             module.register_forward_pre_hook(cast)
 
 
-def _fill(parameter: nn.Parameter, bound: float, stream: Stream | None) -> None:
-    """Uniform in [-bound, bound), or zero; in fp32 whatever the base's dtype, as noise needs it."""
-    values = np.zeros(parameter.numel())
-    if stream is not None:
-        values = (2 * stream.uniforms(parameter.numel()) - 1) * bound
-    parameter.data = torch.from_numpy(values.astype(np.float32)).view(parameter.shape)
-
-
 @dataclass(frozen=True)
 class LoadedAdapter:
     """A job's model on a device, and what both sides know of its adapter.
 
     Attributes:
-        model: the base with the adapter; its trainable state is whatever was written last.
+        model: the base with the adapter; its state is whatever was written last.
         tokenizer: the base's.
-        table: the manifest table.
+        layout: where each tensor is in the state.
         initial: (P,) the public start.
         device: where the model is.
+        bases: the base's own matrices, by name, where something is folded into them.
     """
 
     model: PeftModel
     tokenizer: Any
-    table: AdapterTable
+    layout: Layout
     initial: Vector
     device: torch.device
+    bases: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def table(self) -> AdapterTable:
+        """Of the state."""
+        return self.layout.table
 
     @property
     def pad_id(self) -> int:
         """The tokenizer's padding id."""
         return int(self.tokenizer.pad_token_id or 0)
+
+    def write(self, state: Vector) -> None:
+        """Set the model to a state, (P,).
+
+        Raises:
+            UpdateRejected: it has another length.
+        """
+        if state.shape != (self.table.size,):
+            raise UpdateRejected(
+                f"adapter vector must have shape ({self.table.size},), got {state.shape}"
+            )
+        parameters = dict(self.model.named_parameters())
+        folds = {factors.base_name: factors for factors in factors_of(self.model)}
+        offset = 0
+        with torch.no_grad():
+            for spec in self.table.tensors:
+                part = torch.tensor(state[offset : offset + spec.size]).view(spec.shape)
+                offset += spec.size
+                if spec.name in folds:
+                    own = folds[spec.name]
+                    added = self.bases[spec.name] + own.scaling * part.to(self.device)
+                    own.base.copy_(added)
+                else:
+                    parameters[spec.name].copy_(part)
+
+    def begin(self, round_: int) -> None:
+        """Let gradients reach what is trained in a round, where that is not always the same."""
+        if len(self.layout.rounds) > 1:
+            require_grad(self.model, self.layout.trains(round_))
 
 
 def load_adapter(job: Job, folder: Path, device: str = "auto") -> LoadedAdapter:
@@ -255,7 +249,13 @@ def _load_adapter(canonical: bytes, folder: Path, device: torch.device) -> Loade
     with _refused(f"tokenizer must fit the task {job.job.task}"):
         task.encode(tokenizer, [task.question("a", job)], job)
     model = model.to(device)
-    return LoadedAdapter(model, tokenizer, table_of(model), read_vector(model), device)
+    layout = layout_of(model, job)
+    bases = {
+        factors.base_name: factors.base.clone()
+        for factors in factors_of(model)
+        if Part.FOLD in layout.parts
+    }
+    return LoadedAdapter(model, tokenizer, layout, read_state(model, layout), device, bases)
 
 
 def pick_device(wanted: str) -> torch.device:
@@ -271,48 +271,25 @@ def pick_device(wanted: str) -> torch.device:
     return torch.device(wanted)
 
 
-def table_of(model: nn.Module) -> AdapterTable:
-    """The manifest table of a model that ``build_adapter`` made."""
-    frozen = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        if "lora_" in name and not parameter.requires_grad:
-            frozen.update(name.encode() + b"\0" + parameter.detach().cpu().numpy().tobytes())
-    tensors = tuple(TensorSpec(name, tuple(p.shape)) for name, p in trainable(model).items())
-    return AdapterTable(tensors, frozen.hexdigest())
+def read_state(model: nn.Module, layout: Layout) -> Vector:
+    """The state of a model into whose base nothing is folded, (P,) float32."""
+    parameters = dict(model.named_parameters())
+    return np.concatenate(
+        [
+            np.zeros(spec.size, np.float32)
+            if part is Part.FOLD
+            else parameters[spec.name].detach().float().cpu().numpy().ravel()
+            for spec, part in zip(layout.table.tensors, layout.parts, strict=True)
+        ]
+    )
 
 
 def read_vector(model: nn.Module) -> Vector:
-    """The trainable state, (P,) float32, in table order."""
+    """What gradients reach now, (P,) float32, by name."""
     parts = [p.detach().float().cpu().numpy().ravel() for p in trainable(model).values()]
     return np.concatenate(parts)
-
-
-def write_vector(model: nn.Module, vector: Vector) -> None:
-    """Set the trainable state from a (P,) vector in table order.
-
-    Raises:
-        UpdateRejected: the vector has another length.
-    """
-    parameters = trainable(model)
-    size = sum(p.numel() for p in parameters.values())
-    if vector.shape != (size,):
-        raise UpdateRejected(f"adapter vector must have shape ({size},), got {vector.shape}")
-    offset = 0
-    with torch.no_grad():
-        for parameter in parameters.values():
-            part = torch.tensor(vector[offset : offset + parameter.numel()])
-            parameter.copy_(part.view(parameter.shape))
-            offset += parameter.numel()
 
 
 def vector_sha256(vector: Vector) -> str:
     """The sha256 of the vector's little-endian float32 bytes."""
     return hashlib.sha256(vector.astype("<f4").tobytes()).hexdigest()
-
-
-def save_adapter(model: PeftModel, tokenizer: Any, folder: Path, base: str) -> None:  # noqa: ANN401
-    """Write a folder that ``PeftModel.from_pretrained`` loads, the tokenizer beside it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    model.peft_config["default"].base_model_name_or_path = base
-    model.save_pretrained(str(folder), save_embedding_layers=False)
-    tokenizer.save_pretrained(str(folder))

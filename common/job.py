@@ -21,6 +21,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import (
 )
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
+from common.aggregation import AggregationSection
+from common.aggregation import faults as aggregation_faults
 from common.config import (
     MAX_CONFIG_BYTES,
     RECORD,
@@ -44,6 +46,8 @@ _SHORTEST_ID = 4  # characters of a sha256
 MOST_JOB_STEPS = 100_000
 MAX_INTEGER = 2**53  # RFC 8785 writes numbers as doubles
 
+MethodName = Literal["fedavg", "ffa", "fedsvd", "rolora", "fedex", "flora", "flexlora", "fedsb"]
+InitName = Literal["uniform", "orthonormal", "svd"]
 Label = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 ModuleName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.]{1,200}\z")]
 Hex64 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}\z")]
@@ -69,16 +73,45 @@ class ModelSection(Section):
 
 
 class AdapterSection(Section):
-    """The PEFT adapter. ``ffa`` freezes A and trains B; ``lora`` trains both."""
+    """The PEFT adapter: its method (``common/methods.py``) and its start (``common/initial.py``).
 
-    method: Literal["ffa", "lora"] = "ffa"
+    ``ranks`` gives sites a lower rank than the job's, with ``flexlora``.
+    """
+
+    method: MethodName = "ffa"
+    init: InitName | None = None
     rank: int = Field(default=8, ge=1, le=512)
+    ranks: dict[Name, Annotated[int, Field(ge=1, le=512)]] | None = None
     alpha: int = Field(default=16, ge=1, le=2**20)
     targets: tuple[ModuleName, ...] = Field(min_length=1, max_length=64)
     head: tuple[ModuleName, ...] = Field(default=("classifier",), max_length=8)
     seed: int = Field(default=0, ge=0, lt=MAX_INTEGER)
     dropout: float = 0.0
     dora: bool = False
+
+    @property
+    def start(self) -> InitName:
+        """How A begins; ``uniform`` where the job does not say."""
+        return self.init or "uniform"
+
+    @model_validator(mode="after")
+    def _fits_the_method(self) -> Self:
+        faults = []
+        if self.method == "fedsb" and self.start == "uniform":
+            faults.append(
+                "adapter.init must be 'orthonormal' or 'svd' with method 'fedsb' (A and B stay as "
+                "they start), got 'uniform'"
+            )
+        if self.ranks is not None and self.method != "flexlora":
+            faults.append(f"adapter.ranks must be absent with method {self.method!r}, got it")
+        for site, rank in (self.ranks or {}).items():
+            if rank > self.rank:
+                faults.append(
+                    f"adapter.ranks.{site} must be at most adapter.rank, {self.rank}, got {rank}"
+                )
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
 
     @field_validator("dropout")
     @classmethod
@@ -114,6 +147,7 @@ class TrainingSection(Section):
     learning_rate: float = Field(gt=0, le=1e4)
     momentum: float = Field(default=0.0, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0, le=1)
+    proximal_mu: float | None = Field(default=None, ge=0, le=1e4)
     codec: Literal["fp32", "bf16"] = "fp32"
     quorum: int = Field(default=1, ge=1)
     deadline_s: float = Field(default=600.0, gt=0, le=7 * 86400)
@@ -232,13 +266,19 @@ class Job(Section):
     data: DataSection
     evaluation: EvaluationSection
     metrics: MetricsSection | None = None
+    aggregation: AggregationSection | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         faults = self._task_faults() or self._metrics_faults()
         sites, quorum = len(self.data.population), self.training.quorum
+        if self.aggregation is not None:
+            faults += aggregation_faults(self.aggregation, self.adapter.method, quorum)
         if quorum > sites:
             faults.append(f"training.quorum must be at most the {sites} sites, got {quorum}")
+        strangers = sorted(set(self.adapter.ranks or {}) - set(self.data.population))
+        if strangers:
+            faults.append(f"adapter.ranks must be of sites of data.population, got {strangers[0]}")
         largest = max(self.data.population.values())
         if self.privacy.delta is not None and self.privacy.delta >= 1 / largest:
             faults.append(
@@ -387,6 +427,10 @@ class Job(Section):
         """Expected batch size at ``site``: rate times the public population that trains."""
         trains = 1.0 if self.metrics is None else 1 - self.metrics.hold_out
         return self.privacy.sampling_rate * self.data.population[site] * trains
+
+    def rank(self, site: str) -> int:
+        """The rank of a site's adapter."""
+        return (self.adapter.ranks or {}).get(site, self.adapter.rank)
 
     def weight(self, site: str) -> float:
         """A site's share of all sites' public population."""

@@ -1,13 +1,26 @@
-"""Fold updates into a weighted mean as they arrive.
+"""Fold sites' changes together as they arrive.
 
-Memory is two vectors whatever the number of sites. Sums are kept in float64, so that the order of
-arrival does not reach the float32 result.
+Memory is that of the state, whatever the number of sites. Sums are kept in float64, so that the
+order of arrival does not reach the float32 result.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common.adapter import Vector
+from common.layout import Layout
+from common.products import Matrix, a_of, b_of
+
+
+@dataclass(frozen=True)
+class Change:
+    """One site's answer to a round: (P,) numbers of what it trains, and its public weight > 0."""
+
+    site: str
+    vector: Vector
+    weight: float
 
 
 class StreamingMean:
@@ -27,8 +40,25 @@ class StreamingMean:
         """The sum of the weights so far; 0 before the first vector."""
         return self._weight
 
-    def mean(self) -> Vector:
-        """The mean, (P,) float32; zeros before the first vector."""
-        if not self._weight:
-            return np.zeros(self._total.size, dtype=np.float32)
-        return (self._total / self._weight).astype(np.float32)
+    def mean(self) -> NDArray[np.float64]:
+        """The mean, (P,); zeros before the first vector."""
+        return self._total / self._weight if self._weight else self._total
+
+
+class StreamingProducts:
+    """The running weighted mean of the products BA of sites' states, each (d, k)."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._totals = [np.zeros((m.outputs, m.inputs)) for m in layout.matrices]
+        self._weight = 0.0
+
+    def add(self, state: Vector, weight: float) -> None:
+        """Fold the products of one site's state (P,) in."""
+        for total, matrices in zip(self._totals, self._layout.matrices, strict=True):
+            total += weight * (b_of(matrices, state) @ a_of(matrices, state))
+        self._weight += weight
+
+    def means(self) -> list[Matrix]:
+        """The mean of each adapted matrix, in the layout's order."""
+        return [total / self._weight for total in self._totals]

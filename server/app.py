@@ -34,7 +34,8 @@ from server.outcome import write_outcome
 from server.participants import Participants
 from server.round import collect, open_book, site_of
 from server.strategies import STRATEGIES
-from server.strategies.fedavg import global_record, read_global
+from server.strategies.base import global_record, read_global
+from server.strategies.optimizer import optimized
 from server.witness import confirm, keep_ending, witness
 
 _CLOSE_TIMEOUT_S = 30.0
@@ -166,10 +167,12 @@ class _Run:
     def round(self, round_: int, vector: Vector) -> Vector:
         """Ask, collect, aggregate, evaluate, and make it durable."""
         begun, sites = time.monotonic(), self.sites
+        sites.quarantine()
         asked: set[str] = set()
         book = open_book(self.job, self.adapter, round_, vector)
 
-        strategy = STRATEGIES["fedavg"](self._ask, book.read)
+        method, layout = STRATEGIES[self.job.adapter.method], self.adapter.layout
+        strategy = method(self._ask, book.read, self.job, layout)
 
         def orders(to: set[str]) -> list[Message]:
             if not to:
@@ -194,9 +197,11 @@ class _Run:
         arrays, _ = strategy.aggregate_train(round_, replies)
         answered = {receipt.site for receipt in book.receipts} | set(book.refused)
         sites.missed = (sites.missed | asked) - answered
-        after = vector if arrays is None else read_global(arrays)
+        middle = vector if arrays is None else read_global(arrays)
+        before = self.checkpoints.memory(self.job.sha256)
+        after, memory = optimized(self.job, vector, middle, round_, before)
         return self._close_round(
-            round_, after, book.receipts, begun, book.input_sha256, book.bytes_up
+            round_, after, book.receipts, begun, book.input_sha256, book.bytes_up, memory
         )
 
     def _ask(self, site: str, round_: int, vector: Vector) -> RecordDict:
@@ -230,6 +235,7 @@ class _Run:
         begun: float,
         input_sha256: str,
         bytes_up: int,
+        memory: bytes = b"",
     ) -> Vector:
         metrics = self.hold_out.evaluate(vector)
         record = RoundRecord(
@@ -250,6 +256,7 @@ class _Run:
             vector.astype("<f4").tobytes(),
             receipts,
             is_best=is_best,
+            memory=memory,
         )
         self.closed = closed
         self._remember(receipts)

@@ -219,6 +219,7 @@ class Checkpoints:
         receipts: Iterable[Receipt],
         *,
         is_best: bool = False,
+        memory: bytes = b"",
     ) -> None:
         """Close a round: its record, its receipts and the new global adapter, all or nothing.
 
@@ -228,6 +229,7 @@ class Checkpoints:
             vector: the (P,) float32 buffer that the next round starts from.
             receipts: every reply of the round, accepted or not.
             is_best: whether ``vector`` is kept as the job's best as well.
+            memory: of the server's optimiser, where the job has one.
 
         Raises:
             StorageFailed: the write is in doubt, or the round is closed with another content.
@@ -250,9 +252,33 @@ class Checkpoints:
                 connection.execute(table.delete().where(table.c.job_sha256 == job_sha256))
                 row = {"job_sha256": job_sha256, "round": record.round, "vector": vector}
                 connection.execute(table.insert().values(**row))
+            if memory:
+                kept = tables.memories
+                connection.execute(kept.delete().where(kept.c.job_sha256 == job_sha256))
+                row = {"job_sha256": job_sha256, "round": record.round, "vector": memory}
+                connection.execute(kept.insert().values(**row))
             if key is not None and record.round:
                 ends = record.input_sha256, record.output_sha256
                 make_receipt(connection, job_sha256, record.round, ends, _replies(rows), key)
+
+    def memory(self, job_sha256: str) -> bytes:
+        """What the server's optimiser remembers after the last closed round; empty if nothing.
+
+        Raises:
+            StorageFailed: it is another round's.
+        """
+        kept, closed = tables.memories, tables.rounds
+        last = sa.select(sa.func.max(closed.c.round)).where(closed.c.job_sha256 == job_sha256)
+        held = sa.select(kept.c.round, kept.c.vector).where(kept.c.job_sha256 == job_sha256)
+        with self._database.reading() as connection:
+            row, round_ = connection.execute(held).first(), connection.execute(last).scalar()
+        if row is None:
+            return b""
+        if row.round != round_:
+            raise StorageFailed(
+                f"optimizer's memory must be of round {round_}, got one of round {row.round}"
+            )
+        return bytes(row.vector)
 
     def latest(self, job_sha256: str) -> tuple[int, bytes] | None:
         """The last closed round and the (P,) float32 buffer that it ended with.

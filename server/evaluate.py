@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.adapter import LoadedAdapter, Vector, write_vector
+from common.adapter import LoadedAdapter, Vector
 from common.data.catalogue import load
 from common.data.records import Record, require_labels
 from common.errors import InvalidInput
@@ -34,7 +34,7 @@ class HoldOut:
     def evaluate(self, vector: Vector) -> Metrics:
         """Metrics of the adapter ``vector``, (P,)."""
         task, model = task_of(self.job), self.adapter.model.eval()
-        write_vector(model, vector)
+        self.adapter.write(vector)
         predicted: list[Any] = [None] * len(self.examples)
         with torch.inference_mode():
             for batch, places in placed_batches(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from common.adapter import LoadedAdapter, Vector, save_adapter, vector_sha256, write_vector
+from common.adapter import LoadedAdapter, Vector, vector_sha256
 from common.errors import StorageFailed
 from common.files import write_file
 from common.job import Job
@@ -26,6 +26,7 @@ from common.result import (
     site_result,
     write_result,
 )
+from common.saved import WEIGHTS, save_adapter
 from common.stopping import kept_round
 from common.tasks.metrics import Metrics
 from server.charges import charged_steps
@@ -33,8 +34,6 @@ from server.checkpoint import Checkpoints, RoundRecord
 from server.counts import answers
 from server.model_card import model_card
 from server.report import write_report
-
-WEIGHTS = "adapter_model.safetensors"
 
 
 def write_outcome(
@@ -55,8 +54,7 @@ def write_outcome(
     """
     folder = out / "adapter"
     try:
-        write_vector(adapter.model, vector)
-        save_adapter(adapter.model, adapter.tokenizer, folder, job.model.base)
+        save_adapter(adapter, vector, folder, job.model.base)
     except OSError as error:
         raise StorageFailed(f"outcome must be written to {out}, got: {error.strerror}") from error
     hashes = {

@@ -4,6 +4,7 @@ Not covered: what they answer to a round's order (server/round.py).
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -140,6 +141,20 @@ class Participants:
             for site in sorted(sites)
         ]
         return self.grid.send_and_receive(orders, timeout=timeout_s)
+
+    def quarantine(self) -> None:
+        """Ask no more of sites whose updates were rejected as often as the job bears."""
+        asked = self.job.aggregation
+        if asked is None or asked.quarantine_after is None:
+            return
+        rejected = Counter(
+            r.site for r in self.checkpoints.receipts(self.job.sha256) if not r.accepted
+        )
+        for site, times in rejected.items():
+            if times >= asked.quarantine_after and site not in self.refused:
+                self.accepted.discard(site)
+                self.refused[site] = f"quarantined after {times} rejected updates"
+                log.warning("site quarantined", site=site, rejected=times)
 
     def _require_possible(self) -> None:
         possible, quorum = len(self.job.sites) - len(self.refused), self.job.training.quorum

@@ -23,6 +23,7 @@ from common.link.identity import node_id
 from common.model import bytes_sha256
 from common.phases import RELEASE, is_charge
 from common.trace import exchange_id
+from server.aggregate import Change
 from server.checkpoint import Receipt
 
 # Between two askings of a site that could not answer; less than a server that stops waits for.
@@ -65,8 +66,8 @@ class RoundBook:
         """Updates that count."""
         return sum(receipt.accepted for receipt in self.receipts)
 
-    def read(self, reply: Message) -> tuple[Vector, float] | None:
-        """The change and public weight in a reply, or ``None`` when it is not to be used."""
+    def read(self, reply: Message) -> Change | None:
+        """The change in a reply, or ``None`` when it is not to be used."""
         site = site_of(self.job, reply)
         size = self._count(reply)
         verdict = messages.read_verdict(reply.content)
@@ -111,12 +112,13 @@ class RoundBook:
         self.bytes_up += size
         return size
 
-    def _judge(self, site: str, reply: Message, size: int) -> tuple[Vector, float] | None:
+    def _judge(self, site: str, reply: Message, size: int) -> Change | None:
         steps, charged, vector = 0, 0, None
         try:
             if site not in self.confirmed:
                 raise UpdateRejected("update must follow its confirmed charge, got none")
-            update = messages.read_update(reply.content, self.job, self.adapter.table)
+            trained = self.adapter.layout.trained(self.round, self.job.rank(site))
+            update = messages.read_update(reply.content, self.job, trained.table)
             steps, charged = update.steps, update.charged_steps
             self._require_fit(update)
             vector = update.vector
@@ -138,7 +140,7 @@ class RoundBook:
                 accepted=vector is not None,
             )
         )
-        return None if vector is None else (vector, self.job.weight(site))
+        return None if vector is None else Change(site, vector, self.job.weight(site))
 
     def _require_fit(self, update: messages.Update) -> None:
         if update.round != self.round or update.input_sha256 != self.input_sha256:

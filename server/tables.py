@@ -132,5 +132,6 @@ def _adapters(name: str) -> sa.Table:
 
 adapters = _adapters("adapters")  # the latest
 best_adapters = _adapters("best_adapters")  # the best, of jobs with patience
+memories = _adapters("memories")  # a server optimiser's, of jobs that have one
 # Columns that tables of an earlier version do not have; nullable, since their rows have no value.
 ADDED = (rounds.c.entity_f1,)

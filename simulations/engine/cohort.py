@@ -5,9 +5,8 @@ the cohort changes nothing but rounding.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -29,16 +28,12 @@ class Lane:
     """One site of a cohort.
 
     Attributes:
-        trainer: its units and mechanism, as it would train by itself. Sensitive.
-        start: (P_k,) the adapter that the round starts from.
+        trainer: its units, mechanism and rank, as it would train by itself. Sensitive.
         steps: how many it takes; ``None`` for as many as the job says.
-        rank: its adapter's; ``None`` for the job's.
     """
 
     trainer: Trainer
-    start: Vector
     steps: int | None = None
-    rank: int | None = None
 
     @property
     def planned(self) -> int:
@@ -47,14 +42,18 @@ class Lane:
 
 
 def train_cohort(
-    lanes: Sequence[Lane], round_: int, *, tokens: int = DEFAULT_TOKENS
+    lanes: Sequence[Lane], start: Vector, round_: int, *, tokens: int = DEFAULT_TOKENS
 ) -> list[Vector]:
-    """The change of each site's adapter, (P_k,) float32, in the order of ``lanes``.
+    """What ``Trainer.train_round`` gives at each site, in the order of ``lanes``.
 
     Args:
-        lanes: of one job and one model, which is left with whatever state it had.
+        lanes: of one job and one model.
+        start: (P,) the state that all begin with.
         round_: which one.
         tokens: the most in a physical batch.
+
+    Returns:
+        The change of each, (P_k,) float32.
 
     Raises:
         InvalidInput: a layer trains that cannot be stacked.
@@ -63,53 +62,66 @@ def train_cohort(
         return []
     # Sites that finish first are last, so that those which go on are always the first rows.
     order = sorted(range(len(lanes)), key=lambda i: -lanes[i].planned)
-    cohort = _Cohort([lanes[i] for i in order], tokens)
-    changes = dict(zip(order, cohort.train(round_), strict=True))
+    cohort = Cohort([lanes[i] for i in order], start, round_, tokens)
+    changes = dict(zip(order, cohort.train(), strict=True))
     return [changes[i] for i in range(len(lanes))]
 
 
-class _Cohort:
-    def __init__(self, lanes: Sequence[Lane], tokens: int) -> None:
-        self._lanes, self._tokens = lanes, tokens
-        self._adapter = lanes[0].trainer.adapter
-        self._model = self._adapter.model.train()
+class Cohort:
+    """The state of a round under way, sites of most steps first; arguments as ``train_cohort``."""
+
+    def __init__(self, lanes: Sequence[Lane], start: Vector, round_: int, tokens: int) -> None:
+        self._lanes, self._start, self._round, self._tokens = lanes, start, round_, tokens
+        first = lanes[0].trainer
+        self._adapter = first.adapter
+        self._model = replace(first, rank=None, round=round_).begin(start)
         parameters = trainable(self._model)
-        self._stack = Stack(parameters, [lane.start for lane in lanes], _ranks(lanes, parameters))
+        self._trained = [lane.trainer.trained(round_) for lane in lanes]
+        self._stack = Stack(parameters, [trained.within for trained in self._trained])
         self._rows = Rows(self._stack, Buffer(parameters))
-        mechanism, values = lanes[0].trainer.mechanism, self._stack.values
+        values = self._stack.values
         # Whole lattice units are added up exactly in float64. Made once: new memory is slow memory.
-        exact = values.dtype if mechanism.clip_norm is None else torch.float64
+        exact = values.dtype if first.mechanism.clip_norm is None else torch.float64
         self._totals = torch.zeros_like(values, dtype=exact)
         self._gradient = torch.zeros_like(values)
 
-    def train(self, round_: int) -> list[Vector]:
-        steps = [lane.planned for lane in self._lanes]
-        groups = _groups(self._stack.values, steps)
-        optimizer = optimizer_of(groups, self._lanes[0].trainer.job.training, fused=True)
+    def train(self) -> list[Vector]:
+        """Take all steps of the round; each site's change, (P_k,) float32."""
+        steps, training = (
+            [lane.planned for lane in self._lanes],
+            self._lanes[0].trainer.job.training,
+        )
+        values = self._stack.values
+        groups = _groups(values, steps)
+        optimizer = optimizer_of(groups, training, fused=True)
+        mu, anchor = training.proximal_mu or 0.0, values.clone() if training.proximal_mu else values
         with stacked(self._model, self._rows):
             for step in range(steps[0]):
                 active = sum(planned > step for planned in steps)
-                gradient = self._released(active, round_, step)
+                gradient = self._released(active, step)
+                if mu:  # as client/train.py has it: after clip and noise, as it knows no record
+                    gradient += mu * (values[:active] - anchor[:active])
                 _set_gradients(groups, gradient)
                 optimizer.step()
+        self._adapter.write(self._start)
         return [self._change(place) for place in range(len(self._lanes))]
 
     def _change(self, place: int) -> Vector:
         after = self._stack.take(self._stack.values, place).float().cpu().numpy()
-        change: Vector = after - np.asarray(self._lanes[place].start)
+        change: Vector = after - self._start[self._trained[place].places]
         return change
 
-    def _released(self, active: int, round_: int, step: int) -> Tensor:
+    def _released(self, active: int, step: int) -> Tensor:
         """The noised gradient of each site that goes on, (active, P)."""
         chosen = [
-            lane.trainer.mechanism.sample(lane.trainer.units, round_, step)
+            lane.trainer.mechanism.sample(lane.trainer.units, self._round, step)
             for lane in self._lanes[:active]
         ]
         totals = self._bounded_sums(chosen)
         gradient = self._gradient[:active]
         for place, lane in enumerate(self._lanes[:active]):
             total = self._stack.take(totals, place)
-            released = lane.trainer.mechanism.release(total, round_, step)
+            released = lane.trainer.mechanism.release(total, self._round, step)
             self._stack.put(gradient, place, released)
         return gradient
 
@@ -146,17 +158,10 @@ class _Cohort:
         """Gradients of rows, (n, P), with the places of their examples. Sensitive."""
         adapter, losses = self._adapter, self._lanes[0].trainer.losses
         for batch, places in shared_batches(examples, self._tokens, adapter.pad_id, adapter.device):
-            self._rows.open(torch.tensor([sites[i] for i in places], device=adapter.device))
+            self._rows.open([sites[i] for i in places])
             found = losses(self._model, batch)
             torch.autograd.backward(found, torch.ones_like(found))
             yield self._rows.close(), places
-
-
-def _ranks(lanes: Sequence[Lane], parameters: dict[str, nn.Parameter]) -> list[int] | None:
-    if all(lane.rank is None for lane in lanes):
-        return None
-    most = lanes[0].trainer.job.adapter.rank
-    return [most if lane.rank is None else lane.rank for lane in lanes]
 
 
 def _groups(values: Tensor, steps: Sequence[int]) -> list[nn.Parameter]:

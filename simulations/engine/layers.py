@@ -154,7 +154,7 @@ class _Lora(torch.autograd.Function):
     ) -> Tensor:
         """``x`` is (n, positions, D); (n * positions, L)."""
         own_a, own_b = rows.of(a, x.dtype), rows.of(b, x.dtype)
-        low = _scaled(x @ own_a.transpose(1, 2), scaling, rows)  # (n, positions, R)
+        low = (x @ own_a.transpose(1, 2)).mul_(scaling)  # (n, positions, R)
         y = functional.linear(x, _weight(base), base.bias)
         if len(own_b) == len(x):
             y.baddbmm_(low, own_b.transpose(1, 2))
@@ -174,7 +174,7 @@ class _Lora(torch.autograd.Function):
             buffer.add_outer(ctx.b, gradient, low)
         back = None
         if ctx.needs_input_grad[0] or buffer.holds(ctx.a):
-            down = _scaled(gradient @ own_b, ctx.scaling, ctx.rows)  # (n, positions, R)
+            down = (gradient @ own_b).mul_(ctx.scaling)  # (n, positions, R)
             if buffer.holds(ctx.a):
                 buffer.add_outer(ctx.a, down, x)
             if ctx.needs_input_grad[0]:
@@ -184,11 +184,6 @@ class _Lora(torch.autograd.Function):
                 else:
                     back += down @ own_a
         return back, None, None, None, None, None
-
-
-def _scaled(product: Tensor, scaling: float, rows: Rows) -> Tensor:
-    product.mul_(scaling)
-    return product if rows.factors is None else product.mul_(rows.factors.to(product.dtype))
 
 
 def _weight(base: Any) -> Tensor:  # noqa: ANN401

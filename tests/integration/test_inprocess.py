@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification
 
 from client.account import open_account
 from common import messages
-from common.adapter import load_adapter, read_vector, vector_sha256, write_vector
+from common.adapter import load_adapter, read_vector, vector_sha256
 from common.audit.recompute import check_outcome
 from common.errors import JobRefused, Refusal
 from common.flower import message_to_bytes
@@ -47,7 +47,7 @@ def test_a_job_ends_with_an_adapter_that_peft_loads_and_a_true_result(
     base = AutoModelForSequenceClassification.from_pretrained(made.model.base, num_labels=3)
     loaded = PeftModel.from_pretrained(base, str(fed.folder / "out" / "adapter")).eval()
     adapter = load_adapter(made, Path(made.model.base), "cpu")
-    write_vector(adapter.model, final)
+    adapter.write(final)
     inputs = adapter.tokenizer(["w1 w2", "w150 w77"], padding=True, return_tensors="pt")
     with torch.inference_mode():
         assert torch.allclose(loaded(**inputs).logits, adapter.model.eval()(**inputs).logits)
@@ -444,5 +444,5 @@ def test_the_untrained_start_is_round_0_and_every_round_starts_where_the_last_en
     assert rounds[0].output_sha256 == vector_sha256(adapter.initial)
     for earlier, later in pairwise(rounds):
         assert later.input_sha256 == earlier.output_sha256
-    write_vector(adapter.model, adapter.initial)
+    adapter.write(adapter.initial)
     assert vector_sha256(read_vector(adapter.model)) == rounds[0].output_sha256

@@ -86,7 +86,7 @@ def test_nothing_loads_a_pickle_or_seeds_a_global_generator() -> None:
 # Who makes streams that anybody can compute, and for what: an adapter's public start; batches of
 # jobs without privacy; simulations. No site and no server is among them.
 PUBLIC_STREAMS = {
-    "common/adapter.py",
+    "common/initial.py",
     "common/privacy/mechanism.py",
     "common/privacy/stream.py",
     "simulations/seeded.py",

@@ -20,7 +20,7 @@ from server.cli import app as fl_server
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
-PAGES = ("README.md", "CONTRIBUTING.md", "docs/design.md", "docs/operations.md")
+PAGES = ("README.md", "CONTRIBUTING.md", "docs/design.md", "docs/operations.md", "docs/runbook.md")
 APPS: dict[str, typer.Typer] = {
     "fl-server": fl_server,
     "fl-client": fl_client,

@@ -42,7 +42,7 @@ def test_bytes_are_those_of_a_real_federations_messages(
     job = make_job(adapter={"targets": ["query", "value"], "rank": 16}, training=training)
     fed = federation(job)
     fed.run()
-    found = traffic(job, load_adapter(job, Path(job.model.base), "cpu").table)
+    found = traffic(job, load_adapter(job, Path(job.model.base), "cpu").layout)
     # The second round has a receipt; what link and Flower add is less than 1 KiB.
     for predicted, kind, sent in (
         (found.up_round, RELEASE, fed.replies),

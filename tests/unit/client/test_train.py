@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from client.rehearsal import Rehearsal
 from client.train import Trainer
-from common.adapter import load_adapter, read_vector, write_vector
+from common.adapter import load_adapter, read_vector
 from common.data.records import Record
 from common.job import Job
 from common.model import content_hash, locate
@@ -54,7 +54,7 @@ def reference_step(
 ) -> NDArray[np.float64]:
     """One step of Abadi et al. (2016) by plain autograd, one unit after the other, in numpy."""
     model, mechanism = made.adapter.model, made.mechanism
-    write_vector(model, start)
+    made.adapter.write(start)
     total = np.zeros(start.size)
     for unit in batch:
         row = np.zeros(start.size)
@@ -149,7 +149,7 @@ def test_a_patients_records_are_summed_and_clipped_as_one(job: MakeJob, rows: Ro
 
 def test_removing_a_patient_leaves_the_others_sum_as_it_is(job: MakeJob, rows: Rows) -> None:
     subject = by_patient(job, rows)
-    write_vector(subject.adapter.model, start_of(subject))
+    subject.adapter.write(start_of(subject))
     total = subject.bounded_sum(subject.units)
     for left_out, unit in enumerate(subject.units):
         rest = [u for i, u in enumerate(subject.units) if i != left_out]
@@ -182,7 +182,7 @@ def test_frozen_a_and_the_base_never_move_and_b_and_the_head_do(job: MakeJob, ro
     model = subject.adapter.model
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     change = subject.train_round(subject.adapter.initial, 1)
-    write_vector(model, subject.adapter.initial + change)
+    subject.adapter.write(subject.adapter.initial + change)
     for name, parameter in model.named_parameters():
         is_moved = not torch.equal(parameter.detach(), before[name])
         assert is_moved == (name in trainable(model)), name
@@ -216,7 +216,7 @@ def test_without_privacy_nothing_is_clipped_and_nothing_added(
 
 
 def test_the_loaded_model_passes_its_self_checks(job: MakeJob, rows: Rows) -> None:
-    for change in ({}, {"method": "lora"}, {"targets": ["query", "key", "value", "dense"]}):
+    for change in ({}, {"method": "fedavg"}, {"targets": ["query", "key", "value", "dense"]}):
         checked(trainer(job(adapter=change), rows(3)))
 
 

@@ -19,14 +19,13 @@ from common.adapter import (
     load_adapter,
     pick_device,
     read_vector,
-    save_adapter,
-    table_of,
     vector_sha256,
-    write_vector,
 )
 from common.errors import InvalidInput, UpdateRejected
 from common.job import Job
+from common.layout import frozen_sha256
 from common.privacy.persample import trainable
+from common.saved import save_adapter
 
 MakeJob = Callable[..., Job]
 
@@ -47,14 +46,14 @@ def test_the_table_lists_every_trainable_in_order_and_nothing_else(job: MakeJob)
 
 
 def test_with_lora_a_is_trained_too(job: MakeJob) -> None:
-    names = [t.name for t in load(job(adapter={"method": "lora"})).table.tensors]
+    names = [t.name for t in load(job(adapter={"method": "fedavg"})).table.tensors]
     assert sum("lora_A" in name for name in names) == 4
 
 
 def test_the_adapter_starts_as_no_change_to_the_base(job: MakeJob) -> None:
     adapter = load(job())
     by_name = dict(trainable(adapter.model))
-    write_vector(adapter.model, adapter.initial)
+    adapter.write(adapter.initial)
     assert all(not p.any() for name, p in by_name.items() if "lora_B" in name)
     frozen = [p for name, p in adapter.model.named_parameters() if "lora_A" in name]
     assert frozen
@@ -95,15 +94,15 @@ def test_a_table_names_what_it_holds() -> None:
 def test_what_is_written_is_read_back(job: MakeJob, seed: int) -> None:
     adapter = load(job())
     vector = np.random.default_rng(seed).normal(size=adapter.table.size).astype(np.float32)
-    write_vector(adapter.model, vector)
+    adapter.write(vector)
     assert read_vector(adapter.model).tobytes() == vector.tobytes()
-    assert table_of(adapter.model).sha256 == adapter.table.sha256
+    assert frozen_sha256(adapter.model, adapter.table.tensors) == adapter.table.frozen_sha256
 
 
 def test_each_number_goes_to_its_own_place(job: MakeJob) -> None:
     adapter = load(job())
     vector = np.arange(adapter.table.size, dtype=np.float32)
-    write_vector(adapter.model, vector)
+    adapter.write(vector)
     offset = 0
     for spec in adapter.table.tensors:
         held = dict(adapter.model.named_parameters())[spec.name].detach().numpy()
@@ -115,7 +114,7 @@ def test_each_number_goes_to_its_own_place(job: MakeJob) -> None:
 def test_the_written_vector_is_a_copy(job: MakeJob) -> None:
     adapter = load(job())
     vector = adapter.initial.copy()
-    write_vector(adapter.model, vector)
+    adapter.write(vector)
     vector += 1
     assert read_vector(adapter.model).tobytes() == adapter.initial.tobytes()
 
@@ -124,7 +123,7 @@ def test_the_written_vector_is_a_copy(job: MakeJob) -> None:
 def test_a_vector_of_another_length_is_refused(job: MakeJob, change: int) -> None:
     adapter = load(job())
     with pytest.raises(UpdateRejected, match="must have shape"):
-        write_vector(adapter.model, np.zeros(adapter.table.size + change, dtype=np.float32))
+        adapter.write(np.zeros(adapter.table.size + change, dtype=np.float32))
 
 
 def test_a_saved_adapter_loads_with_peft_and_predicts_the_same(
@@ -132,11 +131,12 @@ def test_a_saved_adapter_loads_with_peft_and_predicts_the_same(
 ) -> None:
     adapter = load(job())
     rng = np.random.default_rng(4)
-    write_vector(adapter.model, rng.normal(0, 0.2, adapter.table.size).astype(np.float32))
+    state = rng.normal(0, 0.2, adapter.table.size).astype(np.float32)
+    adapter.write(state)
     inputs = adapter.tokenizer(["w1 w120 w250", "w7"], padding=True, return_tensors="pt")
     with torch.inference_mode():
         ours = adapter.model.eval()(**inputs).logits
-    save_adapter(adapter.model, adapter.tokenizer, tmp_path / "out", job().model.base)
+    save_adapter(adapter, state, tmp_path / "out", job().model.base)
     torch.manual_seed(99)
     base = AutoModelForSequenceClassification.from_pretrained(job().model.base, num_labels=3)
     loaded = PeftModel.from_pretrained(base, str(tmp_path / "out")).eval()

@@ -175,6 +175,34 @@ def test_every_fault_is_named_by_its_key_at_once() -> None:
         ("adapter", {"alpha": 10**20}, "adapter.alpha must be"),
         ("adapter", {"seed": 2**53}, "adapter.seed must be"),
         ("evaluation", {"records": 2**60}, "evaluation.records must be"),
+        ("adapter", {"method": "lora"}, "adapter.method must be 'fedavg', 'ffa'"),
+        ("adapter", {"method": "fedsb"}, "adapter.init must be 'orthonormal' or 'svd' with method"),
+        ("adapter", {"ranks": {"A": 2}}, "adapter.ranks must be absent with method 'ffa', got it"),
+        (
+            "adapter",
+            {"method": "flexlora", "rank": 4, "ranks": {"A": 5}},
+            "adapter.ranks.A must be at most adapter.rank, 4, got 5",
+        ),
+        (
+            "adapter",
+            {"method": "flexlora", "ranks": {"Z": 2}},
+            "adapter.ranks must be of sites of data.population, got Z",
+        ),
+        ("training", {"proximal_mu": -1.0}, "training.proximal_mu must be at least 0"),
+        ("aggregation", {"rule": "krum"}, "aggregation.byzantine must be given with rule 'krum'"),
+        (
+            "aggregation",
+            {"rule": "krum", "byzantine": 1},
+            "training.quorum must be at least 5 with aggregation.rule 'krum' and byzantine 1",
+        ),
+        (
+            "aggregation",
+            {"rule": "trimmed-mean", "byzantine": 2},
+            "training.quorum must be at least 5 with aggregation.rule 'trimmed-mean'",
+        ),
+        ("aggregation", {"byzantine": 1}, "aggregation.byzantine must be absent with rule 'mean'"),
+        ("aggregation", {"rule": "norm-bound"}, "aggregation.norm_bound must be given"),
+        ("aggregation", {"optimizer": "fedadam"}, "aggregation.beta_1 must be given with"),
     ],
 )
 def test_a_job_that_cannot_hold_its_promise_is_refused(
@@ -183,6 +211,22 @@ def test_a_job_that_cannot_hold_its_promise_is_refused(
     with pytest.raises(InvalidInput) as caught:
         make(**{section: change})
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("method", ["fedex", "flora", "flexlora"])
+def test_products_have_no_middle_number_by_number(method: str) -> None:
+    with pytest.raises(InvalidInput, match="must choose or bound whole updates with"):
+        make(adapter={"method": method}, aggregation={"rule": "median"})
+    made = make(adapter={"method": method}, aggregation={"rule": "norm-bound", "norm_bound": 2.0})
+    assert made.aggregation is not None
+
+
+@pytest.mark.parametrize("method", ["fedsvd", "rolora", "fedex", "flora", "flexlora"])
+def test_momentum_is_refused_where_numbers_change_their_meaning(method: str) -> None:
+    asked = {"optimizer": "fedavgm", "learning_rate": 1.0, "momentum": 0.9}
+    with pytest.raises(InvalidInput, match=r"aggregation\.optimizer must be 'none' with"):
+        make(adapter={"method": method}, aggregation=asked)
+    assert make(adapter={"method": "fedavg"}, aggregation=asked).aggregation is not None
 
 
 @pytest.mark.parametrize("key", ["epsilon", "delta", "clip_norm"])

@@ -17,7 +17,7 @@ def fold(pairs: list[tuple[Vector, float]]) -> Vector:
     mean = StreamingMean(5)
     for vector, weight in pairs:
         mean.add(vector, weight)
-    return mean.mean()
+    return mean.mean().astype(np.float32)
 
 
 @given(st.lists(st.tuples(vectors, weights), min_size=1, max_size=6))

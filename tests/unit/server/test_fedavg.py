@@ -6,18 +6,24 @@ from flwr.app import ConfigRecord, Message, RecordDict
 
 from common.adapter import Vector
 from common.flower import become_server, set_message_id
+from common.job import SignedJob
+from common.layout import AdapterTable, Layout, TensorSpec
 from common.link.identity import node_id
 from common.messages import TRAIN
+from common.methods import Part
+from server.aggregate import Change
 from server.strategies import STRATEGIES
-from server.strategies.fedavg import FedAvg, global_record, read_global
+from server.strategies.base import global_record, read_global
+from server.strategies.fedavg import FedAvg
 from simulations.grids import InProcessGrid
 
 START = np.linspace(-2, 3, 7, dtype=np.float32)
-CHANGES: dict[str, tuple[Vector, float] | None] = {
-    "A": (np.full(7, 0.5, np.float32), 0.25),
-    "B": (np.full(7, -0.1, np.float32), 0.75),
+CHANGES = {
+    "A": Change("A", np.full(7, 0.5, np.float32), 0.25),
+    "B": Change("B", np.full(7, -0.1, np.float32), 0.75),
     "C": None,
 }
+LAYOUT = Layout("fedavg", 1, AdapterTable((TensorSpec("head", (7,)),)), (Part.HEAD,), ())
 
 
 @pytest.fixture
@@ -27,15 +33,15 @@ def asked() -> list[tuple[str, int, bytes]]:
 
 
 @pytest.fixture
-def strategy(asked: list[tuple[str, int, bytes]]) -> FedAvg:
+def strategy(asked: list[tuple[str, int, bytes]], job: SignedJob) -> FedAvg:
     def ask(site: str, round_: int, vector: Vector) -> RecordDict:
         asked.append((site, round_, vector.tobytes()))
         return RecordDict({"site": ConfigRecord({"name": site})})
 
-    def read(reply: Message) -> tuple[Vector, float] | None:
+    def read(reply: Message) -> Change | None:
         return CHANGES[str(reply.content.config_records["site"]["name"])]
 
-    made = STRATEGIES["fedavg"](ask, read)
+    made = STRATEGIES["fedavg"](ask, read, job.job, LAYOUT)
     assert isinstance(made, FedAvg)
     return made
 

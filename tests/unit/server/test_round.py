@@ -96,7 +96,7 @@ def read_all(grid: Grid, made: Job, book: RoundBook) -> list[tuple[str, int]]:
     book.confirmed |= set(made.sites)
     for message in collect(grid, orders(made), book, confirm):
         if (found := book.read(message)) is not None:
-            used.append((book.receipts[-1].site, round(10 * float(found[0][0]))))
+            used.append((book.receipts[-1].site, round(10 * float(found.vector[0]))))
     return used
 
 
@@ -105,7 +105,7 @@ def test_every_reply_is_used_once_with_its_public_weight(made: Job, book: RoundB
     book.confirmed.add("A")
     change = book.read(reply(book, first))
     assert change is not None
-    assert change[1] == pytest.approx(30 / 120)
+    assert change.weight == pytest.approx(30 / 120)
 
 
 def test_a_second_reply_of_a_site_counts_for_nothing(made: Job, book: RoundBook) -> None:

@@ -9,7 +9,7 @@ from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from common.adapter import LoadedAdapter, load_adapter, write_vector
+from common.adapter import LoadedAdapter, load_adapter
 from common.data.records import Record
 from common.errors import SelfCheckFailed
 from common.job import Job
@@ -27,7 +27,8 @@ def moved(job: Job) -> LoadedAdapter:
     """The adapter away from its start, where A's gradient would vanish."""
     adapter = load_adapter(job, Path(job.model.base), "cpu")
     vector = np.random.default_rng(3).normal(0, 0.2, adapter.table.size).astype(np.float32)
-    write_vector(adapter.model.train(), vector)
+    adapter.model.train()
+    adapter.write(vector)
     return adapter
 
 
@@ -60,7 +61,7 @@ def alone(adapter: LoadedAdapter, example: Example) -> Tensor:
     "change",
     [
         {},
-        {"method": "lora"},
+        {"method": "fedavg"},
         {"targets": ["query", "key", "value", "dense"], "rank": 3},
         {"head": ["classifier", "pooler"]},
         {"head": ["classifier", "LayerNorm"]},

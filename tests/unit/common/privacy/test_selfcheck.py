@@ -74,7 +74,9 @@ def with_rate(rate: float, keys: KeySource = fresh_key) -> Any:  # noqa: ANN401
 
 
 @pytest.mark.parametrize("privacy", [{}, BY_PATIENT], ids=["record", "patient"])
-@pytest.mark.parametrize("adapter", [{}, {"method": "lora", "targets": ["query", "key", "dense"]}])
+@pytest.mark.parametrize(
+    "adapter", [{}, {"method": "fedavg", "targets": ["query", "key", "dense"]}]
+)
 def test_a_sound_mechanism_passes(
     subject: MakeSubject, privacy: dict[str, Any], adapter: dict[str, Any]
 ) -> None:
