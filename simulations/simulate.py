@@ -51,8 +51,9 @@ def simulate(
         Path, typer.Argument(help="A job file with a [simulation] table.")
     ] = DEFAULT,
     grid: Annotated[
-        Literal["inprocess", "link"], typer.Option(help="One process, or real ones over TLS.")
-    ] = "inprocess",
+        Literal["stacked", "inprocess", "link"],
+        typer.Option(help="All sites in one pass, one after the other, or real ones over TLS."),
+    ] = "stacked",
     sites: Annotated[int | None, typer.Option(help="How many sites.")] = None,
     data: Annotated[
         str | None, typer.Option(help="builtin:wards, banking77, ... or a file.")
@@ -138,6 +139,8 @@ def _run(scenario: Scenario, grid: str, work: Path, out: Path, seeded: bool) -> 
     with Rounds(console, scenario.job) as rounds:
         if grid == "link":
             outcome = runs.over_link(scenario, work, rounds)
+        elif grid == "stacked":
+            outcome = runs.stacked(scenario, work, rounds)
         else:
             outcome = runs.in_process(scenario, work, rounds, seeded=seeded)
     try:

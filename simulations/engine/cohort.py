@@ -106,6 +106,16 @@ class Cohort:
         self._adapter.write(self._start)
         return [self._change(place) for place in range(len(self._lanes))]
 
+    def gradients(
+        self, examples: Sequence[Example], sites: Sequence[int]
+    ) -> Iterator[tuple[Tensor, list[int]]]:
+        """Gradients of rows of these sites at the start, (n, P), with the examples' places.
+
+        Each part holds until the next is asked for. Sensitive.
+        """
+        with stacked(self._model, self._rows):
+            yield from self._row_gradients(examples, sites)
+
     def _change(self, place: int) -> Vector:
         after = self._stack.take(self._stack.values, place).float().cpu().numpy()
         change: Vector = after - self._start[self._trained[place].places]
