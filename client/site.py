@@ -17,6 +17,7 @@ from client.account import life_of, open_account, recorded_cap
 from client.approval import require_approval
 from client.config import SiteHome
 from client.estimate import require_limits
+from client.feedback import Feedback
 from client.freshness import Stamp, stamp, warn_if_changed
 from client.heads import Heads
 from client.lifetime import Life, plan, require_lifetime, require_room
@@ -87,6 +88,7 @@ class Site:
         self._cap, self._unit = recorded_cap(self.outbox), self.outbox.fixed_unit()
         self._keys, self._seeded = seeded or fresh_key, seeded
         self._trainers: dict[str, Trainer] = {}
+        self._feedback = Feedback()
         self._read: Stamp | None = None  # of the ready job's file of records
         if home.config.runtime.threads:
             torch.set_num_threads(home.config.runtime.threads)
@@ -255,8 +257,9 @@ class Site:
         """
         job = trainer.job
         try:
+            change = trainer.train_round(vector, key.round)
             result = Update(
-                vector=trainer.train_round(vector, key.round),
+                vector=self._feedback.carried(trainer, key.round, change),
                 round=key.round,
                 input_sha256=key.input_sha256,
                 steps=job.training.local_steps,
@@ -335,6 +338,7 @@ class Site:
             log.warning("last receipts not taken", reason=str(error))
         self.outbox.close_job(closing.job_sha256, closing.state, closing.final_sha256)
         self._trainers.pop(closing.job_sha256, None)
+        self._feedback.forget(closing.job_sha256)
         log.info("job closed", job=closing.job_sha256[:12], state=closing.state)
         return self._heads.ending(closing.job_sha256, closing.prove)
 

@@ -19,7 +19,6 @@ Optimizer = Literal["none", "fedavgm", "fedadam", "fedyogi"]
 
 _COUNTS_ATTACKERS = ("trimmed-mean", "krum", "multi-krum")
 _MIDDLES = ("median", "trimmed-mean", "geometric-median")
-_OPTIMIZED = ("fedavg", "ffa", "fedsb")
 
 
 class AggregationSection(Section):
@@ -79,7 +78,7 @@ def faults(asked: AggregationSection, method: str, quorum: int) -> list[str]:
             f"(it averages products of A and B, which have no middle number by number), "
             f"got {asked.rule!r}"
         )
-    if asked.optimizer != "none" and method not in _OPTIMIZED:
+    if asked.optimizer != "none" and not METHODS[method].is_stationary:
         found.append(
             f"aggregation.optimizer must be 'none' with adapter.method {method!r} (its rounds "
             f"change what the numbers stand for, and momentum would mix them), "

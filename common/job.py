@@ -148,7 +148,7 @@ class TrainingSection(Section):
     momentum: float = Field(default=0.0, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0, le=1)
     proximal_mu: float | None = Field(default=None, ge=0, le=1e4)
-    codec: Literal["fp32", "bf16"] = "fp32"
+    codec: Literal["fp32", "bf16", "int8", "int4"] = "fp32"
     quorum: int = Field(default=1, ge=1)
     deadline_s: float = Field(default=600.0, gt=0, le=7 * 86400)
     max_update_norm: float = Field(default=1e4, gt=0)

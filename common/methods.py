@@ -39,6 +39,8 @@ class Method:
     Attributes:
         state: parts that change from round to round, and so travel to the sites.
         phases: parts that a site trains; the first in round 1, then the next, and from the start.
+        is_stationary: whether each number stands for the same in every round, so that momentum and
+            what a round's rounding left out mean something in the next one.
         is_mean: whether the state moves by the mean of the sites' changes, so that another middle
             may stand in the mean's place.
     """
@@ -46,6 +48,7 @@ class Method:
     state: frozenset[Part]
     phases: tuple[frozenset[Part], ...]
     is_mean: bool
+    is_stationary: bool = False
 
     def trains(self, round_: int) -> frozenset[Part]:
         """The parts that a site trains in a round, from 1."""
@@ -54,8 +57,8 @@ class Method:
 
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
-        "fedavg": Method(_BOTH, (_BOTH,), is_mean=True),
-        "ffa": Method(_B_ALONE, (_B_ALONE,), is_mean=True),
+        "fedavg": Method(_BOTH, (_BOTH,), is_mean=True, is_stationary=True),
+        "ffa": Method(_B_ALONE, (_B_ALONE,), is_mean=True, is_stationary=True),
         "fedsvd": Method(_BOTH, (_B_ALONE,), is_mean=True),
         "rolora": Method(_BOTH, (_B_ALONE, _A_ALONE), is_mean=True),
         "fedex": Method(_BOTH | {Part.FOLD}, (_BOTH,), is_mean=False),
@@ -65,6 +68,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             frozenset({Part.CORE, Part.HEAD}),
             (frozenset({Part.CORE, Part.HEAD}),),
             is_mean=True,
+            is_stationary=True,
         ),
     }
 )

@@ -1,13 +1,17 @@
 """Fold sites' changes together as they arrive.
 
-Memory is that of the state, whatever the number of sites. Sums are kept in float64, so that the
-order of arrival does not reach the float32 result.
+Memory is one vector beside the one that arrives, whatever the number of sites. A change is added
+from the message's own bytes by BLAS (``saxpy``), in float32: at the speed at which memory is
+copied, and off by what n additions round, so that the order of arrival reaches the last bits.
+
+Not covered: products, whose sums are in float64 and as large as the adapted matrices.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg.blas import saxpy
 
 from common.adapter import Vector
 from common.layout import Layout
@@ -27,12 +31,12 @@ class StreamingMean:
     """The running weighted mean of (P,) float32 vectors."""
 
     def __init__(self, size: int) -> None:
-        self._total: NDArray[np.float64] = np.zeros(size)
+        self._total: Vector = np.zeros(size, np.float32)
         self._weight = 0.0
 
     def add(self, vector: Vector, weight: float) -> None:
-        """Fold one vector in with a public weight > 0."""
-        self._total += vector * np.float64(weight)
+        """Fold one vector in with a public weight > 0; it may be read-only."""
+        self._total = saxpy(vector, self._total, a=weight)  # in place
         self._weight += weight
 
     @property
@@ -42,7 +46,8 @@ class StreamingMean:
 
     def mean(self) -> NDArray[np.float64]:
         """The mean, (P,); zeros before the first vector."""
-        return self._total / self._weight if self._weight else self._total
+        total = self._total.astype(np.float64)
+        return total / self._weight if self._weight else total
 
 
 class StreamingProducts:

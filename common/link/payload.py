@@ -17,6 +17,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from common.errors import UpdateRejected
 from common.link.codecs import Codec, Vector
+from common.link.rows import Rows, rows_of
 
 ARRAYS, MANIFEST, VECTOR = "arrays", "manifest", "adapter"
 STYPE = "veiltune.raw-le"
@@ -46,7 +47,7 @@ class Table(Protocol):
 
 def message_cap(table: Table, codec: Codec) -> int:
     """The most bytes that a message with this adapter may have."""
-    return table.size * codec.itemsize + len(table.to_json()) + _ENVELOPE_BYTES
+    return codec.payload_bytes(_rows(table)) + len(table.to_json()) + _ENVELOPE_BYTES
 
 
 def pack(vector: Vector, table: Table, codec: Codec) -> dict[str, ArrayRecord | ConfigRecord]:
@@ -67,8 +68,9 @@ def pack(vector: Vector, table: Table, codec: Codec) -> dict[str, ArrayRecord | 
         raise UpdateRejected(
             f"vector must be float32 of shape ({table.size},), got {vector.dtype} {vector.shape}"
         )
-    data = codec.encode(vector)
-    _require_finite(codec.decode(data))  # a large float32 may round to infinity
+    rows = _rows(table)
+    data = codec.encode(vector, rows)
+    _require_finite(codec.decode(data, rows))  # a large float32 may round to infinity
     array = Array(dtype=codec.dtype, shape=(table.size,), stype=STYPE, data=data)
     manifest = {
         "codec": codec.name,
@@ -82,7 +84,7 @@ def unpack(content: RecordDict, table: Table, codec: Codec) -> Vector:
     """The vector that a message carries, after every check.
 
     Returns:
-        (P,) float32, a copy of its own.
+        (P,) float32; of ``fp32`` the message's own bytes, read-only.
 
     Raises:
         UpdateRejected: with the first thing that differs from the job's table and codec.
@@ -95,9 +97,18 @@ def unpack(content: RecordDict, table: Table, codec: Codec) -> Vector:
     data = _buffer(array, table, codec)
     if hashlib.sha256(data).hexdigest() != manifest.get("sha256"):
         raise UpdateRejected("payload sha256 must be the manifest's, got another")
-    vector = codec.decode(data)
+    vector = codec.decode(data, _rows(table))
     _require_finite(vector)
     return vector
+
+
+def rounded(vector: Vector, table: Table, codec: Codec) -> Vector:
+    """The vector as its receiver will have it, (P,)."""
+    return codec.decode(codec.encode(vector, _rows(table)), _rows(table))
+
+
+def _rows(table: Table) -> Rows:
+    return rows_of(tuple(spec.shape) for spec in table.tensors)
 
 
 def _manifest(content: RecordDict) -> ConfigRecord:
@@ -124,7 +135,7 @@ def _buffer(array: Array, table: Table, codec: Codec) -> bytes:
         raise UpdateRejected(
             f"array shape must be ({table.size},), got {_short(tuple(array.shape))}"
         )
-    expected = table.size * codec.itemsize
+    expected = codec.payload_bytes(_rows(table))
     if len(array.data) != expected:
         raise UpdateRejected(f"array must have {expected} bytes, got {len(array.data)}")
     return array.data

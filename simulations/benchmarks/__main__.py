@@ -16,12 +16,18 @@ from rich.console import Console
 from common.errors import InvalidInput, VeiltuneError
 
 BENCHMARKS = {
+    "aggregate": "simulations.benchmarks.aggregate",
     "dp-step": "simulations.benchmarks.dp_step",
     "link": "simulations.benchmarks.link",
     "link-scale": "simulations.benchmarks.link_scale",
 }
 # Which options a benchmark takes beside --json.
-OPTIONS = {"dp-step": ("rounds", "targets"), "link": (), "link-scale": ()}
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "aggregate": (),
+    "dp-step": ("rounds", "targets"),
+    "link": (),
+    "link-scale": (),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from common.errors import UpdateRejected
 from common.link.codecs import CODECS, Vector
 from common.link.payload import message_cap, pack, unpack
+from common.link.rows import rows_of
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def test_numbers_that_are_not_finite_are_refused_on_both_sides(value: float) -> 
     vector[3] = value
     with pytest.raises(UpdateRejected, match="finite, got 1 of 11 not finite"):
         pack(vector, TABLE, FP32)
-    data = FP32.encode(vector)
+    data = FP32.encode(vector, rows_of([(vector.size,)]))
     content = with_array(data=data)
     content["manifest"] = ConfigRecord(
         {**content.config_records["manifest"], "sha256": hashlib.sha256(data).hexdigest()}
