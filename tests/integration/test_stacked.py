@@ -14,7 +14,6 @@ import pytest
 from numpy.typing import NDArray
 
 import client.site
-from client.rehearsal import rehearse
 from common.adapter import load_adapter
 from common.audit.recompute import check_outcome
 from common.data.records import Record
@@ -22,7 +21,7 @@ from common.errors import Refusal
 from common.job import Job
 from common.model import require_base
 from common.result import Result, read_result
-from server.checkpoint import Checkpoints, Receipt
+from server.checkpoint import Checkpoints, Receipt, RoundRecord
 from simulations import runs
 from simulations.engine.engine import Engine
 from simulations.scenario import Scenario
@@ -56,7 +55,6 @@ def _checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The self-checks are not what is tried here: no run repeats them."""
     monkeypatch.setattr(client.site, "rehearse", lambda *_, **__: ("skipped",))
     monkeypatch.setattr(runs, "rehearse", lambda *_, **__: ("skipped",))
-    assert callable(rehearse)
 
 
 def scenario(job: Job, rows: Rows) -> Scenario:
@@ -73,11 +71,10 @@ def outcomes(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[NDArray[np.floa
     found: dict[str, Any] = {}
     save = Checkpoints.save_round
 
-    def keep(
-        self: Checkpoints, sha: str, record: Any, vector: bytes, receipts: Any, **more: Any
-    ) -> None:  # noqa: ANN401, E501
+    def keep(self: Checkpoints, job: str, record: RoundRecord, *rest: Any, **more: Any) -> None:  # noqa: ANN401
+        vector, receipts = rest
         receipts = list(receipts)
-        save(self, sha, record, vector, receipts, **more)
+        save(self, job, record, vector, receipts, **more)
         _, before = found.get("last", (None, []))
         found["last"] = np.frombuffer(vector, "<f4"), [*before, *receipts]
 
