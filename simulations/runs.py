@@ -21,7 +21,8 @@ from common.privacy.stream import KeySource
 from server.app import run_job
 from server.checkpoint import Checkpoints
 from simulations.engine.engine import Engine
-from simulations.engine.grid import StackedSites
+from simulations.engine.grid import StackedSites, Train
+from simulations.engine.ray_engine import RayEngine
 from simulations.engine.site import SimulatedSite, trainer_of
 from simulations.federation import Federation
 from simulations.grids import InProcessGrid, StackedGrid
@@ -71,8 +72,25 @@ def stacked(scenario: Scenario, work: Path, observe: Observe) -> Path:
 
     Noise comes from the scenario's seed, so that a private job promises nothing here.
     """
+    signed = sign_job(scenario.job, Ed25519PrivateKey.generate())
+    return _together(scenario, signed, Engine().train, work, observe, "stacked")
+
+
+def on_ray(scenario: Scenario, work: Path, observe: Observe, *, workers: int = 0) -> Path:
+    """As ``stacked``, with sites trained by ``workers`` actors; 0 for one a GPU or core.
+
+    Raises:
+        InvalidInput: Ray is not installed.
+    """
+    signed = sign_job(scenario.job, Ed25519PrivateKey.generate())
+    with RayEngine(signed, scenario.records, scenario.seed, workers) as engine:
+        return _together(scenario, signed, engine.train, work, observe, "ray")
+
+
+def _together(
+    scenario: Scenario, signed: SignedJob, train: Train, work: Path, observe: Observe, grid: str
+) -> Path:
     job = scenario.job
-    signed = sign_job(job, Ed25519PrivateKey.generate())
     adapter = load_adapter(job, require_base(job))
     keys = {site: seeded_keys(scenario.seed, site) for site in job.sites}
     sites = {
@@ -80,15 +98,14 @@ def stacked(scenario: Scenario, work: Path, observe: Observe) -> Path:
         for site in job.sites
     }
     _rehearse_once(job, adapter, keys[job.sites[0]])
-    grid = StackedGrid(StackedSites(sites, Engine().train))
     checkpoints = Checkpoints("sqlite://")  # a run that breaks off begins anew
     checkpoints.add_job(signed)
     run_job(
         signed,
-        grid,
+        StackedGrid(StackedSites(sites, train)),
         checkpoints,
         work / "outcome",
-        grid_name="stacked",
+        grid_name=grid,
         observe=lambda record: observe(record.round, record.score),
         seeded=job.is_private,
     )

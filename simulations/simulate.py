@@ -51,8 +51,10 @@ def simulate(
         Path, typer.Argument(help="A job file with a [simulation] table.")
     ] = DEFAULT,
     grid: Annotated[
-        Literal["stacked", "inprocess", "link"],
-        typer.Option(help="All sites in one pass, one after the other, or real ones over TLS."),
+        Literal["stacked", "ray", "inprocess", "link"],
+        typer.Option(
+            help="All sites in one pass, in one a Ray actor, one by one, or real ones over TLS."
+        ),
     ] = "stacked",
     sites: Annotated[int | None, typer.Option(help="How many sites.")] = None,
     data: Annotated[
@@ -64,6 +66,10 @@ def simulate(
     epsilon: Annotated[float | None, typer.Option(help="privacy.epsilon")] = None,
     rounds: Annotated[int | None, typer.Option(help="training.rounds")] = None,
     local_steps: Annotated[int | None, typer.Option(help="training.local_steps")] = None,
+    dtype: Annotated[
+        Literal["float32", "bfloat16"] | None,
+        typer.Option(help="model.dtype: what the base computes in."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of data, partition and initialisation.")] = None,
     no_privacy: Annotated[
         bool, typer.Option("--no-privacy", help="No noise, no clipping, repeatable batches.")
@@ -87,6 +93,7 @@ def simulate(
         "privacy.epsilon": epsilon,
         "training.rounds": rounds,
         "training.local_steps": local_steps,
+        "model.dtype": dtype,
     }
     values = {name: value for name, value in given.items() if value is not None}
     options = Options(
@@ -141,6 +148,8 @@ def _run(scenario: Scenario, grid: str, work: Path, out: Path, seeded: bool) -> 
             outcome = runs.over_link(scenario, work, rounds)
         elif grid == "stacked":
             outcome = runs.stacked(scenario, work, rounds)
+        elif grid == "ray":
+            outcome = runs.on_ray(scenario, work, rounds)
         else:
             outcome = runs.in_process(scenario, work, rounds, seeded=seeded)
     try:

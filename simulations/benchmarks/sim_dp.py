@@ -1,9 +1,9 @@
 """Stacked sites with privacy, beside the same sites without: what clipping and noise cost there.
 
 Every site takes three steps of SGD with momentum on its own records, on one thread. ``private``
-clips each record, adds each site's own lattice noise and divides; ``noiseless`` does the same without
-noise, as ``dp-step`` does, since any private way needs noise alike. Noise is drawn a number at a time from
-AES words, so that it weighs the more the smaller the step is beside the adapter.
+clips each record, adds each site's own lattice noise and divides; ``noiseless`` does the same
+without noise, as ``dp-step`` does, since any private way needs noise alike. Noise is drawn a number
+at a time from AES words, so that it weighs the more the smaller the step is beside the adapter.
 
 In every round ``noiseless`` with a clip norm that clips nothing ends where ``plain`` does.
 """

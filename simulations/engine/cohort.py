@@ -32,10 +32,12 @@ class Lane:
     Attributes:
         trainer: its units, mechanism and rank, as it would train by itself. Sensitive.
         steps: how many it takes; ``None`` for as many as the job says.
+        site: its name, where another process finds it by that.
     """
 
     trainer: Trainer
     steps: int | None = None
+    site: str = ""
 
     @property
     def planned(self) -> int:

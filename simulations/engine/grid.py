@@ -83,7 +83,8 @@ class StackedSites:
     def _trained(self, waiting: Sequence[Waiting]) -> Iterator[Message]:
         if not waiting:
             return
-        lanes = [Lane(self._site(message).consider()) for message, *_ in waiting]
+        sites = [self._site(message) for message, *_ in waiting]
+        lanes = [Lane(site.consider(), site=site.name) for site in sites]
         _, first, start, _ = waiting[0]
         changes = self._train(lanes, start, first.round)
         for (message, order, _, digest), change in zip(waiting, changes, strict=True):
