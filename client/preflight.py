@@ -31,6 +31,7 @@ from common.privacy.accounting import GaussianSteps
 from common.privacy.lifetime import LifetimeCap
 from common.privacy.rdp_filter import RdpFilter
 from common.privacy.stream import fresh_key
+from common.statement import disjointness
 from common.strict_json import without_infinity
 
 
@@ -236,6 +237,7 @@ def _verdict(ruling: Ruling) -> Text:
 def _facts(found: Preflight) -> list[tuple[object, object]]:
     facts = [("job", f"{found.job.job.name}, sha256 {found.job.sha256}")]
     facts += _epsilons(found) + _loads(found)
+    facts.append(("hold-out", disjointness(found.job)))
     if found.approval == "person":
         facts.append(("approval", "a person at this site has to approve it once it comes"))
     return [(Text(name, "dim"), fact) for name, fact in facts]

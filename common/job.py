@@ -46,6 +46,9 @@ MAX_INTEGER = 2**53  # RFC 8785 writes numbers as doubles
 
 Label = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 ModuleName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.]{1,200}\z")]
+Reason = Annotated[
+    str, StringConstraints(strip_whitespace=True, min_length=10, max_length=500)
+]  # words, not "yes"
 Hex64 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}\z")]
 Hex128 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{128}\z")]
 
@@ -209,7 +212,9 @@ class EvaluationSection(Section):
     """A public hold-out, evaluated at the server: a catalogue name or the operator's own file.
 
     The columns are those of a file; ``words`` and ``tags`` are for token classification, and by
-    default called so.
+    default called so. With ``disjoint_because`` the operator declares that no privacy unit of a
+    site is in it, and says why: nobody else can tell, since where a private record also is would be
+    a release.
     """
 
     data: str = Field(min_length=1, max_length=500)
@@ -219,6 +224,7 @@ class EvaluationSection(Section):
     words: str | None = Field(default=None, min_length=1)
     tags: str | None = Field(default=None, min_length=1)
     records: int = Field(default=1000, ge=1, le=10**9)
+    disjoint_because: Reason | None = None
 
 
 class Job(Section):

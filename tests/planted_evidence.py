@@ -648,6 +648,12 @@ def _(story: Story) -> Made:
     return altered(story, lambda r: r["rounds"][0].update(epsilon=r["rounds"][0]["epsilon"] / 2))
 
 
+@plant(CLAIM, "words on the hold-out that the operator did not declare", "result")
+def _(story: Story) -> Made:
+    more = "each of its patients was asked, and is at no site"
+    return altered(story, lambda result: result["hold_out"].update(disjoint_because=more))
+
+
 @plant(CLAIM, "a site left out of the result", "result")
 def _(story: Story) -> Made:
     return altered(story, lambda result: result["sites"].pop())
@@ -754,6 +760,10 @@ plant_certificate(
 plant_certificate(
     "a certificate whose bet is better than its epsilon",
     lambda parts: parts["promise"].update(as_a_bet="No guess is right more than 51% of the time."),
+)
+plant_certificate(
+    "a certificate on which somebody checked the hold-out",
+    lambda parts: parts["utility"].update(disjointness="Checked: no patient of a site is in it."),
 )
 AUDIT: dict[str, Any] = {
     "name": "canary",

@@ -332,6 +332,10 @@ def claims(
     for name in ("mode", "unit", "unit_cap", "sampling_rate", "clip_norm", "delta"):
         need(stated[name] == privacy.get(name), f"mechanism: {name}")
     need(stated["local_steps"] == steps, "mechanism: steps")
+    said, told = result["hold_out"], job["evaluation"]
+    need(said["disjoint_because"] == told.get("disjoint_because"), "hold-out's declaration")
+    need((said["data"], said["split"]) == (told["data"], told["split"]), "another hold-out")
+    need(said["checked_by"] == "nobody", "a hold-out that somebody checked")
     if privacy["mode"] == "none":
         return
     rate, noise, delta = stated["sampling_rate"], stated["noise_multiplier"], stated["delta"]
@@ -420,6 +424,10 @@ def certified(
     for name in ("noise_multiplier", "sampling_rate", "clip_norm"):
         need(stated[name] == result["privacy"][name], f"certificate's {name}")
     worded(promise)
+    use, told = certificate["utility"], job["evaluation"].get("disjoint_because")
+    need(use["disjoint_because"] == told, "certificate's hold-out")
+    need("checked by nobody" in use["disjointness"] or told is None, "a checked hold-out")
+    need("Nobody declared" in use["disjointness"] or told is not None, "an undeclared hold-out")
     together(certificate["known_to_several_sites"], result)
     for audit in certificate["audits"]:
         need(audit["verdict"] == "consistent with the claim", "an audit that is no verdict")

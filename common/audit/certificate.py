@@ -222,7 +222,11 @@ class BudgetPolicy(_Part):
 
 
 class Utility(_Part):
-    """What the privacy bought, on a public hold-out."""
+    """What the privacy bought, on a public hold-out.
+
+    ``disjoint_because`` is the operator's reason that no unit of a site is in it, or null where the
+    operator declared none; nobody checked it, and ``disjointness`` says so.
+    """
 
     measure: Text
     score: Annotated[float, Field(ge=0, le=1)] | None
@@ -230,6 +234,8 @@ class Utility(_Part):
     worst_class: Text | None
     worst_class_f1: Annotated[float, Field(ge=0, le=1)] | None
     data: Text
+    disjoint_because: Text | None = None
+    disjointness: Text = ""
     words: Text
 
 
@@ -317,10 +323,11 @@ def to_json(certificate: Certificate) -> bytes:
 
 
 def _content(certificate: Certificate) -> dict[str, Any]:
-    """What is written: of counts nothing where there are none, as before there were any."""
-    return certificate.model_dump(
-        mode="json", exclude={"counts"} if certificate.counts is None else None
-    )
+    """What is written; what earlier versions did not know is left out where it says nothing."""
+    unsaid: dict[str, Any] = {} if certificate.counts else {"counts": True}
+    if not certificate.utility.disjointness:
+        unsaid["utility"] = {"disjoint_because", "disjointness"}
+    return certificate.model_dump(mode="json", exclude=unsaid)
 
 
 def read_certificate(data: bytes) -> Certificate:

@@ -23,7 +23,7 @@ from common.privacy.event import GaussianSteps
 from common.privacy.selfcheck import CHECKS
 from common.result import PrivacyStatement, Result
 from common.statement import PERSON_RECORDS
-from common.words import counted
+from common.words import counted, public_name
 
 Parts = dict[str, object]
 
@@ -110,7 +110,7 @@ def _job(evidence: Evidence) -> Parts:
         "operator": evidence.job.signer,
         "task": result.task,
         "description": job.job.description,
-        "base": statement.public_name(job.model.base),
+        "base": public_name(job.model.base),
         "base_sha256": job.model.sha256,
         "adapter_sha256": result.adapter_sha256,
         "rounds_closed": result.last_round,
@@ -261,7 +261,9 @@ def _utility(evidence: Evidence) -> Parts:
         "macro_f1": result.final.macro_f1,
         "worst_class": None if low is None else low.label,
         "worst_class_f1": None if low is None else low.f1,
-        "data": f"{statement.public_name(job.evaluation.data)} ({job.evaluation.split})",
+        "data": f"{public_name(job.evaluation.data)} ({job.evaluation.split})",
+        "disjoint_because": job.evaluation.disjoint_because,
+        "disjointness": statement.disjointness(job),
         "words": assurances.utility(result),
     }
 

@@ -34,7 +34,8 @@ NOT_CHECKED = (
     "this with its own ledger",
     "that this is the job which was agreed: compare its sha256, and the operator's key",
     "that every site's ledger continues elsewhere: compare a head with the site's own",
-    "accuracy and F1: the hold-out is not in the bundle",
+    "accuracy and F1: the hold-out is not in the bundle; that it shares no unit with a site: the "
+    "operator's word, where there is one",
     "pages for people (HTML, PDF, model card): they are as the server signed them",
 )
 _AFTER_BYTES = (

@@ -209,6 +209,8 @@ def _utility(certificate: Certificate) -> Section:
     if use.worst_class is not None:
         pairs.append(("Worst class", f"{use.worst_class}: F1 {share(use.worst_class_f1)}"))
     pairs.append(("Hold-out", use.data))
+    if use.disjointness:
+        pairs.append(("Units in both", use.disjointness))
     return section("What the adapter is worth", Terms(tuple(pairs)), Prose(use.words))
 
 

@@ -7,8 +7,7 @@ it accepts a job, never why not.
 from common.audit.assurances import SECURITY
 from common.audit.evidence import Evidence
 from common.figures import NOTHING, plain, power
-from common.statement import public_name
-from common.words import counted
+from common.words import counted, public_name
 from server.documents.sheet import Bullets, Code, Section, Sheet, Terms, section
 from server.documents.standing import page
 

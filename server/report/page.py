@@ -16,6 +16,7 @@ from common.job import Job, entity_types
 from common.privacy import group
 from common.result import ClassResult, Result
 from common.statement import PERSON_RECORDS, SitePromise
+from common.words import public_name
 from server.report.learning import is_of_words, learning
 from server.report.markup import Markup, breakable, element, join, style_element, table
 from server.report.measured import measured
@@ -83,7 +84,7 @@ def _meta(result: Result, css: str) -> Markup:
 def _head(result: Result, job: Job) -> Markup:
     facts = (
         _purpose(job),
-        f"LoRA of rank {job.adapter.rank} on {statement.public_name(job.model.base)}",
+        f"LoRA of rank {job.adapter.rank} on {public_name(job.model.base)}",
         _GRIDS[result.grid],
     )
     why = statement.warning(result)

@@ -284,3 +284,14 @@ def test_with_no_allowed_signer_nobody_may_sign() -> None:
 def test_bytes_that_are_no_signed_job_are_refused(data: bytes) -> None:
     with pytest.raises(JobRefused, match="job must be"):
         parse_signed_job(data)
+
+
+def test_a_hold_out_is_declared_disjoint_in_words_or_not_at_all() -> None:
+    plain = make()
+    assert "disjoint_because" not in plain.canonical.decode()  # a job of before keeps its name
+    told = make(evaluation={"disjoint_because": "  synthetic notes: no person is in them "})
+    assert told.evaluation.disjoint_because == "synthetic notes: no person is in them"
+    assert told.sha256 != plain.sha256
+    for bad in (True, "yes", "          ", "x" * 501):
+        with pytest.raises(InvalidInput, match="disjoint_because"):
+            make(evaluation={"disjoint_because": bad})
