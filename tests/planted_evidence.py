@@ -24,6 +24,7 @@ from common.audit.data_card import data_card_json
 from common.audit.evidence import DOCUMENTS, MANIFEST, RESULT, SEAL, Manifest, seal, write_bundle
 from common.audit.spending import spendings
 from common.job import sign_job
+from common.keys import public_key_sha256
 from common.measured import MetricsResult
 from common.privacy.charge import HeadOf, SignedCharge
 from common.privacy.entries import Closed
@@ -31,6 +32,7 @@ from common.privacy.event import GaussianSteps
 from common.privacy.ledger import Chain
 from common.receipt import Reply, to_bytes
 from common.result import PrivacyStatement, Result, privacy_statement, to_json
+from common.signed import SignedRoster, read
 from common.stored_zip import pack, unpack
 from tests.story import (
     BEFORE,
@@ -207,6 +209,40 @@ def _(story: Story) -> Made:
 @plant(SIGNED, "sealed after the server's certificate had ended", "issuer")
 def _(story: Story) -> Made:
     return story.bundle(made_at="2027-03-01T11:00:00Z")
+
+
+@plant(SIGNED, "a site's ledger made up, under a certificate of the server's own", "roster")
+def _(story: Story) -> Made:
+    story.known["B"] = story.by.enrol("B")[0]
+    return story.bundle()
+
+
+@plant(SIGNED, "a site that the root does not know", "roster")
+def _(story: Story) -> Made:
+    (known,) = read(SignedRoster, story.roster()).sites["A"]
+    return story.bundle(roster=story.roster(sites={"A": (known,)}))
+
+
+@plant(SIGNED, "a roster that the server's intermediate key signed", "roster")
+def _(story: Story) -> Made:
+    return story.bundle(roster=story.roster(story.by.intermediate))
+
+
+@plant(SIGNED, "a roster that another root signed", "roster")
+def _(story: Story) -> Made:
+    return story.bundle(roster=story.roster(authorities().root))
+
+
+@plant(SIGNED, "a roster with the made-up site's key put in", "roster")
+def _(story: Story) -> Made:
+    story.known["B"] = story.by.enrol("B")[0]
+    keys = (read(SignedRoster, story.roster()).sites["B"], told_key(story, "B"))
+    return story.bundle(roster=story.roster().replace(keys[0][0].encode(), keys[1].encode()))
+
+
+def told_key(story: Story, site: str) -> str:
+    """sha256 of the key that a site's ledger is kept under."""
+    return public_key_sha256(story.ledgers[site].key.public_key())
 
 
 @plant(SIGNED, "a job that the operator did not sign", "job")

@@ -83,6 +83,8 @@ def _verify(data: bytes, root: x509.Certificate) -> None:
         counts(counting, job, result)
     need((result["metrics"] is None) == (counting is None), "counts")
     documents(files, job, result, receipts)
+    if "roster.json" in files:
+        rostered(files, list(asked), receipts[-1]["heads"], root)
 
 
 def members(data: bytes) -> dict[str, bytes]:
@@ -226,6 +228,22 @@ def due(site: str, receipts: list[dict[str, Any]], job: dict[str, Any], last: in
     training = job["training"]
     rounds = [r for r in receipts if r["round"] <= min(last, training["rounds"])]
     return int(sum(site in r["asked"] for r in rounds) * training["local_steps"])
+
+
+def rostered(
+    files: dict[str, bytes], sites: list[str], heads: dict[str, Any], root: x509.Certificate
+) -> None:
+    """Each site's newest head is under a key that the root's own roster names."""
+    said = json.loads(files["roster.json"])
+    message = b"veiltune roster v1\n" + canonical(said["document"])
+    signature = bytes.fromhex(said["signature"])
+    root.public_key().verify(signature, message, SHA)  # type: ignore[union-attr,call-arg,arg-type]
+    need(said["document"]["root"] == root.fingerprint(hashes.SHA256()).hex(), "another root")
+    for site in sites:
+        ending = files.get(f"sites/{site}/ending.json")
+        head = heads[site] if ending is None else json.loads(ending)["head"]
+        key = sha(bytes.fromhex(head["public_key"]))
+        need(key in said["document"]["sites"].get(site, ()), "a site that the root does not know")
 
 
 def last_word(

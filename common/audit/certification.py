@@ -13,7 +13,7 @@ from importlib.metadata import version
 from common import statement
 from common.audit import assurances
 from common.audit.certificate import Audit, Certificate, identified
-from common.audit.evidence import Evidence
+from common.audit.evidence import ROSTER, Evidence
 from common.audit.report import REFUTED
 from common.audit.spending import Spending, figures, together
 from common.certificates import fingerprint
@@ -22,6 +22,7 @@ from common.privacy import accounting, crosscheck
 from common.privacy.event import GaussianSteps
 from common.privacy.selfcheck import CHECKS
 from common.result import PrivacyStatement, Result
+from common.signed import SignedRoster, read
 from common.statement import PERSON_RECORDS
 from common.words import counted, public_name
 
@@ -272,6 +273,10 @@ def _signatures(evidence: Evidence, sites: Sequence[Spending]) -> list[Parts]:
     found = [
         _signature("the job manifest", "the operator", "Ed25519", "job.json", evidence.job.signer)
     ]
+    if evidence.roster:
+        root = read(SignedRoster, evidence.roster).root
+        who = ("the sites and their keys", "the federation's root")
+        found.append(_signature(*who, "ECDSA P-256", ROSTER, root))
     leaves = sorted({fingerprint(s.chain.encode()) for s in evidence.receipts})
     rounds = counted(len(evidence.rounds), "round receipt")
     if evidence.counting:

@@ -27,6 +27,7 @@ MAPPED = (
     ("refusals.html", "(b)", _NONE, "12(2)(a)", "ongoing monitoring"),
     ("sbom.cdx.json", _NONE, "35(7)(d)", _NONE, "inventory; vendor software"),
     ("job.json, manifest.json, .sig", "(c)(1), (d)", "35(7)(a)", "12(1)", "inventory"),
+    ("roster.json", "(a)(1), (d)", "35(7)(d)", _NONE, "governance and controls"),
     ("result.json", _NONE, _NONE, "12(2)(b)", "outcomes analysis"),
 )
 

@@ -140,8 +140,18 @@ def test_counts_after_rounds_that_patience_ended_have_their_own_number() -> None
 
 def test_without_a_root_the_issuer_alone_is_not_checkable(whole: Story) -> None:
     claims = verify(whole.bundle(), None).claims
-    assert {claim.name for claim in claims if claim.status != "pass"} == {"issuer"}
+    assert {claim.name for claim in claims if claim.status != "pass"} == {"issuer", "roster"}
     assert not failed(whole.bundle(), None)
+
+
+def test_without_a_roster_of_the_root_made_up_sites_cannot_be_excluded(whole: Story) -> None:
+    data, root = whole.bundle(roster=b""), whole.by.root.certificate
+    report = verify(data, root)
+    assert {claim.name for claim in report.claims if claim.status != "pass"} == {"roster"}
+    assert fault_of(data, root) == ""
+    told = "vouched for the true sites alone"
+    assert any(told in words for words in report.not_checked)
+    assert not any(told in words for words in verify(whole.bundle(), root).not_checked)
 
 
 def test_a_last_word_that_is_missing_leaves_its_claim_open() -> None:
