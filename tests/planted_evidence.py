@@ -7,6 +7,7 @@ somebody else none. ``docs/evidence.md`` shows this table.
 import hashlib
 import io
 import json
+import re
 import stat
 import sys
 import zipfile
@@ -23,6 +24,8 @@ from common.audit.certification import certificate_of
 from common.audit.data_card import data_card_json
 from common.audit.evidence import DOCUMENTS, MANIFEST, RESULT, SEAL, Manifest, seal, write_bundle
 from common.audit.spending import spendings
+from common.documents.pages import sheets
+from common.documents.screen import html_of
 from common.job import sign_job
 from common.keys import public_key_sha256
 from common.measured import MetricsResult
@@ -861,6 +864,38 @@ def _(_: Story) -> Made:
 def _(story: Story) -> Made:
     page = {"sites/A/certificate.html": b"<h1>epsilon 0.1</h1>"}
     return write_bundle(story.evidence(), page, story.by.server)
+
+
+def pages(story: Story) -> dict[str, bytes]:
+    """A true certificate of the job, and all pages in HTML."""
+    evidence = story.evidence()
+    sites = spendings(evidence)
+    made = certificate_of(evidence, sites, ())
+    due = sheets(evidence, sites, {"certificate": made})
+    files = {f"{name}.html": html_of(sheet) for name, sheet in due.items()}
+    return files | {"certificate.json": to_json_certificate(made)}
+
+
+def plant_page(fault: str, name: str, was: str, put: str) -> None:
+    """A page that says something else beside its true JSON."""
+
+    @plant(CLAIM, fault, "documents")
+    def _(story: Story) -> Made:
+        files = pages(story)
+        said = re.sub(was, put, files[name].decode(), flags=re.DOTALL)
+        assert said.encode() != files[name]
+        return write_bundle(story.evidence(), files | {name: said.encode()}, story.by.server)
+
+
+plant_page("a certificate's page with half the epsilon", "certificate.html", "6[.]00", "3.00")
+plant_page("a cover with half the epsilon", "index.html", "6[.]00", "3.00")
+plant_page("a data card's page with half the epsilon", "sites/A/data-card.html", "6[.]00", "3.00")
+plant_page(
+    "a page of receipts without the last round",
+    "receipts.html",
+    f"<tr>(?:(?!<tr>).)*{digest('adapter 2')[:16]}.*?</tr>",
+    "",
+)
 
 
 @plant(CLAIM, "a data card that states half the epsilon", "documents")

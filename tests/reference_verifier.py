@@ -400,6 +400,9 @@ def documents(
     for name in named:
         if name.endswith("/data-card.json"):
             carded(json.loads(files[name]), name.split("/")[2], job, result)
+    for name in named:
+        if name.endswith(".html"):
+            paged(name, files, job, result, receipts)
     rows = [row for r in receipts for c in r["charges"].values() for row in c["hand_overs"]]
     entries = [json.loads(row["body"]) for row in rows]
     caps = {entry["site"]: entry["cap"] for entry in entries if entry["kind"] == "created"}
@@ -408,6 +411,37 @@ def documents(
         need(beside in files, "a page of a certificate alone")
         site = re.sub("^documents/(sites/)?|/?certificate.*$", "", name)
         certified(json.loads(files[beside]), site, job, result, caps)
+
+
+def paged(
+    name: str,
+    files: dict[str, bytes],
+    job: dict[str, Any],
+    result: dict[str, Any],
+    receipts: list[dict[str, Any]],
+) -> None:
+    """Each epsilon that a page states is one of the JSON's, rounded up; no round is missing."""
+    text = re.sub(r"<style.*?</style>|<[^>]*>", " ", files[name].decode(), flags=re.DOTALL)
+    beside = files.get(name.removesuffix("html") + "json", b"{}")
+    known = epsilons([job, result, json.loads(beside)])
+    for said in re.findall(r"(?:ε|epsilon)[\s=\xa0]*(\d[\d,]*(?:[.]\d+)?)", text):
+        shown = float(said.replace(",", ""))
+        need(any(n - 1e-6 <= shown <= 1.01 * n + 0.01 for n in known), f"{name}: epsilon {said}")
+    if name == "documents/receipts.html":
+        for receipt in receipts:
+            need(receipt["output_sha256"][:16] in text, f"{name}: a round is missing")
+        for head in receipts[-1]["heads"].values():
+            need(head["root"] in text, f"{name}: a ledger is missing")
+
+
+def epsilons(tree: Any, key: str = "") -> list[float]:  # noqa: ANN401
+    """Every number of a document that is called an epsilon, or by an accountant's name."""
+    if isinstance(tree, dict):
+        return [number for key, part in tree.items() for number in epsilons(part, key)]
+    if isinstance(tree, list):
+        return [number for part in tree for number in epsilons(part, key)]
+    is_one = "epsilon" in key or key in ("pld", "prv", "rdp", "cap_figure", "lower_bound")
+    return [float(tree)] if is_one and isinstance(tree, int | float) else []
 
 
 def carded(card: dict[str, Any], site: str, job: dict[str, Any], result: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ from common.audit.evidence import (
     require_files,
     require_sealed,
 )
-from common.errors import InvalidInput, Refusal
+from common.errors import InvalidInput, Refusal, StorageFailed
 from common.job import verify_job
 from common.words import counted
 
@@ -34,7 +34,7 @@ NOT_CHECKED = (
     "that every site's ledger continues elsewhere: compare a head with the site's own",
     "accuracy and F1: the hold-out is not in the bundle; that it shares no unit with a site: the "
     "operator's word, where there is one",
-    "pages for people (HTML, PDF, model card): they are as the server signed them",
+    "the model card and the list of what is installed: they are as the server signed them",
 )
 _INVENTED = (
     "that the server's intermediate key vouched for the true sites alone: each site can compare "
@@ -42,7 +42,7 @@ _INVENTED = (
 )
 _AFTER_BYTES = (
     "content", "issuer", "roster", "job", "receipts", "rounds", "links", "replies",
-    "result", "epsilon by round", "documents",
+    "result", "epsilon by round", "documents", "printed",
 )  # fmt: skip
 
 
@@ -142,6 +142,14 @@ def _content(bundle: Bundle, evidence: Evidence, roots: bytes | None) -> Iterato
     yield checked("result", lambda: spent.check_statement(evidence))
     yield checked("epsilon by round", lambda: spent.check_rounds(evidence))
     yield checked("documents", lambda: documents.check_documents(bundle.documents, evidence))
+    yield _printed(bundle, evidence)
+
+
+def _printed(bundle: Bundle, evidence: Evidence) -> Claim:
+    try:
+        return documents.check_printed(bundle.documents, evidence)
+    except (Refusal, InvalidInput, StorageFailed) as error:
+        return Claim("printed", "", "fail", str(error))
 
 
 def _of_site(name: str, site: str, check: Callable[[str], str]) -> Claim:

@@ -4,11 +4,11 @@ Not covered: what an epsilon means (common/statement.py).
 """
 
 from common import statement
+from common.documents.markup import Markup, element, table
 from common.figures import NOTHING, bound, duration, plain, share, size
 from common.job import Job
 from common.result import Result
 from common.words import public_name
-from server.report.markup import Markup, element, table
 from server.report.plots import Series, line_chart
 
 Points = tuple[tuple[int, float | None], ...]

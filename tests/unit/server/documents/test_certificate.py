@@ -23,9 +23,9 @@ from common.audit.evidence import Evidence, write_bundle
 from common.audit.report import CONSISTENT, REFUTED
 from common.audit.spending import spendings
 from common.audit.verify import verify
+from common.documents.certificate_sheet import certificate_sheet
+from common.documents.screen import html_of
 from common.errors import InvalidInput
-from server.documents.certificate_sheet import certificate_sheet
-from server.documents.screen import html_of
 from tests.story import told
 
 ROOT = Path(__file__).resolve().parents[4]

@@ -5,11 +5,9 @@ Everything is taken from the certificate as it stands in JSON. Not covered: seal
 
 from common.audit.assurances import ADVERSARY
 from common.audit.certificate import Audit, Certificate, SiteSpent
-from common.figures import power, share
-from common.words import counted
-from server.documents import certificate_tables as tables
-from server.documents.certificate_tables import figure
-from server.documents.sheet import (
+from common.documents import certificate_tables as tables
+from common.documents.certificate_tables import figure
+from common.documents.sheet import (
     Block,
     Bullets,
     Code,
@@ -22,6 +20,8 @@ from server.documents.sheet import (
     prose,
     section,
 )
+from common.figures import power, share
+from common.words import counted
 
 _RISKS_FIRST = "Not covered by this promise"
 

@@ -2,9 +2,9 @@
 
 from common.audit.certificate import Certificate, SiteSpent
 from common.config import RECORD
+from common.documents.sheet import Code, Prose, Section, Table, section
 from common.figures import NOTHING, bound, plain, power
 from common.words import counted
-from server.documents.sheet import Code, Prose, Section, Table, section
 
 
 def figure(epsilon: float | None) -> str:
