@@ -42,6 +42,7 @@ SIGNATURE_DOMAIN = b"veiltune job v1\n"
 _SHORTEST_ID = 4  # characters of a sha256
 # Of one job at one site: what any accountant answers within seconds.
 MOST_JOB_STEPS = 100_000
+MOST_JOB_SITES = 3000  # whose charges fit one receipt (common/receipt.py)
 MAX_INTEGER = 2**53  # RFC 8785 writes numbers as doubles
 
 Label = Annotated[str, StringConstraints(min_length=1, max_length=200)]
@@ -423,11 +424,17 @@ def load_job(path: Path) -> Job:
 
 
 def require_countable(job: Job) -> None:
-    """Check that an accountant can say soon what a new job costs; jobs of before may have more.
+    """Check that an accountant can say soon what a new job costs, and that its receipts fit.
+
+    Jobs of before may have more.
 
     Raises:
-        InvalidInput: it takes more steps than that.
+        InvalidInput: it has more steps or sites than that.
     """
+    if len(job.sites) > MOST_JOB_SITES:
+        raise InvalidInput(
+            f"data.population must name at most {MOST_JOB_SITES} sites, got {len(job.sites)}"
+        )
     if job.steps > MOST_JOB_STEPS:
         raise InvalidInput(
             f"training.rounds x training.local_steps must be at most {MOST_JOB_STEPS}, "
