@@ -18,11 +18,12 @@ from client import screen
 from client.account import read_life
 from client.approval import known_job
 from client.config import SiteHome
-from client.estimate import Load, Traffic, measure, traffic
+from client.estimate import Load, measure
 from client.estimate import rulings as load_rulings
 from client.lifetime import Fit, Life, fitting, unit_rule
 from client.policy import Ruling, rulings
 from client.site import make_trainer
+from client.traffic import Traffic, traffic
 from common.adapter import load_adapter
 from common.errors import InvalidInput, JobRefused
 from common.job import Job, load_job, verify_job
