@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common import pki
-from common.audit.certificate import Audit
+from common.audit.certificate_parts import Audit
 from common.audit.claims import Claim
 from common.audit.evidence import Evidence, write_bundle
 from common.audit.recompute import TOLERANCE

@@ -18,8 +18,9 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common import pki
-from common.audit.certificate import Audit, id_of, identified
+from common.audit.certificate import id_of, identified
 from common.audit.certificate import to_json as to_json_certificate
+from common.audit.certificate_parts import Audit
 from common.audit.certification import certificate_of
 from common.audit.data_card import data_card_json
 from common.audit.evidence import DOCUMENTS, MANIFEST, RESULT, SEAL, Manifest, seal, write_bundle

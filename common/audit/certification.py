@@ -12,7 +12,8 @@ from importlib.metadata import version
 
 from common import statement
 from common.audit import assurances
-from common.audit.certificate import Audit, Certificate, identified
+from common.audit.certificate import Certificate, identified
+from common.audit.certificate_parts import Audit
 from common.audit.evidence import ROSTER, Evidence
 from common.audit.report import REFUTED
 from common.audit.spending import Spending, figures, together

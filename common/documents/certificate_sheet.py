@@ -4,7 +4,8 @@ Everything is taken from the certificate as it stands in JSON. Not covered: seal
 """
 
 from common.audit.assurances import ADVERSARY
-from common.audit.certificate import Audit, Certificate, SiteSpent
+from common.audit.certificate import Certificate
+from common.audit.certificate_parts import Audit, SiteSpent
 from common.documents import certificate_tables as tables
 from common.documents.certificate_tables import figure
 from common.documents.sheet import (

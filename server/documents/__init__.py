@@ -5,7 +5,8 @@ Not covered: signing them, which the bundle's manifest does; deciding whether a 
 
 from collections.abc import Sequence
 
-from common.audit.certificate import Audit, Certificate, to_json
+from common.audit.certificate import Certificate, to_json
+from common.audit.certificate_parts import Audit
 from common.audit.certification import certificate_of, promises
 from common.audit.data_card import data_card_json
 from common.audit.evidence import Evidence

@@ -12,12 +12,12 @@ from opacus.accountants import RDPAccountant
 
 from common.audit import certificate as made
 from common.audit.certificate import (
-    Audit,
     id_of,
     read_certificate,
     require_agreement,
     to_json,
 )
+from common.audit.certificate_parts import Audit
 from common.audit.certification import certificate_of
 from common.audit.evidence import Evidence, write_bundle
 from common.audit.report import CONSISTENT, REFUTED
