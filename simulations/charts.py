@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from server.report.markup import Markup, element, join
+from common.documents.markup import Markup, element, join
 from server.report.plots import round_ticks
 
 WIDTH, HEIGHT = 560, 320

@@ -32,6 +32,7 @@ from simulations.scenario import (
     Scenario,
     load_scenario,
     parse_value,
+    require_declared_truly,
     shared_with_hold_out,
 )
 from simulations.show import Cells, Rounds, summary
@@ -120,7 +121,9 @@ def simulate(
 
 
 def _warn(scenario: Scenario) -> None:
-    if shared := shared_with_hold_out(scenario):
+    shared = shared_with_hold_out(scenario)
+    require_declared_truly(scenario, shared)
+    if shared:
         console.print(
             f"[bold]hold-out[/bold]: {counted(shared, 'record')} of it at a site as well, so its "
             "scores flatter the adapter"

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
+from common.documents.markup import Markup, element, join, style_element, table
 from common.files import write_file
-from server.report.markup import Markup, element, join, style_element, table
 from simulations.charts import Line, Point, chart, numbers, places, powers
 from simulations.leaderboard import Standing
 
@@ -39,7 +39,7 @@ def write_page(found: Sequence[Standing], name: str, measure: str, path: Path) -
 
 def page(found: Sequence[Standing], name: str, measure: str) -> str:
     """The whole document."""
-    css = files("server.report").joinpath("style.css").read_text("utf-8") + _colours()
+    css = files("common.documents").joinpath("style.css").read_text("utf-8") + _colours()
     runs = sum(standing.seeds for standing in found)
     body = element(
         "main",

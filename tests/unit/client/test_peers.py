@@ -253,6 +253,16 @@ def test_only_a_peer_that_had_no_room_for_a_proof_may_leave_it_out(
         assert (server.states[-1], server.alarms) == ("consistent", [])
 
 
+@pytest.mark.parametrize(("sites", "state"), [(4, "FORKED"), (2500, "unproven")])
+def test_in_a_job_of_many_sites_a_charge_has_room_for_fewer_proofs(
+    server: Server, ledger: Ledger, sites: int, state: str
+) -> None:
+    two_rounds(server, ledger)
+    signed = server.close(SECOND, 1, charge_of(ledger, SECOND, 1, *many(ledger, 12)))
+    Peers(server.outbox, server.home).take([signed], SECOND, sites)
+    assert server.states[-1] == state
+
+
 def test_another_root_at_a_known_size_raises_an_alarm_whoever_says_it(
     server: Server, ledger: Ledger
 ) -> None:
