@@ -9,7 +9,6 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-
 ROOT = Path(__file__).parents[2]
 OURS = ("client", "common", "server", "simulations")
 MAY_IMPORT = {
