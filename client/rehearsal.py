@@ -172,7 +172,8 @@ class Rehearsal:
         return task_of(job).public_example(ids, record.seed, length, job)
 
     def _on(self, units: PublicUnits, mechanism: Mechanism) -> Trainer:
-        write_vector(self.trainer.adapter.model.train(), self._start)
+        if units:  # without any the model is not asked
+            write_vector(self.trainer.adapter.model.train(), self._start)
         encoded = [[self._example(record) for record in unit] for unit in units]
         weights = {
             example.input_ids: record.weight
