@@ -48,10 +48,17 @@ def divided(
     Raises:
         InvalidInput: the job was not accepted.
     """
+    if trainer.job.metrics is None:
+        return trainer
+    key = _key(trainer.job, outbox) if seeded is None else seeded("hold-out", 0, 0)
+    return divided_by(trainer, records, key)
+
+
+def divided_by(trainer: Trainer, records: Sequence[Sequence[Record]], key: bytes) -> Trainer:
+    """``divided`` by a key that is known, of 32 bytes."""
     job = trainer.job
     if job.metrics is None:
         return trainer
-    key = _key(job, outbox) if seeded is None else seeded("hold-out", 0, 0)
     is_held = held_out(records, job.privacy.unit, key, job.metrics.hold_out)
     pairs = [
         list(zip(mine, examples, strict=True))

@@ -5,7 +5,7 @@ empty one releases noise too. Physical batches have a fixed shape, units that do
 once come one part after the other, and none is left out.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from common.adapter import LoadedAdapter, Vector, read_vector
 from common.data.records import Record
-from common.job import Job
+from common.job import Job, TrainingSection
 from common.layout import Trained
 from common.privacy.mechanism import Mechanism
 from common.privacy.persample import flat_gradients, trainable
@@ -60,7 +60,8 @@ class Trainer:
         if round_ != self.round:
             return replace(self, round=round_).train_round(start, round_)
         model, trained = self.begin(start), self.trained(round_)
-        optimizer, anchor = _optimizer(model, self.job), _anchor(model, self.job)
+        optimizer = optimizer_of(trainable(model).values(), self.job.training)
+        anchor = _anchor(model, self.job)
         for step in range(self.job.training.local_steps):
             _set_gradient(model, self.release(round_, step), trained)
             anchor()
@@ -104,7 +105,9 @@ class Trainer:
         owners = [owner for owner, unit in enumerate(units) for _ in unit]
         records = [example for unit in units for example in unit]
         size, device = self.trained(self.round).size, self.adapter.device
-        sums = torch.zeros((len(units), size), device=device)
+        dtypes = {p.dtype for p in trainable(self.adapter.model).values()}
+        dtype = torch.float64 if torch.float64 in dtypes else torch.float32  # as their buffer is
+        sums = torch.zeros((len(units), size), dtype=dtype, device=device)
         for gradients, places in self._record_gradients(records):
             for place, gradient in zip(places, gradients, strict=True):
                 sums[owners[place]] += gradient  # one by one, so that the order is always the same
@@ -125,17 +128,23 @@ class Trainer:
             yield own if within is None else own[:, torch.from_numpy(within)], places
 
 
-def _optimizer(model: nn.Module, job: Job) -> torch.optim.Optimizer:
-    parameters, training = list(trainable(model).values()), job.training
+def optimizer_of(
+    parameters: Iterable[nn.Parameter], training: TrainingSection, *, fused: bool = False
+) -> torch.optim.Optimizer:
+    """The job's local optimiser, with no state yet; ``fused`` takes one pass over memory."""
     if training.optimizer == "adamw":
         return torch.optim.AdamW(
-            parameters, lr=training.learning_rate, weight_decay=training.weight_decay
+            list(parameters),
+            lr=training.learning_rate,
+            weight_decay=training.weight_decay,
+            fused=fused,
         )
     return torch.optim.SGD(
-        parameters,
+        list(parameters),
         lr=training.learning_rate,
         momentum=training.momentum,
         weight_decay=training.weight_decay,
+        fused=fused,
     )
 
 
@@ -147,7 +156,8 @@ def _set_gradient(model: nn.Module, gradient: Tensor, trained: Trained) -> None:
         gradient[torch.from_numpy(trained.within)] = own
     offset = 0
     for parameter in parameters.values():
-        parameter.grad = gradient[offset : offset + parameter.numel()].view_as(parameter)
+        part = gradient[offset : offset + parameter.numel()]
+        parameter.grad = part.view_as(parameter).to(parameter.dtype)
         offset += parameter.numel()
 
 

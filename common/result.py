@@ -209,7 +209,7 @@ class Result(_Record):
     job_sha256: Sha256
     name: Name
     task: TaskName
-    grid: Literal["inprocess", "link", "ray", "superlink"]
+    grid: Literal["inprocess", "link", "ray", "stacked", "superlink"]
     private: bool
     sites: Annotated[tuple[SiteResult, ...], Field(strict=False, min_length=1)]
     start: StartResult | None

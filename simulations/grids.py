@@ -1,10 +1,11 @@
 """Grids for many sites on one machine.
 
 ``InProcessGrid`` calls each site's ClientApp in turn, in this process. Messages are serialised both
-ways, so that what a site sees is what the link would bring it.
+ways, so that what a site sees is what the link would bring it. ``StackedGrid`` hands a round's
+orders to sites that train together (simulations/engine/).
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -12,17 +13,13 @@ from flwr.serverapp import Grid
 
 from common.errors import InvalidInput
 from common.flower import Run, message_from_bytes, message_to_bytes, set_message_id
+from simulations.engine.grid import StackedSites
 
 
-class InProcessGrid(Grid):
-    """Flower's Grid over functions.
+class LocalGrid(Grid):
+    """Flower's Grid over functions of this process: what all of ours have in common."""
 
-    Args:
-        sites: node id -> the site's ClientApp and its context.
-    """
-
-    def __init__(self, sites: Mapping[int, tuple[ClientApp, Context]]) -> None:
-        self._sites = dict(sites)
+    def __init__(self) -> None:
         self._replies: dict[str, Message] = {}
         self._sent = 0
         self._run: Run | None = None
@@ -53,22 +50,37 @@ class InProcessGrid(Grid):
         """A message from the server."""
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
-    def get_node_ids(self) -> Iterable[int]:
-        """Every site: none is ever away."""
-        return list(self._sites)
-
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Deliver each message and keep its reply."""
-        identifiers = []
-        for message in messages:
-            reply = self._deliver(message)
-            self._replies[reply.metadata.reply_to_message_id] = reply
-            identifiers.append(reply.metadata.reply_to_message_id)
-        return identifiers
+        """Deliver the messages and keep their replies."""
+        replies = {r.metadata.reply_to_message_id: r for r in self.send_and_receive(messages)}
+        self._replies |= replies
+        return list(replies)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """The replies to these messages, once each."""
         return [self._replies.pop(i) for i in message_ids if i in self._replies]
+
+    def number(self, message: Message) -> Message:
+        """The message under the next id, which Flower's own SuperLink would give it."""
+        self._sent += 1
+        set_message_id(message, f"{self._sent:064x}")
+        return message
+
+
+class InProcessGrid(LocalGrid):
+    """Each site's ClientApp in turn.
+
+    Args:
+        sites: node id -> the site's ClientApp and its context.
+    """
+
+    def __init__(self, sites: Mapping[int, tuple[ClientApp, Context]]) -> None:
+        super().__init__()
+        self._sites = dict(sites)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Every site: none is ever away."""
+        return list(self._sites)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -81,8 +93,31 @@ class InProcessGrid(Grid):
             yield self._deliver(message)
 
     def _deliver(self, message: Message) -> Message:
-        self._sent += 1
-        set_message_id(message, f"{self._sent:064x}")
-        received = message_from_bytes(message_to_bytes(message))
+        received = message_from_bytes(message_to_bytes(self.number(message)))
         app, context = self._sites[message.metadata.dst_node_id]
         return message_from_bytes(message_to_bytes(app(received, context)))
+
+
+class StackedGrid(LocalGrid):
+    """Sites that train together.
+
+    Args:
+        sites: what they answer.
+    """
+
+    def __init__(self, sites: StackedSites) -> None:
+        super().__init__()
+        self._sites = sites
+
+    def get_node_ids(self) -> Sequence[int]:
+        """Every site: none is ever away."""
+        return self._sites.nodes
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterator[Message]:
+        """Deliver all messages; each reply as it is made, in whatever order.
+
+        ``timeout`` is not kept: a site that trains cannot be left behind in one process.
+        """
+        return self._sites.answer([self.number(message) for message in messages])

@@ -10,14 +10,20 @@ from flwr.app import Context
 from flwr.clientapp import ClientApp
 
 from client.app import make_client_app
+from client.rehearsal import rehearse
 from client.site import Site
+from common.adapter import load_adapter
 from common.flower import new_context
 from common.job import SignedJob, sign_job
 from common.link.identity import node_id
+from common.model import require_base
 from server.app import run_job
 from server.checkpoint import Checkpoints
+from simulations.engine.engine import Engine
+from simulations.engine.grid import StackedSites
+from simulations.engine.site import SimulatedSite, trainer_of
 from simulations.federation import Federation
-from simulations.grids import InProcessGrid
+from simulations.grids import InProcessGrid, StackedGrid
 from simulations.homes import write_home
 from simulations.scenario import Scenario
 from simulations.seeded import seeded_keys
@@ -55,6 +61,37 @@ def _node(
     )
     running = Site(home, seeded=seeded_keys(scenario.seed, site) if seeded else None)
     return make_client_app(lambda _: running), new_context(node_id(site))
+
+
+def stacked(scenario: Scenario, work: Path, observe: Observe) -> Path:
+    """Server and all sites in this process, sites trained together; the outcome below ``work``.
+
+    Noise comes from the scenario's seed, so that a private job promises nothing here.
+    """
+    job = scenario.job
+    signed = sign_job(job, Ed25519PrivateKey.generate())
+    adapter = load_adapter(job, require_base(job))
+    keys = {site: seeded_keys(scenario.seed, site) for site in job.sites}
+    sites = {
+        node_id(site): SimulatedSite(site, signed, adapter, scenario.records[site], keys[site])
+        for site in job.sites
+    }
+    one = job.sites[0]  # what sites check before they train is the same at all
+    rehearse(trainer_of(job, adapter, one, keys[one]), one, is_seeded=True)
+    grid = StackedGrid(StackedSites(sites, Engine().train))
+    checkpoints = Checkpoints("sqlite://")  # a run that breaks off begins anew
+    checkpoints.add_job(signed)
+    run_job(
+        signed,
+        grid,
+        checkpoints,
+        work / "outcome",
+        grid_name="stacked",
+        observe=lambda record: observe(record.round, record.score),
+        seeded=job.is_private,
+    )
+    checkpoints.close()
+    return work / "outcome"
 
 
 def over_link(scenario: Scenario, work: Path, observe: Observe) -> Path:

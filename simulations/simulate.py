@@ -56,8 +56,9 @@ def simulate(
         Path, typer.Argument(help="A job file with a [simulation] table.")
     ] = DEFAULT,
     grid: Annotated[
-        Literal["inprocess", "link"], typer.Option(help="One process, or real ones over TLS.")
-    ] = "inprocess",
+        Literal["stacked", "inprocess", "link"],
+        typer.Option(help="All sites in one pass, one after the other, or real ones over TLS."),
+    ] = "stacked",
     sites: Annotated[int | None, typer.Option(help="How many sites.")] = None,
     data: Annotated[
         str | None, typer.Option(help="builtin:wards, banking77, ... or a file.")
@@ -158,6 +159,8 @@ def _outcome(
 
     if grid == "link":
         return runs.over_link(scenario, work, observe)
+    if grid == "stacked":
+        return runs.stacked(scenario, work, observe)
     return runs.in_process(scenario, work, observe, seeded=seeded)
 
 

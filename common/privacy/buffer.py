@@ -44,13 +44,19 @@ class Buffer:
             self._places[id(parameter)] = _Place(name, columns, parameter.shape)
             offset = columns.stop
         self.size = offset
+        self._whole = torch.empty(0, dtype=self.dtype, device=self.device)
         self.open(0)
 
     def open(self, samples: int) -> None:
-        """Make room for ``samples`` rows; nothing counts as written."""
+        """Make room for ``samples`` rows; nothing counts as written.
+
+        Rows of an earlier pass are overwritten.
+        """
         self._written.clear()
         stride = -(-self.size // _ALIGNED) * _ALIGNED
-        whole = torch.empty(samples, stride, dtype=self.dtype, device=self.device)
+        if self._whole.numel() < samples * stride:
+            self._whole = torch.empty(samples * stride, dtype=self.dtype, device=self.device)
+        whole = self._whole[: samples * stride].view(samples, stride)
         self._rows = whole[:, : self.size]
 
     def holds(self, parameter: Tensor | None) -> bool:

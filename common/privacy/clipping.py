@@ -55,10 +55,8 @@ def clip_and_sum(gradients: Tensor, clip_norm: float) -> Tensor:
     Raises:
         InvalidInput: a clip norm whose lattice float32 cannot express.
     """
-    if not _LEAST_CLIP_NORM <= clip_norm < math.inf:
-        raise InvalidInput(f"clip_norm must be at least {_LEAST_CLIP_NORM:g}, got {clip_norm}")
     rows = gradients if gradients.dtype == torch.float64 else gradients.float()
-    factors = _factors(rows, clip_norm)
+    factors = lattice_factors(rows, clip_norm)
     total = torch.zeros(rows.shape[1], dtype=torch.int64, device=rows.device)
     columns = _COLUMNS if rows.device.type == "cpu" else max(1, rows.shape[1])
     for first in range(0, rows.shape[1], columns):
@@ -69,8 +67,18 @@ def clip_and_sum(gradients: Tensor, clip_norm: float) -> Tensor:
     return total
 
 
-def _factors(rows: Tensor, clip_norm: float) -> Tensor:
-    """Each row's factor to lattice units, (n,); rows that are not finite become zero in place."""
+def lattice_factors(rows: Tensor, clip_norm: float) -> Tensor:
+    """Each row's factor to lattice units, (n,); rows that are not finite become zero in place.
+
+    Args:
+        rows: (n, P), in floating point. Sensitive.
+        clip_norm: as ``clip_and_sum`` has it.
+
+    Raises:
+        InvalidInput: as ``clip_and_sum``.
+    """
+    if not _LEAST_CLIP_NORM <= clip_norm < math.inf:
+        raise InvalidInput(f"clip_norm must be at least {_LEAST_CLIP_NORM:g}, got {clip_norm}")
     norms = rows.new_zeros(len(rows), dtype=torch.float64)
     for i, row in enumerate(rows):
         norms[i] = torch.linalg.vector_norm(row.double())

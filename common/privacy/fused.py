@@ -21,7 +21,7 @@ Context = Any  # autograd's own takes any attribute
 
 def fused_forward(module: nn.Module, buffer: Buffer) -> Callable[..., Any] | None:
     """A forward for ``module`` if it is a plain LoRA layer now, else none."""
-    if type(module) is not LoraLinear or "forward" in module.__dict__ or not _is_plain(module):
+    if type(module) is not LoraLinear or "forward" in module.__dict__ or not is_plain_lora(module):
         return None
     (adapter,) = module.active_adapters
     a, b = module.lora_A[adapter], module.lora_B[adapter]
@@ -42,7 +42,8 @@ def fused_forward(module: nn.Module, buffer: Buffer) -> Callable[..., Any] | Non
     return forward
 
 
-def _is_plain(module: LoraLinear) -> bool:
+def is_plain_lora(module: LoraLinear) -> bool:
+    """Whether the layer, as it is now, computes x W^T + b + s (x A^T) B^T and nothing else."""
     if module.disable_adapters or module.merged or len(module.active_adapters) != 1:
         return False
     (adapter,) = module.active_adapters

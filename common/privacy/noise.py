@@ -59,7 +59,7 @@ def lattice_noise(size: int, deviation: float, stream: Stream) -> NDArray[np.int
     for i in np.flatnonzero(_is_doubtful(scaled, magnitudes, cells, deviation)):
         magnitudes[i] = _decide(int(cells[i]), deviation, stream)
     drawn: NDArray[np.int64] = magnitudes.astype(np.int64)
-    np.negative(drawn, out=drawn, where=(words & np.uint64(1)).astype(bool))
+    drawn *= 1 - 2 * (words & np.uint64(1)).astype(np.int64)  # a masked negation takes ten times
     return drawn
 
 

@@ -60,7 +60,7 @@ def placed_batches(
     """The same batches, each with the places of its examples."""
     for length, places in _groups(examples, size):
         group = [examples[i] for i in places]
-        yield _collate(group, length, len(places), pad_id, device), places
+        yield collate(group, length, len(places), pad_id, device), places
 
 
 def fixed_batches(
@@ -73,7 +73,7 @@ def fixed_batches(
     one padding token; whoever takes the batch drops what they give.
     """
     for length, places in _groups(examples, rows):
-        yield _collate([examples[i] for i in places], length, rows, pad_id, device), places
+        yield collate([examples[i] for i in places], length, rows, pad_id, device), places
 
 
 def _groups(examples: Sequence[Example], size: int) -> Iterator[tuple[int, list[int]]]:
@@ -85,9 +85,18 @@ def _groups(examples: Sequence[Example], size: int) -> Iterator[tuple[int, list[
             yield length, places[start : start + size]
 
 
-def _collate(
+def collate(
     group: Sequence[Example], length: int, rows: int, pad_id: int, device: torch.device
 ) -> Batch:
+    """The examples as the first rows of a batch, (rows, length); the other rows hold padding.
+
+    Args:
+        group: one example or more, none of more than ``length`` tokens.
+        length: tokens of every row.
+        rows: as many as there are examples, or more.
+        pad_id: what rows are padded with.
+        device: where the batch goes.
+    """
     ids = torch.full((rows, length), pad_id, dtype=torch.long)
     mask = torch.zeros((rows, length), dtype=torch.long)
     mask[len(group) :, 0] = 1  # attention over nothing is not a number

@@ -29,6 +29,7 @@ _GRIDS = {
     "link": "gRPC link, certificates on both sides",
     "inprocess": "simulated in one process",
     "ray": "simulated with Ray",
+    "stacked": "simulated in one process, sites trained together",
     "superlink": "Flower SuperLink",
 }
 

@@ -1,0 +1,216 @@
+"""The same job over the stacked grid and over real sites one after the other, both in one process.
+
+The oracle is the sequential run: every site a client/site.py with a home, a ledger on disk and a
+trainer of its own.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import client.site
+from client.rehearsal import rehearse
+from common.adapter import load_adapter
+from common.audit.recompute import check_outcome
+from common.data.records import Record
+from common.errors import Refusal
+from common.job import Job
+from common.model import require_base
+from common.result import Result, read_result
+from server.checkpoint import Checkpoints, Receipt
+from simulations import runs
+from simulations.engine.engine import Engine
+from simulations.scenario import Scenario
+
+MakeJob = Callable[..., Job]
+Rows = Callable[..., list[tuple[str, str]]]
+COUNTS = {"A": 30, "B": 12, "C": 21, "D": 5}
+SITES: dict[str, Any] = {
+    "data": {"population": dict.fromkeys(COUNTS, 24)},
+    "training": {"rounds": 2, "local_steps": 2, "learning_rate": 0.2, "momentum": 0.4},
+}
+
+
+@pytest.fixture
+def in_double() -> Iterator[Callable[[Job], None]]:
+    """Lets a job's model compute in float64, at the server and at every site of this process."""
+    changed = []
+
+    def double(job: Job) -> None:
+        adapter = load_adapter(job, require_base(job))
+        adapter.model.double()
+        changed.append(adapter)
+
+    yield double
+    for adapter in changed:  # it may be held for the next test
+        adapter.model.float()
+
+
+@pytest.fixture(autouse=True)
+def _checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The self-checks are not what is tried here: no run repeats them."""
+    monkeypatch.setattr(client.site, "rehearse", lambda *_, **__: ("skipped",))
+    monkeypatch.setattr(runs, "rehearse", lambda *_, **__: ("skipped",))
+    assert callable(rehearse)
+
+
+def scenario(job: Job, rows: Rows) -> Scenario:
+    records = {
+        site: [Record(*row) for row in rows(count, offset=50 * i)]
+        for i, (site, count) in enumerate(COUNTS.items())
+    }
+    return Scenario(job, records, seed=5)
+
+
+@pytest.fixture
+def outcomes(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[NDArray[np.float32], Any]]:
+    """Grid -> its final adapter and receipts, as they were saved."""
+    found: dict[str, Any] = {}
+    save = Checkpoints.save_round
+
+    def keep(
+        self: Checkpoints, sha: str, record: Any, vector: bytes, receipts: Any, **more: Any
+    ) -> None:
+        receipts = list(receipts)
+        save(self, sha, record, vector, receipts, **more)
+        _, before = found.get("last", (None, []))
+        found["last"] = np.frombuffer(vector, "<f4"), [*before, *receipts]
+
+    monkeypatch.setattr(Checkpoints, "save_round", keep)
+    return found
+
+
+def run(made: Scenario, grid: str, work: Path, outcomes: Any) -> tuple[Result, Any, list[Receipt]]:  # noqa: ANN401
+    outcomes.clear()
+    work.mkdir()
+    if grid == "stacked":
+        folder = runs.stacked(made, work, lambda *_: None)
+    else:
+        folder = runs.in_process(made, work, lambda *_: None, seeded=True)
+    vector, receipts = outcomes["last"]
+    return read_result(folder / "result.json"), vector, receipts
+
+
+def public(receipts: list[Receipt]) -> list[tuple[Any, ...]]:
+    """What receipts say, but for bytes that hold salts and signatures."""
+    return sorted((r.site, r.round, r.steps, r.charged_steps, r.accepted) for r in receipts)
+
+
+@pytest.mark.parametrize("method", ["ffa", "rolora", "flexlora"])
+def test_in_float64_a_private_run_ends_with_the_same_adapter(
+    make_job: MakeJob,
+    rows: Rows,
+    tmp_path: Path,
+    outcomes: Any,  # noqa: ANN401
+    in_double: Callable[[Job], None],
+    method: str,
+) -> None:
+    ranks = {"B": 1} if method == "flexlora" else None
+    made = scenario(make_job(adapter={"method": method, "ranks": ranks}, **SITES), rows)
+    in_double(made.job)
+    result, vector, receipts = run(made, "stacked", tmp_path / "stacked", outcomes)
+    expected, alone, sequential = run(made, "inprocess", tmp_path / "alone", outcomes)
+    assert np.max(np.abs(vector - alone)) <= 1e-9
+    assert np.max(np.abs(vector)) > 0.05
+    assert public(receipts) == public(sequential)
+    assert (result.grid, expected.grid) == ("stacked", "inprocess")
+    assert not result.private
+    assert [s.epsilon for s in result.sites] == [s.epsilon for s in expected.sites]
+    assert [r.accuracy for r in result.rounds] == [r.accuracy for r in expected.rounds]
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_in_float32_a_run_ends_within_rounding(
+    make_job: MakeJob,
+    plain_job: MakeJob,
+    rows: Rows,
+    tmp_path: Path,
+    outcomes: Any,  # noqa: ANN401
+    private: bool,
+) -> None:
+    make = make_job if private else plain_job
+    training = {**SITES["training"], "optimizer": "adamw", "momentum": 0.0, "learning_rate": 0.01}
+    made = scenario(make(**{**SITES, "training": training}), rows)
+    result, vector, _ = run(made, "stacked", tmp_path / "stacked", outcomes)
+    _, alone, _ = run(made, "inprocess", tmp_path / "alone", outcomes)
+    start = load_adapter(made.job, require_base(made.job)).initial
+    moved = np.linalg.norm(alone - start)
+    assert np.linalg.norm(vector - alone) <= 1e-4 * moved
+    assert moved > 0.05
+    _, claims = check_outcome(tmp_path / "stacked" / "outcome")
+    assert all(claim.passed for claim in claims)
+    assert not result.private
+
+
+def test_the_counts_of_a_job_are_those_of_real_sites(
+    make_job: MakeJob,
+    rows: Rows,
+    tmp_path: Path,
+    outcomes: Any,  # noqa: ANN401
+    in_double: Callable[[Job], None],
+) -> None:
+    metrics = {"release": ["accuracy"], "share": 0.1, "hold_out": 0.25}
+    made = scenario(make_job(**SITES, metrics=metrics), rows)
+    in_double(made.job)
+    result, _, _ = run(made, "stacked", tmp_path / "stacked", outcomes)
+    expected, _, _ = run(made, "inprocess", tmp_path / "alone", outcomes)
+    assert result.metrics is not None
+    assert result.metrics == expected.metrics
+    assert [site.counts for site in result.sites] == [1, 1, 1, 1]
+
+
+def test_a_unit_of_several_records_is_one_on_both_grids(
+    make_job: MakeJob,
+    rows: Rows,
+    tmp_path: Path,
+    outcomes: Any,  # noqa: ANN401
+    in_double: Callable[[Job], None],
+) -> None:
+    privacy = {"unit": "patient", "unit_cap": 2, "sampling_rate": 0.4}
+    made = scenario(make_job(**SITES, privacy=privacy), rows)
+    records = {
+        site: [replace(record, unit=f"p{i // 3}") for i, record in enumerate(own)]
+        for site, own in made.records.items()
+    }
+    made = replace(made, records=records)
+    in_double(made.job)
+    _, vector, _ = run(made, "stacked", tmp_path / "stacked", outcomes)
+    _, alone, _ = run(made, "inprocess", tmp_path / "alone", outcomes)
+    assert np.max(np.abs(vector - alone)) <= 1e-9
+
+
+def test_a_site_whose_records_do_not_fit_says_what_a_real_one_says(
+    make_job: MakeJob,
+    rows: Rows,
+    tmp_path: Path,
+    outcomes: Any,  # noqa: ANN401
+) -> None:
+    made = scenario(make_job(**SITES), rows)
+    made.records["C"][3] = Record("w1", "astrology")
+    result, _, receipts = run(made, "stacked", tmp_path / "some", outcomes)
+    assert {receipt.site for receipt in receipts} == {"A", "B", "D"}
+    assert [site.steps for site in result.sites] == [4, 4, 0, 4]
+    made.job.training.__dict__["quorum"] = 4
+    with pytest.raises(Refusal, match=r"accepted by 4 sites, got at most 3 \(C: not participating"):
+        run(made, "stacked", tmp_path / "none", outcomes)
+
+
+def test_cohorts_of_any_size_end_with_the_same_adapter(
+    make_job: MakeJob,
+    rows: Rows,
+    tmp_path: Path,
+    outcomes: Any,  # noqa: ANN401
+    in_double: Callable[[Job], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = scenario(make_job(**SITES), rows)
+    in_double(made.job)
+    _, whole, _ = run(made, "stacked", tmp_path / "whole", outcomes)
+    monkeypatch.setattr(runs, "Engine", lambda: Engine(tokens=33, at_once=3))
+    _, parts, _ = run(made, "stacked", tmp_path / "parts", outcomes)
+    assert np.max(np.abs(whole - parts)) <= 1e-9
