@@ -18,6 +18,7 @@ import structlog
 from flwr.app import RecordDict
 
 from client.config import RuntimeSection
+from client.feedback import Feedback
 from client.lifetime import plan
 from client.measure import divided_by, released_counts
 from client.site import NOT_PARTICIPATING
@@ -63,6 +64,7 @@ class SimulatedSite:
     keys: KeySource
     _trainer: Trainer | None = None
     _ready: dict[int, RecordDict] = field(default_factory=dict)
+    _feedback: Feedback = field(default_factory=Feedback)
 
     def __post_init__(self) -> None:
         cap = {"kind": "simulation"}
@@ -136,8 +138,10 @@ class SimulatedSite:
         """Take a round's change; the content that waits for the confirmation."""
         charged = self.ledger.account.charged_steps(self.job.sha256)
         steps, head = self.job.training.local_steps, self.ledger.head()
-        result = Update(change, round_, input_sha256, steps, charged, head)
-        self._store(round_, update(self.job, self.consider().trained(round_).table, result))
+        trainer = self.consider()
+        carried = self._feedback.carried(trainer, round_, change)
+        result = Update(carried, round_, input_sha256, steps, charged, head)
+        self._store(round_, update(self.job, trainer.trained(round_).table, result))
 
     def count(self, round_: int, input_sha256: str, vector: Vector) -> None:
         """Make the job's counts of the state ``vector`` (P,), which wait as a round's bytes do."""

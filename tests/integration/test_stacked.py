@@ -4,7 +4,7 @@ The oracle is the sequential run: every site a client/site.py with a home, a led
 trainer of its own.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from common.errors import Refusal
 from common.job import Job
 from common.model import require_base
 from common.result import Result, read_result
-from server.checkpoint import Checkpoints, Receipt
+from server.checkpoint import Checkpoints, Receipt, RoundRecord
 from simulations import runs
 from simulations.engine.engine import Engine
 from simulations.scenario import Scenario
@@ -74,9 +74,14 @@ def outcomes(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[NDArray[np.floa
     save = Checkpoints.save_round
 
     def keep(
-        self: Checkpoints, sha: str, record: Any, vector: bytes, receipts: Any, **more: Any
+        self: Checkpoints,
+        sha: str,
+        record: RoundRecord,
+        vector: bytes,
+        given: Iterable[Receipt],
+        **more: Any,  # noqa: ANN401
     ) -> None:
-        receipts = list(receipts)
+        receipts = list(given)
         save(self, sha, record, vector, receipts, **more)
         _, before = found.get("last", (None, []))
         found["last"] = np.frombuffer(vector, "<f4"), [*before, *receipts]
