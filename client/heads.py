@@ -42,7 +42,7 @@ class Heads:
         self._journal, self._home = outbox.journal, home
 
     def charge(
-        self, job_sha256: str, round_: int, prove: Sequence[HeadOf], sites: int = 1
+        self, job_sha256: str, round_: int, prove: Sequence[HeadOf], sites: int
     ) -> SignedCharge:
         """A round's charge under the head of now, with proofs from earlier heads.
 

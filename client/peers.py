@@ -43,7 +43,7 @@ class Peers:
     def __init__(self, outbox: Outbox, home: SiteHome) -> None:
         self._journal, self._home = outbox.journal, home
 
-    def take(self, receipts: Sequence[SignedReceipt], job_sha256: str, sites: int = 1) -> None:
+    def take(self, receipts: Sequence[SignedReceipt], job_sha256: str, sites: int) -> None:
         """Learn from the receipts of rounds that were closed, oldest first.
 
         Args:
