@@ -36,6 +36,7 @@ from common.config import (
 from common.data.records import OUTSIDE, ColumnMap
 from common.errors import InvalidInput, JobRefused
 from common.histograms import MOST_BINS, Histogram, MetricsSection, bins, histograms_of, sensitivity
+from common.link.identity import node_id
 from common.privacy import accounting
 from common.privacy.event import GaussianSteps
 from common.strict_json import parse_json
@@ -391,10 +392,20 @@ class Job(Section):
         """The job's name on the wire and in every record."""
         return hashlib.sha256(self.canonical).hexdigest()
 
-    @property
+    @cached_property
     def sites(self) -> tuple[str, ...]:
         """The sites that the job names, sorted."""
         return tuple(sorted(self.data.population))
+
+    @cached_property
+    def site_of_node(self) -> dict[int, str]:
+        """Flower's node id of each site -> the site."""
+        return {node_id(site): site for site in self.sites}
+
+    @cached_property
+    def whole_population(self) -> int:
+        """Units at all sites together, as declared."""
+        return sum(self.data.population.values())
 
     @property
     def hold_out_columns(self) -> ColumnMap:
@@ -441,7 +452,7 @@ class Job(Section):
 
     def weight(self, site: str) -> float:
         """A site's share of all sites' public population."""
-        return self.data.population[site] / sum(self.data.population.values())
+        return self.data.population[site] / self.whole_population
 
 
 class SignedJob(Section):
@@ -453,6 +464,11 @@ class SignedJob(Section):
 
     def to_bytes(self) -> bytes:
         """JSON, as it travels and is stored."""
+        return self.written
+
+    @cached_property
+    def written(self) -> bytes:
+        """``to_bytes``, once: each message of a job carries it, to each of its sites."""
         return rfc8785.dumps(self.model_dump(mode="json", exclude_none=True))
 
 

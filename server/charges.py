@@ -35,11 +35,12 @@ def charged_steps(
     {'A': 8, 'B': 4}
     """
     replies = {(receipt.round, receipt.site): receipt for receipt in receipts}
-    asked = sorted({*dispatched, *replies})
-    sites = sorted({site for _, site in asked})
+    of_site: dict[str, list[tuple[int, str]]] = {}
+    for key in sorted({*dispatched, *replies}):
+        of_site.setdefault(key[1], []).append(key)
     charges = {}
-    for site in sites:
-        came = [replies.get(key) for key in asked if key[1] == site]
+    for site, asked in sorted(of_site.items()):
+        came = [replies.get(key) for key in asked]
         charge = _charge(came, local_steps)
         charges[site] = max(charge, local_steps * len(came)) if for_good else charge
     return charges

@@ -58,7 +58,7 @@ class Participants:
     def connected(self) -> set[str]:
         """The job's sites that the grid can reach now."""
         nodes = set(self.grid.get_node_ids())
-        return {site for site in self.job.sites if node_id(site) in nodes}
+        return {site for node, site in self.job.site_of_node.items() if node in nodes}
 
     def gather(self) -> None:
         """Wait for the job's sites and offer it to them.

@@ -83,7 +83,9 @@ def charge_of(
 
 def keep_ending(connection: Connection, job_sha256: str, site: str, ending: SignedEnding) -> None:
     """Keep a site's last word on a job, unless there is one."""
-    if site not in endings_of(connection, job_sha256):
+    table = tables.endings
+    mine = (table.c.job_sha256 == job_sha256) & (table.c.site == site)
+    if connection.execute(sa.select(table.c.site).where(mine)).first() is None:
         row = {"job_sha256": job_sha256, "site": site, "content": to_bytes(ending)}
         connection.execute(tables.endings.insert().values(**row))
 

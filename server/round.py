@@ -247,4 +247,4 @@ def in_words(refused: dict[str, str]) -> str:
 
 def site_of(job: Job, reply: Message) -> str:
     """The site that a reply comes from, by the identity that the grid vouches for."""
-    return {node_id(site): site for site in job.sites}[reply.metadata.src_node_id]
+    return job.site_of_node[reply.metadata.src_node_id]

@@ -5,6 +5,7 @@ the cohort changes nothing but rounding.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,8 +16,9 @@ from common.adapter import Vector
 from common.privacy.buffer import Buffer
 from common.privacy.clipping import lattice_factors
 from common.privacy.persample import trainable
-from common.tasks.batches import Example
+from common.tasks.batches import Batch, Example
 from simulations.engine.layers import stacked
+from simulations.engine.prefix import Prefix
 from simulations.engine.rows import shared_batches
 from simulations.engine.stack import Rows, Stack
 
@@ -42,7 +44,12 @@ class Lane:
 
 
 def train_cohort(
-    lanes: Sequence[Lane], start: Vector, round_: int, *, tokens: int = DEFAULT_TOKENS
+    lanes: Sequence[Lane],
+    start: Vector,
+    round_: int,
+    *,
+    tokens: int = DEFAULT_TOKENS,
+    prefix: Prefix | None = None,
 ) -> list[Vector]:
     """What ``Trainer.train_round`` gives at each site, in the order of ``lanes``.
 
@@ -51,6 +58,7 @@ def train_cohort(
         start: (P,) the state that all begin with.
         round_: which one.
         tokens: the most in a physical batch.
+        prefix: keeps what a record is below the first adapter; ``None`` to compute it each time.
 
     Returns:
         The change of each, (P_k,) float32.
@@ -62,7 +70,7 @@ def train_cohort(
         return []
     # Sites that finish first are last, so that those which go on are always the first rows.
     order = sorted(range(len(lanes)), key=lambda i: -lanes[i].planned)
-    cohort = Cohort([lanes[i] for i in order], start, round_, tokens)
+    cohort = Cohort([lanes[i] for i in order], start, round_, tokens, prefix)
     changes = dict(zip(order, cohort.train(), strict=True))
     return [changes[i] for i in range(len(lanes))]
 
@@ -70,8 +78,16 @@ def train_cohort(
 class Cohort:
     """The state of a round under way, sites of most steps first; arguments as ``train_cohort``."""
 
-    def __init__(self, lanes: Sequence[Lane], start: Vector, round_: int, tokens: int) -> None:
-        self._lanes, self._start, self._round, self._tokens = lanes, start, round_, tokens
+    def __init__(
+        self,
+        lanes: Sequence[Lane],
+        start: Vector,
+        round_: int,
+        tokens: int,
+        prefix: Prefix | None = None,
+    ) -> None:
+        self._lanes, self._start, self._round = lanes, start, round_
+        self._tokens, self._prefix = tokens, prefix
         first = lanes[0].trainer
         self._adapter = first.adapter
         self._model = replace(first, rank=None, round=round_).begin(start)
@@ -162,6 +178,12 @@ class Cohort:
             sums.index_add_(0, to, gradients)
         return sums
 
+    def _below(self, batch: Batch, examples: Sequence[Example]) -> AbstractContextManager[None]:
+        if self._prefix is None:
+            return nullcontext()
+        self._prefix.keep(self._model, batch, examples)
+        return self._prefix.entering(batch, examples)
+
     def _row_gradients(
         self, examples: Sequence[Example], sites: Sequence[int]
     ) -> Iterator[tuple[Tensor, list[int]]]:
@@ -169,8 +191,10 @@ class Cohort:
         adapter, losses = self._adapter, self._lanes[0].trainer.losses
         for batch, places in shared_batches(examples, self._tokens, adapter.pad_id, adapter.device):
             self._rows.open([sites[i] for i in places])
-            found = losses(self._model, batch)
-            torch.autograd.backward(found, torch.ones_like(found))
+            with self._below(batch, [examples[i] for i in places]):
+                found = losses(self._model, batch)
+                # Each by itself: a sum would carry a loss that is not finite into the others.
+                torch.autograd.backward(found, torch.ones_like(found))
             yield self._rows.close(), places
 
 

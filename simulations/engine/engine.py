@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
+import structlog
 import torch
 
 from client.train import Trainer
@@ -12,7 +13,10 @@ from common.errors import SelfCheckFailed
 from common.tasks import task_of
 from common.tasks.batches import Example, padded_length
 from simulations.engine.cohort import Cohort, Lane, train_cohort
+from simulations.engine.prefix import Prefix, prefix_of
 from simulations.engine.size import Shape, shape_of, sites_at_once
+
+log = structlog.get_logger(__name__)
 
 _OFFSET = 0.05  # away from the start, where B is zero and A has no gradient
 _LENGTHS = (3, 17, 9, 6)
@@ -31,6 +35,7 @@ class Engine:
     def __init__(self, *, tokens: int | None = None, at_once: int | None = None) -> None:
         self._tokens, self._at_once = tokens, at_once
         self._shape: Shape | None = None
+        self._prefix: Prefix | None = None
 
     def train(self, lanes: Sequence[Lane], start: Vector, round_: int) -> Iterator[Vector]:
         """Each site's change of a round, in the order of ``lanes``; arguments as ``train_cohort``.
@@ -41,15 +46,34 @@ class Engine:
         """
         trainers = [lane.trainer for lane in lanes]
         if self._shape is None:
-            require_exact(trainers[0])
+            self._prefix = checked_prefix(trainers[0])
             self._shape = Shape(self._tokens, 1) if self._tokens else shape_of(trainers[0])
         count = self._at_once or sites_at_once(trainers, self._shape, round_)
         for first in range(0, len(lanes), count):
             part = lanes[first : first + count]
-            yield from train_cohort(part, start, round_, tokens=self._shape.tokens)
+            tokens, prefix = self._shape.tokens, self._prefix
+            yield from train_cohort(part, start, round_, tokens=tokens, prefix=prefix)
 
 
-def require_exact(trainer: Trainer) -> None:
+def checked_prefix(trainer: Trainer) -> Prefix | None:
+    """What may be kept below the first adapter, once it is known that it changes nothing.
+
+    Raises:
+        SelfCheckFailed: as ``require_exact``, also with nothing kept.
+    """
+    require_exact(trainer)
+    if prefix_of(trainer.adapter.model) is None:
+        return None
+    try:
+        require_exact(trainer, prefix_of(trainer.adapter.model))
+    # The last three: what a model says whose blocks take or give something else.
+    except (SelfCheckFailed, RuntimeError, TypeError, ValueError) as error:
+        log.info("nothing kept below the first adapter", error=type(error).__name__)
+        return None
+    return prefix_of(trainer.adapter.model)
+
+
+def require_exact(trainer: Trainer, prefix: Prefix | None = None) -> None:
     """Check that two sites' public rows, mixed, have the gradients that each has by itself.
 
     Raises:
@@ -67,7 +91,7 @@ def require_exact(trainer: Trainer) -> None:
         alone = replace(one, mechanism=mechanism)
         expected = torch.cat(list(alone.unit_gradients([[e] for e in examples])))
         found = torch.zeros_like(expected)
-        cohort = Cohort([Lane(one), Lane(one)], start, round_, tokens=1 << 20)
+        cohort = Cohort([Lane(one), Lane(one)], start, round_, 1 << 20, prefix)
         for gradients, places in cohort.gradients(examples, [0, 1, 1, 0]):
             found[places] = gradients
         # ``unit_gradients`` has them by padded length, and shorter rows first.

@@ -4,7 +4,7 @@ The oracle is the sequential run: every site a client/site.py with a home, a led
 trainer of its own.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ import pytest
 from numpy.typing import NDArray
 
 import client.site
-from client.rehearsal import rehearse
 from common.adapter import load_adapter
 from common.audit.recompute import check_outcome
 from common.data.records import Record
@@ -56,7 +55,6 @@ def _checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The self-checks are not what is tried here: no run repeats them."""
     monkeypatch.setattr(client.site, "rehearse", lambda *_, **__: ("skipped",))
     monkeypatch.setattr(runs, "rehearse", lambda *_, **__: ("skipped",))
-    assert callable(rehearse)
 
 
 def scenario(job: Job, rows: Rows) -> Scenario:
@@ -73,16 +71,10 @@ def outcomes(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[NDArray[np.floa
     found: dict[str, Any] = {}
     save = Checkpoints.save_round
 
-    def keep(
-        self: Checkpoints,
-        sha: str,
-        record: RoundRecord,
-        vector: bytes,
-        given: Iterable[Receipt],
-        **more: Any,  # noqa: ANN401
-    ) -> None:
-        receipts = list(given)
-        save(self, sha, record, vector, receipts, **more)
+    def keep(self: Checkpoints, job: str, record: RoundRecord, *rest: Any, **more: Any) -> None:  # noqa: ANN401
+        vector, receipts = rest
+        receipts = list(receipts)
+        save(self, job, record, vector, receipts, **more)
         _, before = found.get("last", (None, []))
         found["last"] = np.frombuffer(vector, "<f4"), [*before, *receipts]
 
