@@ -12,11 +12,12 @@ from flwr.clientapp import ClientApp
 from client.app import make_client_app
 from client.rehearsal import rehearse
 from client.site import Site
-from common.adapter import load_adapter
+from common.adapter import LoadedAdapter, load_adapter
 from common.flower import new_context
-from common.job import SignedJob, sign_job
+from common.job import Job, SignedJob, sign_job
 from common.link.identity import node_id
 from common.model import require_base
+from common.privacy.stream import KeySource
 from server.app import run_job
 from server.checkpoint import Checkpoints
 from simulations.engine.engine import Engine
@@ -27,6 +28,8 @@ from simulations.grids import InProcessGrid, StackedGrid
 from simulations.homes import write_home
 from simulations.scenario import Scenario
 from simulations.seeded import seeded_keys
+
+_rehearsed: set[str] = set()
 
 # round, what the task is judged by
 Observe = Callable[[int, float | None], None]
@@ -76,8 +79,7 @@ def stacked(scenario: Scenario, work: Path, observe: Observe) -> Path:
         node_id(site): SimulatedSite(site, signed, adapter, scenario.records[site], keys[site])
         for site in job.sites
     }
-    one = job.sites[0]  # what sites check before they train is the same at all
-    rehearse(trainer_of(job, adapter, one, keys[one]), one, is_seeded=True)
+    _rehearse_once(job, adapter, keys[job.sites[0]])
     grid = StackedGrid(StackedSites(sites, Engine().train))
     checkpoints = Checkpoints("sqlite://")  # a run that breaks off begins anew
     checkpoints.add_job(signed)
@@ -92,6 +94,20 @@ def stacked(scenario: Scenario, work: Path, observe: Observe) -> Path:
     )
     checkpoints.close()
     return work / "outcome"
+
+
+def _rehearse_once(job: Job, adapter: LoadedAdapter, keys: KeySource) -> None:
+    """The self-checks, which are the same at all sites and for every run of this process.
+
+    Raises:
+        SelfCheckFailed: by the first that did not pass.
+    """
+    sections = job.model, job.adapter, job.privacy, job.metrics
+    told = repr((job.job.task, job.data.labels, *sections))
+    if told not in _rehearsed:
+        site = job.sites[0]
+        rehearse(trainer_of(job, adapter, site, keys), site, is_seeded=True)
+        _rehearsed.add(told)
 
 
 def over_link(scenario: Scenario, work: Path, observe: Observe) -> Path:

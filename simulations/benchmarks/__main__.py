@@ -20,6 +20,11 @@ BENCHMARKS = {
     "dp-step": "simulations.benchmarks.dp_step",
     "link": "simulations.benchmarks.link",
     "link-scale": "simulations.benchmarks.link_scale",
+    "scale": "simulations.benchmarks.scale",
+    "sim-central": "simulations.benchmarks.sim_central",
+    "sim-dp": "simulations.benchmarks.sim_dp",
+    "sim-ray": "simulations.benchmarks.sim_ray",
+    "sim-stack": "simulations.benchmarks.sim_stack",
 }
 # Which options a benchmark takes beside --json.
 OPTIONS: dict[str, tuple[str, ...]] = {
@@ -27,6 +32,11 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "dp-step": ("rounds", "targets"),
     "link": (),
     "link-scale": (),
+    "scale": (),
+    "sim-central": ("rounds",),
+    "sim-dp": ("rounds",),
+    "sim-ray": ("rounds",),
+    "sim-stack": ("rounds",),
 }
 
 
@@ -55,7 +65,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = _Parser(prog="python -m simulations.benchmarks", description=__doc__)
     parser.add_argument("name", help=", ".join(BENCHMARKS))
     parser.add_argument("--json", action="store_true", help="one JSON object, on one line")
-    parser.add_argument("--rounds", type=int, help="dp-step: timed rounds")
+    parser.add_argument("--rounds", type=int, help="timed rounds")
     parser.add_argument("--targets", help="dp-step: qv, or all for every dense layer")
     return parser.parse_args(argv)
 

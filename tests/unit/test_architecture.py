@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "simulations": set(OURS),
 }
 # Flower's public API; all else of it may change in any release.
-PUBLIC_FLOWER = ("flwr.app", "flwr.clientapp", "flwr.serverapp")
+PUBLIC_FLOWER = ("flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.simulation")
 PRIVATE_FLOWER = "common/flower.py"
 
 

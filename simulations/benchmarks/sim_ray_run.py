@@ -1,0 +1,105 @@
+"""One whole run for ``sim-ray``: ``KIND OUT SITES ROUNDS BATCH LENGTH``.
+
+``OUT`` gets the change of the adapter, (P,) float32, as raw bytes.
+"""
+
+import sys
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import FedAvg
+
+from common.adapter import Vector
+from common.job import Job
+from common.log import configure
+from common.model import quiet_transformers
+from common.saved import read_adapter
+from common.tasks import task_of
+from common.tasks.batches import Example
+from simulations import runs
+from simulations.benchmarks import sim_jobs
+
+STEPS = 3
+_NAME = "adapter"
+
+
+def main(argv: list[str]) -> int:
+    """Run one kind; the exit status."""
+    kind, out = argv[0], Path(argv[1])
+    sites, rounds, batch, length = map(int, argv[2:])
+    configure(level="error")
+    quiet_transformers()
+    torch.set_num_threads(1)
+    if kind == "ray":
+        change = _stock(sites, rounds, batch, length)
+    else:
+        dtype = "bfloat16" if kind == "stacked_bf16" else "float32"
+        change = _ours(sites, rounds, batch, length, dtype)
+    out.write_bytes(change.astype("<f4").tobytes())
+    return 0
+
+
+def _ours(sites: int, rounds: int, batch: int, length: int, dtype: str) -> Vector:
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        scenario = sim_jobs.make_scenario(
+            work, sites, batch, length, rounds=rounds, local_steps=STEPS, dtype=dtype
+        )
+        outcome = runs.stacked(scenario, work / "run", lambda *_: None)
+        adapter = sim_jobs.load(scenario.job)
+        change: Vector = read_adapter(adapter, outcome / "adapter") - adapter.initial
+        return change
+
+
+def _stock(sites: int, rounds: int, batch: int, length: int) -> Vector:
+    """Flower's own simulation, with nothing of ours but the training data and the base."""
+    from flwr.simulation import run_simulation
+
+    ended: list[Vector] = []
+    start = sim_jobs.load(sim_jobs.make_job(sites, batch, length)).initial
+    server, client = ServerApp(), ClientApp()
+
+    @server.main()
+    def main(grid: Grid, context: Context) -> None:
+        del context
+        strategy = FedAvg(fraction_train=1.0, fraction_evaluate=0.0, min_available_nodes=sites)
+        first = ArrayRecord({_NAME: Array(start)})
+        done = strategy.start(grid=grid, initial_arrays=first, num_rounds=rounds)
+        ended.append(np.asarray(done.arrays[_NAME].numpy()))
+
+    @client.train()
+    def train(message: Message, context: Context) -> Message:
+        torch.set_num_threads(1)
+        examples = _examples(sites, batch, length)[int(context.node_config["partition-id"])]
+        adapter = sim_jobs.load(sim_jobs.make_job(sites, batch, length))
+        state = np.asarray(message.content.array_records["arrays"][_NAME].numpy())
+        change = sim_jobs.train_plainly(adapter, state, examples, STEPS)
+        content = {
+            "arrays": ArrayRecord({_NAME: Array(state + change)}),
+            "metrics": MetricRecord({"num-examples": batch}),
+        }
+        return Message(RecordDict(content), reply_to=message)
+
+    resources = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
+    run_simulation(server, client, num_supernodes=sites, backend_config=resources)
+    change: Vector = ended[0] - start
+    return change
+
+
+@lru_cache(maxsize=1)
+def _examples(sites: int, batch: int, length: int) -> list[list[Example]]:
+    """Each client's encoded records, once an actor."""
+    job: Job = sim_jobs.make_job(sites, batch, length)
+    tokenizer = sim_jobs.load(job).tokenizer
+    records = sim_jobs.make_records(sites, batch, length)
+    return [task_of(job).encode(tokenizer, own, job) for own in records.values()]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
