@@ -1,9 +1,9 @@
 """Stacked sites with privacy, beside the same sites without: what clipping and noise cost there.
 
 Every site takes three steps of SGD with momentum on its own records, on one thread. ``private``
-clips each record, adds each site's own lattice noise and divides; ``noiseless`` does the same without
-noise, as ``dp-step`` does, since any private way needs noise alike. Noise is drawn a number at a time from
-AES words, so that it weighs the more the smaller the step is beside the adapter.
+clips each record, adds each site's own lattice noise and divides; ``noiseless`` does the same
+without noise, as ``dp-step`` does, since any private way needs noise alike. Noise is drawn a number
+at a time from AES words, so that it weighs the more the smaller the step is beside the adapter.
 
 In every round ``noiseless`` with a clip norm that clips nothing ends where ``plain`` does.
 """
@@ -23,7 +23,7 @@ from simulations.engine.cohort import Lane, train_cohort
 
 SHAPES = {"b8": (8, 8, 64), "b1": (64, 1, 16)}
 _STEPS, _TOKENS = 3, 2048
-_SGD = {"optimizer": "sgd", "learning_rate": 0.01, "momentum": 0.9}
+_SGD: dict[str, Any] = {"optimizer": "sgd", "learning_rate": 0.01, "momentum": 0.9}
 _UNCLIPPED, _CLOSE = 64.0, 0.01  # of that the lattice of so large a norm takes 0.003
 
 
