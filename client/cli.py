@@ -296,6 +296,10 @@ def check(
     job: Annotated[
         Path | None, typer.Option(help="A job's file: count in its labels and tokens.")
     ] = None,
+    hold_out: Annotated[
+        str, typer.Option(metavar="SET", help="A public set, by name or file: what is in both?")
+    ] = "",
+    split: Annotated[str, typer.Option(help="Of the public set, if it has several.")] = "test",
     as_json: AsJson = False,
 ) -> None:
     """Count records, labels, duplicates, empty and over-long texts.
@@ -308,10 +312,11 @@ def check(
     manifest = datacheck.read_job(job)
     names = datacheck.names_of(home, name, manifest)
     if as_json:
-        cli.print_json([datacheck.as_json(home, wanted, manifest) for wanted in names])
+        cli.print_json([datacheck.as_json(home, n, manifest, hold_out, split) for n in names])
     for wanted in names:
         if not as_json:
             _check(home, wanted, manifest)
+            _compare(home, wanted, manifest, hold_out, split)
         if manifest is not None:
             datacheck.require_public_labels(home, wanted, manifest)
 
@@ -325,6 +330,17 @@ def _check(home: "SiteHome", name: str, job: "Job | None") -> None:
     screen.show(table(report))
     if job is None:
         print("lengths are counted in words: --job job.toml counts in a job's tokens and labels")
+
+
+def _compare(home: "SiteHome", name: str, job: "Job | None", hold_out: str, split: str) -> None:
+    from client import datacheck
+    from common.data.overlap import table
+
+    if hold_out:
+        screen.show(table(datacheck.beside(home, name, job, hold_out, split), hold_out))
+        print(
+            "what is in both is a fact about records: telling it is a release that no budget counts"
+        )
 
 
 @app.command()

@@ -3,7 +3,7 @@
 An alarm stays, so what a loss or a delay on the way may bring about raises none. A server that was
 put back to an older state names heads that it still knows, and closes rounds again; receipts come
 again, or after those of a later job; and after jobs that this site took no part in, a peer may have
-more heads than a charge has room for proofs (``MAX_LINKS``). What these do not explain is an alarm.
+more heads than a charge has room for proofs (``has_room``). What these do not explain is an alarm.
 
 Not covered: a server that signs a wrong time, or that it closed a round again, to hide a shorter
 head: what the peer adds to it later is still to be proven; a peer that fills its charge with
@@ -16,12 +16,12 @@ import sqlite3
 
 from common import heads
 from common.heads import HeadRow, State
-from common.privacy.charge import MAX_LINKS, SignedCharge
-from common.receipt import RoundReceipt
+from common.privacy.charge import SignedCharge
+from common.receipt import RoundReceipt, has_room
 
 
 def judge(
-    db: sqlite3.Connection, site: str, receipt: RoundReceipt, *, is_anew: bool
+    db: sqlite3.Connection, site: str, receipt: RoundReceipt, *, sites: int, is_anew: bool
 ) -> State | None:
     """How a peer's head goes on from those in the account; ``None`` for one that was seen.
 
@@ -29,6 +29,7 @@ def judge(
         db: the account, with the tables of ``common/heads.py``.
         site: a peer whose head the receipt names; a charge of it there was checked.
         receipt: a round's.
+        sites: how many the job has.
         is_anew: whether a receipt of that round or a later one was taken before, so that this one
             is of a server that was put back; it may have forgotten longer heads.
     """
@@ -49,13 +50,14 @@ def judge(
         # The peer's own word, after a longer head: entries are gone. Without its word the server
         # may have forgotten some, and an earlier receipt is late.
         return "SHRUNK" if said and receipt.closed_at > known.at else "unproven"
-    return _growth(db, known, said, is_first=before is None, is_anew=is_anew)
+    return _growth(db, known, said, sites, is_first=before is None, is_anew=is_anew)
 
 
 def _growth(
     db: sqlite3.Connection,
     known: HeadRow,
     charge: SignedCharge | None,
+    sites: int,
     *,
     is_first: bool,
     is_anew: bool,
@@ -73,13 +75,13 @@ def _growth(
         roots = heads.roots_of(db, known.site, size)
         if roots and root not in roots:
             return "FORKED"
-    has_room = len(links) < MAX_LINKS
+    had_room = charge is not None and has_room(charge, sites)
     lowest = min((size for size, _ in starts), default=0)
     proven = heads.longest(db, known.site, 1, without=(*heads.BAD, "unproven"))
     expected = [known, *(row for row in proven if row.size > lowest)]
     is_left_out = any((row.size, row.root) not in starts for row in expected)
-    if charge and has_room and is_left_out:
+    if had_room and is_left_out:
         return "FORKED"
     if (known.size, known.root) in starts:
         return "consistent"
-    return "unproven" if is_first or (is_anew and not has_room) else "FORKED"
+    return "unproven" if is_first or (is_anew and charge is not None and not had_room) else "FORKED"

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from client.config import SiteHome
+from common.data import catalogue
 from common.data.check import DataReport, check
+from common.data.overlap import Overlap, overlap
 from common.data.readers import read_records
 from common.data.records import require_labels
 from common.errors import InvalidInput
@@ -55,10 +57,26 @@ def inspect(home: SiteHome, name: str, job: Job | None) -> DataReport:
     return check(records, job.data.labels, _counter(home, job), job.model.max_length)
 
 
-def as_json(home: SiteHome, name: str, job: Job | None) -> dict[str, Any]:
-    """What ``inspect`` counts, with the name and file that it is of. Sensitive, as that is."""
+def as_json(
+    home: SiteHome, name: str, job: Job | None, hold_out: str = "", split: str = "test"
+) -> dict[str, Any]:
+    """What is counted, with the name and file that it is of. Sensitive, as that is."""
     place = {"data": name, "path": str(home.path(home.data_set(name).path))}
-    return place | asdict(inspect(home, name, job))
+    counts = place | asdict(inspect(home, name, job))
+    if hold_out:
+        counts["hold_out"] = asdict(beside(home, name, job, hold_out, split))
+    return counts
+
+
+def beside(home: SiteHome, name: str, job: Job | None, hold_out: str, split: str) -> Overlap:
+    """Compare a data set with a public one: by name, or a file in the job's columns. Sensitive.
+
+    Raises:
+        InvalidInput: either cannot be read.
+    """
+    data_set = home.data_set(name)
+    held = catalogue.load(hold_out, split, None if job is None else job.hold_out_columns)
+    return overlap(list(read_records(home.path(data_set.path), data_set.columns)), held)
 
 
 def require_public_labels(home: SiteHome, name: str, job: Job) -> None:

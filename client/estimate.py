@@ -1,12 +1,12 @@
-"""What a job will take from a site's machine: bytes on the link, memory, minutes.
+"""What a job will take from a site's machine: memory, minutes.
 
 Time and memory are measured: a few physical batches of random public tokens, of the job's greatest
 length, go the way that training goes, and what a step does once is timed beside them. No record is
-read for it. Bytes are those of real messages with the job's own table.
+read for it.
 
-Not covered: what the link adds to a message (less than 1 KiB); reading the site's file; a round
-that is asked for again; other programs on the machine. Texts shorter than the greatest length, and
-units with fewer records than the cap, take less.
+Not covered: reading the site's file; a round that is asked for again; other programs on the
+machine; bytes on the link (client/traffic.py). Texts shorter than the greatest length, and units
+with fewer records than the cap, take less.
 """
 
 import math
@@ -22,13 +22,8 @@ import torch
 from client.config import SiteHome
 from client.policy import Ruling
 from client.train import Trainer
-from common import messages
-from common.adapter import vector_sha256
 from common.errors import JobRefused
-from common.flower import content_to_bytes
-from common.job import Job, SignedJob
-from common.layout import Layout
-from common.privacy.ledger import Head
+from common.job import Job
 from common.process import peak_memory_bytes, reset_peak_memory
 from common.tasks import task_of
 from common.tasks.batches import Example
@@ -38,29 +33,7 @@ _TIMED = 3
 _VOCABULARY = 30  # ids that every vocabulary has
 _RECORDS_TIMED = 8  # of a unit; more take proportionally longer
 
-# As long as a ledger's head gets: a P-256 signature and key, DER in hex.
-_HEAD = Head(2**32, "0" * 64, "0" * 144, "0" * 182)
-
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Traffic:
-    """Bytes of the messages of one round at one site, and of the whole job."""
-
-    up_round: int
-    down_round: int
-    rounds: int
-
-    @property
-    def up(self) -> int:
-        """From the site, in all."""
-        return self.up_round * self.rounds
-
-    @property
-    def down(self) -> int:
-        """To the site, in all."""
-        return self.down_round * self.rounds
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,29 +43,6 @@ class Load:
     memory_gb: float
     gpu_memory_gb: float
     minutes: float
-
-
-def traffic(job: Job, layout: Layout) -> Traffic:
-    """The bytes of an update and of an order with its receipt, as they are encoded.
-
-    Not covered: the charge, its confirmation and the signed receipts, some kilobytes a site.
-    """
-    steps, trained = (
-        job.training.local_steps,
-        max((layout.trained(r) for r in layout.rounds), key=lambda t: t.size),
-    )
-    vector, state = np.zeros(trained.size, np.float32), np.zeros(layout.table.size, np.float32)
-    digest = vector_sha256(state)
-    last = job.training.rounds
-    result = messages.Update(vector, last, digest, steps, job.steps, _HEAD)
-    signed = SignedJob(job=job, signer="0" * 64, signature="0" * 128)
-    receipt = messages.Receipt(last, digest, is_accepted=True)
-    order = messages.order(signed, layout.table, state, last, receipt, _HEAD)
-    return Traffic(
-        up_round=len(content_to_bytes(messages.update(job, trained.table, result))),
-        down_round=len(content_to_bytes(order)),
-        rounds=last,
-    )
 
 
 def measure(trainer: Trainer) -> Load:

@@ -27,7 +27,7 @@ from common.privacy.charge import (
     SignedEnding,
 )
 from common.privacy.ledger import Chain, Row
-from common.receipt import Confirmation, SignedConfirmation, to_bytes, verify_signed
+from common.receipt import Confirmation, SignedConfirmation, fitted, to_bytes, verify_signed
 
 
 class Heads:
@@ -41,7 +41,9 @@ class Heads:
     def __init__(self, outbox: Outbox, home: SiteHome) -> None:
         self._journal, self._home = outbox.journal, home
 
-    def charge(self, job_sha256: str, round_: int, prove: Sequence[HeadOf]) -> SignedCharge:
+    def charge(
+        self, job_sha256: str, round_: int, prove: Sequence[HeadOf], sites: int
+    ) -> SignedCharge:
         """A round's charge under the head of now, with proofs from earlier heads.
 
         Args:
@@ -49,7 +51,9 @@ class Heads:
             round_: a round that is reserved.
             prove: heads that the server wants proofs from, the one it confirmed last first. Where
                 that is not the one of the job's last charge, proofs from all that this site knows
-                to be confirmed come too, the longest first, up to ``MAX_LINKS`` in all.
+                to be confirmed come too, the longest first, up to ``MAX_LINKS`` in all, and no
+                more than have room where the job has many sites.
+            sites: how many the job has.
 
         Raises:
             RoundRefused: the round is not reserved, or a head is not this ledger's.
@@ -68,7 +72,8 @@ class Heads:
                 )
             links = _links(chain, [*prove, *_unasked(own, prove, job_sha256)])
             proof = self._proof(db, found.seq, prove[0] if prove else None)
-            return SignedCharge(**proof, also=tuple(links[1:] if prove else links))
+            charge = SignedCharge(**proof, also=tuple(links[1:] if prove else links))
+            return fitted(charge, sites)
 
     def ending(self, job_sha256: str, prove: Sequence[HeadOf]) -> SignedEnding | None:
         """The entry that ended a job, with all that the job was charged, under the head of now.

@@ -13,12 +13,8 @@ Not covered: a home that is copied back from a backup, but for what ``require_wi
 another history written by an owner of the key.
 """
 
-import hashlib
 import sqlite3
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,8 +22,19 @@ from client.config import SiteHome
 from client.importing import OLD_TABLES, import_account, require_no_release
 from client.journal import Journal, Writer
 from client.lifetime import cap_of
+from client.reserved import (
+    JobRow,
+    RoundKey,
+    charge_of,
+    keep_start,
+    open_job,
+    require_next,
+    require_same_input,
+    sha256_of,
+    versions,
+    whole,
+)
 from client.signing import AccountKey
-from common.code import code_sha256
 from common.errors import InvalidInput, JobRefused, LedgerBroken, RoundRefused
 from common.job import find_job
 from common.privacy.account import (
@@ -59,26 +66,6 @@ __all__ = ["Charge", "JobRow", "Outbox", "RoundKey", "Submission", "Terms", "spe
 
 Within = Callable[[list[Charge]], None]
 Admits = Callable[[list[Submission], list[Charge]], None]
-
-
-@dataclass(frozen=True, slots=True)
-class RoundKey:
-    """What a release answers: one round of one job from one input adapter."""
-
-    job_sha256: str
-    round: int
-    input_sha256: str
-
-
-@dataclass(frozen=True, slots=True)
-class JobRow:
-    """A job that this site takes or took part in."""
-
-    sha256: str
-    name: str
-    manifest: bytes
-    state: str
-    final_sha256: str
 
 
 class Outbox:
@@ -252,12 +239,12 @@ class Outbox:
                 Submitted,
                 job_sha256=sha256,
                 name=name,
-                manifest_sha256=_sha256(manifest),
+                manifest_sha256=sha256_of(manifest),
                 message_cap_bytes=cap_bytes,
                 plan=plan and steps_of(plan),
                 terms=terms or Terms(),
                 metrics=metrics and steps_of(metrics),
-                **_versions(),
+                **versions(),
             )
             writer.db.execute("INSERT INTO manifest VALUES (?, ?)", (sha256, manifest))
 
@@ -323,28 +310,28 @@ class Outbox:
                 reserved for this round, or a later round exists.
         """
         with self.journal.writing("reserve") as writer:
-            job = _open_job(self._account, key)
+            job = open_job(self._account, key)
             found = self._account.rounds.get((key.job_sha256, key.round))
             if found is not None:
-                _require_same_input(found, key)
+                require_same_input(found, key)
                 return
-            _require_next(self._account, job, key, event, purpose)
+            require_next(self._account, job, key, event, purpose)
             if within is not None:
-                within([*self._account.charges(), _charge(key, event)])
+                within([*self._account.charges(), charge_of(key, event)])
             writer.append(
                 Reserved,
                 job_sha256=key.job_sha256,
                 round=key.round,
                 input_sha256=key.input_sha256,
-                start_sha256=_sha256(start),
+                start_sha256=sha256_of(start),
                 charge=steps_of(event),
                 terms=terms or job.terms,
                 job_steps=self._account.charged_steps(key.job_sha256)
                 + (event.steps if purpose == "update" else 0),
                 **({} if purpose == "update" else {"purpose": purpose}),
-                **_versions(),
+                **versions(),
             )
-            _keep_start(writer.db, key, start)
+            keep_start(writer.db, key, start)
 
     def store(self, key: RoundKey, payload: bytes) -> bytes:
         """Keep a round's finished bytes; the bytes that will be sent.
@@ -360,15 +347,15 @@ class Outbox:
                 raise RoundRefused(
                     f"round {key.round} must be reserved before its release, got none"
                 )
-            _require_same_input(found, key)
-            _open_job(self._account, key)  # it may have ended while the round was trained
+            require_same_input(found, key)
+            open_job(self._account, key)  # it may have ended while the round was trained
             if found.charge.is_released:
                 return self._kept(writer.db, key, found)
             writer.append(
                 Released,
                 job_sha256=key.job_sha256,
                 round=key.round,
-                payload_sha256=_sha256(payload),
+                payload_sha256=sha256_of(payload),
             )
             writer.db.execute(
                 "INSERT INTO content (job_sha256, round, payload) VALUES (?, ?, ?) "
@@ -387,7 +374,7 @@ class Outbox:
             found = self._account.rounds.get((key.job_sha256, key.round))
             if found is None:
                 return None
-            _require_same_input(found, key)
+            require_same_input(found, key)
             return self._kept(db, key, found) if found.charge.is_released else None
 
     def released(self, job_sha256: str, round_: int) -> bytes:
@@ -409,7 +396,7 @@ class Outbox:
             "SELECT payload FROM content WHERE job_sha256 = ? AND round = ?",
             (key.job_sha256, key.round),
         ).fetchone()
-        return _whole(row and row[0], found.charge.payload_sha256, f"bytes of round {key.round}")
+        return whole(row and row[0], found.charge.payload_sha256, f"bytes of round {key.round}")
 
     def acknowledge(
         self, job_sha256: str, round_: int, payload_sha256: str, *, accepted: bool
@@ -442,7 +429,7 @@ class Outbox:
             if not round_ or row is None:
                 return None
             found = self._account.rounds[job_sha256, round_]
-            return round_, _whole(row[0], found.start_sha256, f"start of round {round_}")
+            return round_, whole(row[0], found.start_sha256, f"start of round {round_}")
 
     def charges(self, job_sha256: str | None = None) -> list[Charge]:
         """Every charge of this site, or of one job, in order."""
@@ -462,7 +449,7 @@ class Outbox:
                 JobRow(
                     job.sha256,
                     job.name,
-                    _whole(manifests.get(job.sha256), job.manifest_sha256, f"job {job.name}"),
+                    whole(manifests.get(job.sha256), job.manifest_sha256, f"job {job.name}"),
                     job.state,
                     job.final_sha256,
                 )
@@ -503,67 +490,3 @@ class Outbox:
                 source = self._account.rounds[job.sha256, charge.round].input_sha256
                 self.stored(RoundKey(job.sha256, charge.round, source))
         return len(self.journal.rows())
-
-
-@cache
-def _versions() -> dict[str, str]:
-    return {
-        "code_sha256": code_sha256(),
-        "accountant": f"dp-accounting {version('dp-accounting')}",
-    }
-
-
-def _charge(key: RoundKey, event: GaussianSteps) -> Charge:
-    return Charge(key.job_sha256, key.round, event, "", is_acknowledged=False)
-
-
-def _keep_start(db: sqlite3.Connection, key: RoundKey, start: bytes) -> None:
-    """Only the latest input is needed."""
-    db.execute("UPDATE content SET start = NULL WHERE job_sha256 = ?", (key.job_sha256,))
-    db.execute(
-        "INSERT INTO content (job_sha256, round, start) VALUES (?, ?, ?)",
-        (key.job_sha256, key.round, start),
-    )
-
-
-def _open_job(account: Account, key: RoundKey) -> Submission:
-    job = account.jobs.get(key.job_sha256)
-    if job is None or not job.is_open:
-        state = "unknown" if job is None else "closed" if job.state not in ENDED else job.state
-        raise RoundRefused(f"round {key.round} must belong to an open job, got one that is {state}")
-    return job
-
-
-def _require_next(
-    account: Account, job: Submission, key: RoundKey, event: GaussianSteps, purpose: Purpose
-) -> None:
-    latest, charged = account.latest_round(job.sha256), account.charged_steps(job.sha256)
-    if key.round <= latest:
-        raise RoundRefused(f"round must be after {latest} of this job, got {key.round}")
-    if account.has_room(job, event, purpose):
-        return
-    if purpose == "metrics":
-        raise RoundRefused("metrics must be those that the job was accepted with, once, got others")
-    planned = 0 if job.plan is None else job.plan.steps
-    raise RoundRefused(
-        f"round {key.round} must be within the {planned} steps that the job was "
-        f"accepted with, at their rate and noise, got {event.steps} more after {charged}"
-    )
-
-
-def _require_same_input(found: Reservation, key: RoundKey) -> None:
-    if found.input_sha256 != key.input_sha256:
-        raise RoundRefused(
-            f"round {key.round} must start from the adapter it was reserved for, "
-            f"{found.input_sha256[:16]}, got {key.input_sha256[:16]}"
-        )
-
-
-def _whole(data: bytes | None, sha256: str, name: str) -> bytes:
-    if data is None or _sha256(data) != sha256:
-        raise LedgerBroken(f"{name} must be the bytes that the ledger names, got others or none")
-    return data
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

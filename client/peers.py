@@ -43,8 +43,13 @@ class Peers:
     def __init__(self, outbox: Outbox, home: SiteHome) -> None:
         self._journal, self._home = outbox.journal, home
 
-    def take(self, receipts: Sequence[SignedReceipt], job_sha256: str) -> None:
+    def take(self, receipts: Sequence[SignedReceipt], job_sha256: str, sites: int) -> None:
         """Learn from the receipts of rounds that were closed, oldest first.
+
+        Args:
+            receipts: as an order or a close brings them.
+            job_sha256: whose they have to be.
+            sites: how many that job has.
 
         Raises:
             RoundRefused: one is not our server's, of another job, or does not follow the last one.
@@ -54,9 +59,9 @@ class Peers:
             if signed.receipt.job_sha256 != job_sha256:
                 raise RoundRefused("receipt must be of this job, got one of another")
             verify_signed(signed, roots or b"")
-            self._take(signed)
+            self._take(signed, sites)
 
-    def _take(self, signed: SignedReceipt) -> None:
+    def _take(self, signed: SignedReceipt, sites: int) -> None:
         receipt = signed.receipt
         alarms: list[Alarm] = []
         with self._journal.writing("heads") as writer:
@@ -72,7 +77,7 @@ class Peers:
                 _keep_own(writer.db, self._journal.chain, self._home.site, receipt, by)
             is_anew = last is not None and receipt.round <= last
             for site in sorted(receipt.heads.keys() - {self._home.site}):
-                alarms.extend(self._learn(writer.db, site, receipt, by, is_anew=is_anew))
+                alarms.extend(self._learn(writer.db, site, receipt, by, sites, is_anew=is_anew))
             for alarm in alarms:
                 heads.raise_alarm(writer.db, alarm)
             _keep_receipt(writer.db, signed)
@@ -80,13 +85,22 @@ class Peers:
             log.error("this site trains no more with", site=alarm.site, reason=alarm.words)
 
     def _learn(
-        self, db: sqlite3.Connection, site: str, receipt: RoundReceipt, by: str, *, is_anew: bool
+        self,
+        db: sqlite3.Connection,
+        site: str,
+        receipt: RoundReceipt,
+        by: str,
+        sites: int,
+        *,
+        is_anew: bool,
     ) -> list[Alarm]:
         """Keep what a receipt says of a peer's head; an alarm if that cannot be."""
         head, job = receipt.heads[site], receipt.job_sha256
         charge = receipt.charges.get(site)
         is_held = charge is None or self._holds(db, site, charge)
-        state = judge(db, site, receipt, is_anew=is_anew) if is_held else "FORKED"
+        state: State | None = "FORKED"
+        if is_held:
+            state = judge(db, site, receipt, sites=sites, is_anew=is_anew)
         heads.keep_shown(db, job, site, head.size)
         if state is None:
             return []

@@ -18,11 +18,12 @@ from client import screen
 from client.account import read_life
 from client.approval import known_job
 from client.config import SiteHome
-from client.estimate import Load, Traffic, measure, traffic
+from client.estimate import Load, measure
 from client.estimate import rulings as load_rulings
 from client.lifetime import Fit, Life, fitting, unit_rule
 from client.policy import Ruling, rulings
 from client.site import make_trainer
+from client.traffic import Traffic, traffic
 from common.adapter import load_adapter
 from common.errors import InvalidInput, JobRefused
 from common.job import Job, load_job, verify_job
@@ -31,6 +32,7 @@ from common.privacy.accounting import GaussianSteps
 from common.privacy.lifetime import LifetimeCap
 from common.privacy.rdp_filter import RdpFilter
 from common.privacy.stream import fresh_key
+from common.statement import disjointness
 from common.strict_json import without_infinity
 
 
@@ -236,6 +238,7 @@ def _verdict(ruling: Ruling) -> Text:
 def _facts(found: Preflight) -> list[tuple[object, object]]:
     facts = [("job", f"{found.job.job.name}, sha256 {found.job.sha256}")]
     facts += _epsilons(found) + _loads(found)
+    facts.append(("hold-out", disjointness(found.job)))
     if found.approval == "person":
         facts.append(("approval", "a person at this site has to approve it once it comes"))
     return [(Text(name, "dim"), fact) for name, fact in facts]

@@ -175,7 +175,8 @@ class Rehearsal:
 
     def _on(self, units: PublicUnits, mechanism: Mechanism) -> Trainer:
         trainer = replace(self.trainer, round=self.round)
-        trainer.begin(self._start)
+        if units:  # without any the model is not asked
+            trainer.begin(self._start)
         encoded = [[self._example(record) for record in unit] for unit in units]
         weights = {
             example.input_ids: record.weight

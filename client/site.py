@@ -43,7 +43,7 @@ from common.errors import (
     VeiltuneError,
 )
 from common.flower import content_from_bytes, content_to_bytes
-from common.job import Job, SignedJob
+from common.job import Job, SignedJob, parse_signed_job
 from common.log import frames
 from common.messages import (
     NO_UPDATE,
@@ -205,14 +205,15 @@ class Site:
         """
         trainer = self.consider(order.signed)
         job = trainer.job
-        self._peers.take(order.rounds, job.sha256)
+        self._peers.take(order.rounds, job.sha256, len(job.sites))
         self._peers.require_quiet(job)
         if order.receipt is not None:
             self._note(job.sha256, order.receipt)
         key = RoundKey(job.sha256, order.round, vector_sha256(vector))
         if self.outbox.stored(key) is None:
             self._train(trainer, key, vector)
-        return charged(self._heads.charge(job.sha256, order.round, order.prove))
+        sites = len(job.sites)
+        return charged(self._heads.charge(job.sha256, order.round, order.prove, sites))
 
     def release(self, said: SignedConfirmation | Confirmation) -> RecordDict:
         """A round's bytes, now that the server keeps the head that holds their charge.
@@ -296,7 +297,7 @@ class Site:
         """
         trainer = self.consider(order.signed)
         job, event = trainer.job, trainer.job.metrics_event
-        self._peers.take(order.rounds, job.sha256)
+        self._peers.take(order.rounds, job.sha256, len(job.sites))
         self._peers.require_quiet(job)
         if event is None or order.round != job.metrics_round:
             raise RoundRefused("metrics must be those of the job, after its rounds, got others")
@@ -311,7 +312,8 @@ class Site:
             self.outbox.store(key, self._counts(trainer, key, vector))
             self._read = warn_if_changed(self.home, job, self._read)
             log.info("counts ready to send", job=job.job.name)
-        return charged(self._heads.charge(job.sha256, order.round, order.prove))
+        sites = len(job.sites)
+        return charged(self._heads.charge(job.sha256, order.round, order.prove, sites))
 
     def _counts(self, trainer: Trainer, key: RoundKey, vector: Vector) -> bytes:
         """The one answer, as ``_content`` makes a round's: counts or, in fixed words, none."""
@@ -333,7 +335,8 @@ class Site:
         if closing.receipt is not None:
             self._note(closing.job_sha256, closing.receipt)
         try:
-            self._peers.take(closing.rounds, closing.job_sha256)
+            sites = self._sites(closing.job_sha256)
+            self._peers.take(closing.rounds, closing.job_sha256, sites)
         except Refusal as error:  # a job's end is no less its end
             log.warning("last receipts not taken", reason=str(error))
         self.outbox.close_job(closing.job_sha256, closing.state, closing.final_sha256)
@@ -341,6 +344,11 @@ class Site:
         self._feedback.forget(closing.job_sha256)
         log.info("job closed", job=closing.job_sha256[:12], state=closing.state)
         return self._heads.ending(closing.job_sha256, closing.prove)
+
+    def _sites(self, job_sha256: str) -> int:
+        """How many sites a job has, also after a restart; 1 of one that was not accepted here."""
+        found = (row.manifest for row in self.outbox.jobs() if row.sha256 == job_sha256)
+        return max((len(parse_signed_job(manifest).job.sites) for manifest in found), default=1)
 
     def _note(self, job_sha256: str, receipt: Receipt) -> None:
         self.outbox.acknowledge(

@@ -45,12 +45,16 @@ SIGNATURE_DOMAIN = b"veiltune job v1\n"
 _SHORTEST_ID = 4  # characters of a sha256
 # Of one job at one site: what any accountant answers within seconds.
 MOST_JOB_STEPS = 100_000
+MOST_JOB_SITES = 3000  # whose charges fit one receipt (common/receipt.py)
 MAX_INTEGER = 2**53  # RFC 8785 writes numbers as doubles
 
 MethodName = Literal["fedavg", "ffa", "fedsvd", "rolora", "fedex", "flora", "flexlora", "fedsb"]
 InitName = Literal["uniform", "orthonormal", "svd"]
 Label = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 ModuleName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.]{1,200}\z")]
+Reason = Annotated[
+    str, StringConstraints(strip_whitespace=True, min_length=10, max_length=500)
+]  # words, not "yes"
 Hex64 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}\z")]
 Hex128 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{128}\z")]
 
@@ -244,7 +248,9 @@ class EvaluationSection(Section):
     """A public hold-out, evaluated at the server: a catalogue name or the operator's own file.
 
     The columns are those of a file; ``words`` and ``tags`` are for token classification, and by
-    default called so.
+    default called so. With ``disjoint_because`` the operator declares that no privacy unit of a
+    site is in it, and says why: nobody else can tell, since where a private record also is would be
+    a release.
     """
 
     data: str = Field(min_length=1, max_length=500)
@@ -254,6 +260,7 @@ class EvaluationSection(Section):
     words: str | None = Field(default=None, min_length=1)
     tags: str | None = Field(default=None, min_length=1)
     records: int = Field(default=1000, ge=1, le=10**9)
+    disjoint_because: Reason | None = None
 
 
 class Job(Section):
@@ -477,11 +484,17 @@ def load_job(path: Path) -> Job:
 
 
 def require_countable(job: Job) -> None:
-    """Check that an accountant can say soon what a new job costs; jobs of before may have more.
+    """Check that an accountant can say soon what a new job costs, and that its receipts fit.
+
+    Jobs of before may have more.
 
     Raises:
-        InvalidInput: it takes more steps than that.
+        InvalidInput: it has more steps or sites than that.
     """
+    if len(job.sites) > MOST_JOB_SITES:
+        raise InvalidInput(
+            f"data.population must name at most {MOST_JOB_SITES} sites, got {len(job.sites)}"
+        )
     if job.steps > MOST_JOB_STEPS:
         raise InvalidInput(
             f"training.rounds x training.local_steps must be at most {MOST_JOB_STEPS}, "

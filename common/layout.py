@@ -211,7 +211,12 @@ class Layout:
     @property
     def largest(self) -> int:
         """The most numbers that a site answers with in any round."""
-        return max(self.trained(round_).size for round_ in self.rounds)
+        return self.trained(self.largest_round).size
+
+    @property
+    def largest_round(self) -> int:
+        """The first round in which a site answers with the most numbers."""
+        return max(self.rounds, key=lambda round_: self.trained(round_).size)
 
     def trains(self, round_: int) -> frozenset[Part]:
         """The parts that a site trains in a round."""

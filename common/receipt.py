@@ -24,7 +24,7 @@ from pydantic import Field, StringConstraints
 from common import pki
 from common.config import Flag, Name, Section, Sha256, parse
 from common.errors import InvalidInput, UpdateRejected
-from common.privacy.charge import HeadOf, LedgerRow, SignedCharge, SignedEnding
+from common.privacy.charge import MAX_LINKS, HeadOf, LedgerRow, SignedCharge, SignedEnding
 from common.privacy.entries import Stamp
 from common.signed import Hex, Pem
 from common.strict_json import parse_json
@@ -40,6 +40,9 @@ __all__ = [
     "SignedConfirmation",
     "SignedEnding",
     "SignedReceipt",
+    "fitted",
+    "has_room",
+    "most_charge_bytes",
     "read_charge",
     "read_confirmation",
     "read_ending",
@@ -53,6 +56,9 @@ __all__ = [
 MAX_CHARGE_BYTES = 128 * 1024
 _MAX_CONFIRMATION_BYTES = 128 * 1024
 MAX_SIGNED_BYTES = 32 * 1024 * 1024
+_CHARGES_BYTES = 28 * 1024 * 1024  # of all in one receipt; the rest is under 1.3 KiB a site
+# A proof between heads of 2^53 entries: 54 hashes in hex, beside the head that it starts from.
+_MAX_LINK_BYTES = 54 * 67 + 600
 MAX_DEPTH = 12  # brackets within each other; ours have eight
 MAX_SITES = 10_000
 
@@ -171,6 +177,29 @@ class ServerKey:
 
     def _sign(self, document: Section) -> str:
         return self._key.sign(_message(document), ec.ECDSA(hashes.SHA256())).hex()
+
+
+def most_charge_bytes(sites: int) -> int:
+    """How long a charge of a job of so many sites may be: all of them fit one receipt.
+
+    >>> most_charge_bytes(4), most_charge_bytes(1500)
+    (131072, 19573)
+    """
+    return min(MAX_CHARGE_BYTES, _CHARGES_BYTES // max(sites, 1))
+
+
+def fitted(charge: SignedCharge, sites: int) -> SignedCharge:
+    """The charge without those of its further proofs that have no room, the last ones first."""
+    size, most, kept = len(to_bytes(charge)), most_charge_bytes(sites), list(charge.also)
+    while size > most and kept:
+        size -= len(to_bytes(kept.pop())) + 1  # and a comma
+    return charge.model_copy(update={"also": tuple(kept)})
+
+
+def has_room(charge: SignedCharge, sites: int) -> bool:
+    """Whether one more proof would have fitted, however long it is."""
+    size = len(to_bytes(charge)) + _MAX_LINK_BYTES
+    return len(charge.links) < MAX_LINKS and size <= most_charge_bytes(sites)
 
 
 def to_bytes(document: Section) -> bytes:

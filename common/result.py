@@ -17,11 +17,12 @@ from pydantic import ConfigDict, Field, model_validator
 from common.config import RECORD, SCORES, Name, Section, Sha256, TaskName, parse
 from common.errors import InvalidInput
 from common.files import write_file
-from common.job import Job, Label
+from common.job import Job, Label, Reason
 from common.measured import MetricsResult
 from common.privacy import accounting
 from common.privacy.accounting import GaussianSteps
 from common.strict_json import read_json
+from common.words import public_name
 
 MAX_RESULT_BYTES = 32 * 1024 * 1024
 
@@ -61,6 +62,18 @@ class Quality(_Record):
     def score(self) -> float | None:
         """What the task is judged by."""
         return self.accuracy if self.entity_f1 is None else self.entity_f1
+
+
+class HoldOutDeclared(_Record):
+    """Which public set the scores are of, and the operator's reason that no site's unit is in it.
+
+    Null where the operator declared nothing. ``checked_by`` says how much that is worth.
+    """
+
+    data: Annotated[str, Field(min_length=1, max_length=500)]
+    split: Literal["train", "dev", "test"]
+    disjoint_because: Reason | None
+    checked_by: Literal["nobody"] = "nobody"
 
 
 class StartResult(Quality):
@@ -203,6 +216,7 @@ class Result(_Record):
     rounds: Annotated[tuple[RoundResult, ...], Field(strict=False, min_length=1)]
     kept_round: Annotated[int, Field(ge=1)] | None = None
     final: FinalResult
+    hold_out: HoldOutDeclared | None = None
     privacy: PrivacyStatement
     metrics: MetricsResult | None = None
     seconds: Annotated[float, Field(ge=0)]
@@ -285,6 +299,14 @@ def _check_distinct(name: str, values: list[str]) -> None:
         raise ValueError(f"{name} must be distinct, got one of {len(values)} twice")
 
 
+def hold_out_declared(job: Job) -> HoldOutDeclared:
+    """What a job says of its public hold-out."""
+    asked = job.evaluation
+    return HoldOutDeclared(
+        data=public_name(asked.data), split=asked.split, disjoint_because=asked.disjoint_because
+    )
+
+
 def privacy_statement(job: Job, *, seeded: bool) -> PrivacyStatement:
     """State a job's mechanism; ``seeded`` is true where noise or sampling came from a seed."""
     return PrivacyStatement(
@@ -317,8 +339,10 @@ def site_result(
 
 
 def to_json(result: Result) -> str:
-    """The file's text."""
-    return json.dumps(result.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+    """The file's text; a file of an earlier version is written as it was."""
+    unsaid = {"hold_out"} if result.hold_out is None else None
+    content = result.model_dump(mode="json", exclude=unsaid)
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def write_result(result: Result, path: Path) -> None:

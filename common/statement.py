@@ -7,7 +7,6 @@ out. Not covered: whether the promise is good enough; that is the reader's to sa
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 from common.config import RECORD
 from common.errors import InvalidInput
@@ -196,9 +195,18 @@ def _is(epsilon: float) -> str:
     return equation("ε", bound(epsilon))
 
 
-def public_name(source: str) -> str:
-    """A base model or a data set, without the operator's folders."""
-    return Path(source).name if Path(source).is_absolute() else source
+def disjointness(job: Job) -> str:
+    """What anybody knows of the hold-out's units: the operator's word, or nothing."""
+    unit, reason = job.privacy.unit, job.evaluation.disjoint_because
+    if reason is None:
+        return (
+            f"Nobody declared that the hold-out shares no {unit} with a site: if it does, its "
+            "scores flatter the adapter."
+        )
+    return (
+        f"That the hold-out shares no {unit} with a site is declared by the operator and checked "
+        f"by nobody: “{reason}”"
+    )
 
 
 def mechanism(result: Result) -> tuple[tuple[str, str], ...]:

@@ -1,7 +1,9 @@
-"""A number with its noun, and words from elsewhere without what a terminal would obey.
+"""A number with its noun; names and words from elsewhere without what is not for others.
 
 Not covered: nouns whose plural is not made with an s.
 """
+
+from pathlib import Path
 
 
 def counted(count: int, noun: str) -> str:
@@ -20,3 +22,12 @@ def escaped(text: str) -> str:
     'two\\nlines\\x1b[2J'
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def public_name(source: str) -> str:
+    """A base model or a data set, without the operator's folders.
+
+    >>> public_name("/home/ann/sets/notes.csv"), public_name("builtin:wards")
+    ('notes.csv', 'builtin:wards')
+    """
+    return Path(source).name if Path(source).is_absolute() else source

@@ -7,17 +7,16 @@ Not covered: two servers on one database (the daemon's lock is per home); an acc
 sites own theirs; what they state is kept in the receipts).
 """
 
-import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from typing import Any, Literal, get_args
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
 from common.errors import InvalidInput, StorageFailed
-from common.job import Job, SignedJob, find_job, parse_signed_job
+from common.job import Job, SignedJob, find_job
 from common.privacy.charge import HeadOf, SignedCharge, SignedEnding
 from common.privacy.ledger import Head
 from common.receipt import (
@@ -30,6 +29,7 @@ from common.receipt import (
 )
 from server import tables
 from server.database import Database
+from server.longest import keep_longest, longest
 from server.receipts import (
     endings_of,
     keep_charge,
@@ -39,68 +39,21 @@ from server.receipts import (
     receipts_of,
     to_show,
 )
+from server.records import (
+    STATES,
+    JobRow,
+    Receipt,
+    RoundRecord,
+    State,
+    Witnessed,
+    job_row,
+    names,
+)
+from server.rounds import keep_round
 
-State = Literal["queued", "running", "finished", "failed", "stopped"]
-STATES: tuple[State, ...] = get_args(State)
-Witnessed = Literal["longer", "same", "shorter", "forked", "foreign"]
+__all__ = ["STATES", "Checkpoints", "JobRow", "Receipt", "RoundRecord", "State", "Witnessed"]
+
 HoldsKey = Callable[[str, str], bool]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Receipt:
-    """One site's reply to one round, as the server acknowledged it.
-
-    ``steps`` are those of this round; ``charged_steps`` is the site's own statement of all that its
-    account has charged for the job.
-    """
-
-    site: str
-    round: int
-    payload_sha256: str
-    steps: int
-    charged_steps: int
-    bytes_up: int
-    accepted: bool
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class RoundRecord:
-    """A closed round: the adapter that went in, the one that came out, and how good it is.
-
-    ``entity_f1`` takes accuracy's place in jobs that look for entities.
-    """
-
-    round: int
-    accuracy: float | None
-    macro_f1: float | None
-    bytes_up: int
-    seconds: float
-    input_sha256: str
-    output_sha256: str
-    entity_f1: float | None = None
-
-    @property
-    def score(self) -> float | None:
-        """What the job's task is judged by."""
-        return self.accuracy if self.entity_f1 is None else self.entity_f1
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class JobRow:
-    """A job and how it stands."""
-
-    sha256: str
-    name: str
-    state: State
-    reason: str
-    submitted_at: str
-    changed_at: str
-    signed_bytes: bytes = dataclasses.field(repr=False)
-
-    @property
-    def signed(self) -> SignedJob:
-        """The manifest with its signature."""
-        return parse_signed_job(self.signed_bytes)
 
 
 class Checkpoints:
@@ -176,7 +129,7 @@ class Checkpoints:
             rows = connection.execute(
                 sa.select(tables.jobs).order_by(tables.jobs.c.number)
             ).mappings()
-            return [_job_row(row) for row in rows]
+            return [job_row(row) for row in rows]
 
     def job(self, prefix_or_name: str) -> JobRow:
         """The one job of that name, or whose sha256 starts so.
@@ -234,32 +187,18 @@ class Checkpoints:
         Raises:
             StorageFailed: the write is in doubt, or the round is closed with another content.
         """
-        content = {
-            **dataclasses.asdict(record),
-            "vector_sha256": hashlib.sha256(vector).hexdigest(),
-        }
-        rows = [dataclasses.asdict(receipt) for receipt in receipts]
         key = self._server_key()
         with self._database.writing() as connection:
-            if self._is_saved(connection, job_sha256, content, rows):
-                return
-            connection.execute(tables.rounds.insert().values(job_sha256=job_sha256, **content))
-            if rows:
-                connection.execute(
-                    tables.receipts.insert(), [{"job_sha256": job_sha256, **row} for row in rows]
-                )
-            for table in (tables.adapters, *([tables.best_adapters] if is_best else [])):
-                connection.execute(table.delete().where(table.c.job_sha256 == job_sha256))
-                row = {"job_sha256": job_sha256, "round": record.round, "vector": vector}
-                connection.execute(table.insert().values(**row))
-            if memory:
-                kept = tables.memories
-                connection.execute(kept.delete().where(kept.c.job_sha256 == job_sha256))
-                row = {"job_sha256": job_sha256, "round": record.round, "vector": memory}
-                connection.execute(kept.insert().values(**row))
-            if key is not None and record.round:
-                ends = record.input_sha256, record.output_sha256
-                make_receipt(connection, job_sha256, record.round, ends, _replies(rows), key)
+            keep_round(
+                connection,
+                job_sha256,
+                record,
+                vector,
+                receipts,
+                key,
+                is_best=is_best,
+                memory=memory,
+            )
 
     def memory(self, job_sha256: str) -> bytes:
         """What the server's optimiser remembers after the last closed round; empty if nothing.
@@ -318,14 +257,14 @@ class Checkpoints:
     def rounds(self, job_sha256: str) -> list[RoundRecord]:
         """The closed rounds, first to last."""
         return [
-            RoundRecord(**{name: row[name] for name in _names(RoundRecord)})
+            RoundRecord(**{name: row[name] for name in names(RoundRecord)})
             for row in self._of_job(tables.rounds, job_sha256)
         ]
 
     def receipts(self, job_sha256: str) -> list[Receipt]:
         """Every receipt, by round and site."""
         return [
-            Receipt(**{name: row[name] for name in _names(Receipt)})
+            Receipt(**{name: row[name] for name in names(Receipt)})
             for row in self._of_job(tables.receipts, job_sha256)
         ]
 
@@ -344,23 +283,13 @@ class Checkpoints:
         key_sha256 = hashlib.sha256(bytes.fromhex(head.public_key)).hexdigest()
         if not self.holds_key(site, key_sha256):
             return "foreign"
-        table = tables.heads
         with self._database.writing() as connection:
-            known = _head(connection, site)
-            if known is not None and head.size <= known.size:
-                if head.size < known.size:
-                    return "shorter"
-                return "same" if head.root == known.root else "forked"
-            connection.execute(table.delete().where(table.c.site == site))
-            connection.execute(
-                table.insert().values(site=site, seen_at=now(), **dataclasses.asdict(head))
-            )
-        return "longer"
+            return keep_longest(connection, site, head)
 
     def head(self, site: str) -> Head | None:
         """The longest ledger head that a site has shown."""
         with self._database.reading() as connection:
-            return _head(connection, site)
+            return longest(connection, site)
 
     def confirm(
         self, job_sha256: str, round_: int, site: str, charge: SignedCharge
@@ -438,36 +367,6 @@ class Checkpoints:
             if connection.execute(change.values(changed_at=now(), **values)).rowcount != 1:
                 raise InvalidInput(f"job must be one that was added, got {job_sha256[:12]}")
 
-    def _is_saved(
-        self,
-        connection: Connection,
-        job_sha256: str,
-        content: dict[str, Any],
-        receipts: list[dict[str, Any]],
-    ) -> bool:
-        here = (tables.rounds.c.job_sha256 == job_sha256) & (
-            tables.rounds.c.round == content["round"]
-        )
-        row = connection.execute(sa.select(tables.rounds).where(here)).mappings().first()
-        if row is None:
-            return False
-        there = (tables.receipts.c.job_sha256 == job_sha256) & (
-            tables.receipts.c.round == content["round"]
-        )
-        kept = connection.execute(sa.select(tables.receipts).where(there)).mappings().all()
-        if _same(row, content) and _by_site(kept) == _by_site(receipts):
-            return True
-        raise StorageFailed(
-            f"round {content['round']} must be saved once, got another content for it "
-            f"({content['output_sha256'][:12]} after {row['output_sha256'][:12]})"
-        )
-
-
-def _head(connection: Connection, site: str) -> Head | None:
-    query = sa.select(tables.heads).where(tables.heads.c.site == site)
-    row = connection.execute(query).mappings().first()
-    return None if row is None else Head(**{name: row[name] for name in _names(Head)})
-
 
 def _add_column(connection: Connection, column: sa.Column[Any]) -> None:
     """Give a table of an earlier version a column that came later."""
@@ -486,24 +385,3 @@ def _exists(connection: Connection, job_sha256: str) -> bool:
 def _keys(job_sha256: str) -> sa.Select[tuple[int, str]]:
     table = tables.dispatches.c
     return sa.select(table.round, table.site).where(table.job_sha256 == job_sha256)
-
-
-def _job_row(row: RowMapping) -> JobRow:
-    values = {name: row[name] for name in _names(JobRow) if name in row}
-    return JobRow(**values, signed_bytes=bytes(row["signed"]))
-
-
-def _replies(rows: Iterable[Mapping[str, Any]]) -> list[Reply]:
-    return [Reply(**{name: row[name] for name in Reply.model_fields}) for row in rows]
-
-
-def _names(model: type) -> list[str]:
-    return [field.name for field in dataclasses.fields(model)]
-
-
-def _same(row: RowMapping, content: dict[str, Any]) -> bool:
-    return all(row[name] == value for name, value in content.items() if name != "seconds")
-
-
-def _by_site(rows: Iterable[Any]) -> dict[str, tuple[Any, ...]]:
-    return {row["site"]: tuple(row[name] for name in _names(Receipt)) for row in rows}

@@ -17,6 +17,7 @@ from server import membership_cli, roster_cli, rotate_cli
 from server.home import command_of, default_home, require_home
 
 if TYPE_CHECKING:
+    from common.audit.claims import Claim
     from server.control import Line
 
 FAILED = 1
@@ -279,6 +280,13 @@ def export(
         list[Path] | None,
         typer.Option(metavar="JSON", help="An audit's report to go with it; may be repeated."),
     ] = None,
+    without_roster: Annotated[
+        bool,
+        typer.Option(
+            "--without-roster",
+            help="Leave out the roster that the root signed, as where a site's key is newer.",
+        ),
+    ] = False,
 ) -> None:
     """Write a finished job's evidence for an auditor.
 
@@ -289,17 +297,24 @@ def export(
     from server.export import export as write_evidence
 
     try:
-        made = write_evidence(context.obj, job, bundle, audit or [])
+        made = write_evidence(context.obj, job, bundle, audit or [], with_roster=not without_roster)
     except Refusal as error:
         cli.complain(str(error))
         raise typer.Exit(FAILED) from error
     print(
         f"evidence written to {made.file}\n"
-        f"  holds        {counted(len(made.claims), 'claim')}, all of which pass, "
+        f"  holds        {counted(len(made.claims), 'claim')}, {_outcome(made.claims)}, "
         f"{made.size} bytes\n"
         f"  sha256       {made.sha256}\n"
         f"  root         sha256 {made.root_sha256}"
     )
+
+
+def _outcome(claims: Sequence["Claim"]) -> str:
+    """None failed, or nothing would have been written."""
+    if not (open_ := [claim.name for claim in claims if claim.status != "pass"]):
+        return "all of which pass"
+    return f"{len(open_)} not checkable ({', '.join(sorted(set(open_)))}), the rest pass"
 
 
 @app.command()

@@ -11,11 +11,11 @@ import datetime as dt
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common import pki
-from common.audit.certificate import Audit
+from common.audit.certificate_parts import Audit
 from common.audit.claims import Claim
 from common.audit.evidence import Evidence, write_bundle
 from common.audit.recompute import TOLERANCE
@@ -33,6 +33,7 @@ from server.config import load_server_config
 from server.documents import write_documents
 from server.enrolment import ROSTER_FILE
 from server.home import require_home
+from server.notices import read_documents
 from server.roster import Roster
 
 OUTCOMES = "jobs"
@@ -50,7 +51,9 @@ class Exported:
     root_sha256: str
 
 
-def export(home: Path, job: str, file: Path, reports: Sequence[Path] = ()) -> Exported:
+def export(
+    home: Path, job: str, file: Path, reports: Sequence[Path] = (), *, with_roster: bool = True
+) -> Exported:
     """Write the evidence of a finished job.
 
     Args:
@@ -58,6 +61,8 @@ def export(home: Path, job: str, file: Path, reports: Sequence[Path] = ()) -> Ex
         job: its name, or the first characters of its id.
         file: where to; never over another.
         reports: of audits (common/audit/report.py).
+        with_roster: whether the root's roster goes with it, where one was published. Without it
+            the bundle cannot show that no site was made up, and says so.
 
     Raises:
         InvalidInput: no such job, none that ended well, or ``file`` is there.
@@ -69,6 +74,8 @@ def export(home: Path, job: str, file: Path, reports: Sequence[Path] = ()) -> Ex
     if exists(file):
         raise InvalidInput(f"{file} must not exist yet, got a file there")
     evidence, roots = read_evidence(home, job), read_authorities(home).roots
+    if not with_roster:
+        evidence = replace(evidence, roster=b"")
     server = pki.Credential(
         read_certificate(home / "pki" / "server.pem"), pki.read_key(home / "pki" / "server.key")
     )
@@ -108,6 +115,7 @@ def read_evidence(home: Path, job: str) -> Evidence:
         is_simulation=result.privacy.seeded,
         made_at=f"{dt.datetime.now(dt.UTC):%Y-%m-%dT%H:%M:%SZ}",
         software=f"veiltune {installed_version()}",
+        roster=read_documents(home).roster,
     )
 
 

@@ -15,6 +15,7 @@ from common.figures import NOTHING, bound, power, share
 from common.job import Job, entity_types
 from common.result import Result
 from common.statement import PERSON_RECORDS, SitePromise
+from common.words import public_name
 from server.report.measured import how, interval, losses, reading
 
 _KINDS: dict[TaskName, str] = {"seq-cls": "text", "token-cls": "token"}
@@ -76,7 +77,7 @@ def _is_folder(base: str) -> bool:
 
 
 def _about(result: Result, job: Job) -> str:
-    base = _escaped(statement.public_name(job.model.base))
+    base = _escaped(public_name(job.model.base))
     return (
         f"A LoRA adapter of rank {job.adapter.rank} (method {job.adapter.method}) for {base}, "
         f"trained by {_count(len(result.sites), 'site')} in {_count(result.last_round, 'round')} "
@@ -132,11 +133,12 @@ def _sites(promises: tuple[SitePromise, ...]) -> str:
 
 
 def _quality(result: Result, job: Job) -> str:
-    source = _escaped(statement.public_name(job.evaluation.data))
+    source = _escaped(public_name(job.evaluation.data))
     lines = [
         "## Quality",
         "",
-        f"{_figures(result)}, on the public hold-out {source} ({job.evaluation.split}).",
+        f"{_figures(result)}, on the public hold-out {source} ({job.evaluation.split}). "
+        f"{_escaped(statement.disjointness(job))}",
     ]
     if result.final.classes:
         first = "entity" if _of_words(job) else "class"

@@ -19,7 +19,7 @@ from common.phases import read_charged, read_ended
 from common.privacy.charge import check_charge, check_ending
 from common.privacy.entries import Purpose, Reserved
 from common.privacy.event import GaussianSteps
-from common.receipt import Confirmation, SignedConfirmation
+from common.receipt import Confirmation, SignedConfirmation, most_charge_bytes, to_bytes
 from server.checkpoint import Checkpoints
 
 log = structlog.get_logger(__name__)
@@ -56,6 +56,11 @@ def confirm(
         StorageFailed: it could not be kept.
     """
     charge = read_charged(reply.content)
+    most, size = most_charge_bytes(len(job.sites)), len(to_bytes(charge))
+    if size > most:
+        raise UpdateRejected(
+            f"charge must be at most {most} bytes in a job of {len(job.sites)} sites, got {size}"
+        )
     entry = check_charge(charge, partial(_is_key, checkpoints, site))
     _require_planned(entry, job, round_, input_sha256)
     return checkpoints.confirm(job.sha256, round_, site, charge)

@@ -68,6 +68,9 @@ class Federation:
             self.start_server()
             for site in self.job.sites:
                 self._enrol(site)
+            root_key = self.server_home / "pki" / "root.key"
+            self.command("fl-server", "roster", "--sign-with", str(root_key))
+            for site in self.job.sites:
                 self.start_site(site)
         except BaseException:
             self.close()

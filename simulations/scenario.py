@@ -21,6 +21,7 @@ from common.data.units import privacy_units
 from common.errors import InvalidInput
 from common.job import Job, with_absolute_paths
 from common.model import content_hash
+from common.words import counted
 from simulations.partitions import partition, site_names
 
 WARDS = "builtin:wards"
@@ -89,15 +90,30 @@ def load_scenario(path: Path, options: Options) -> Scenario:
 
 
 def shared_with_hold_out(scenario: Scenario) -> int:
-    """How many records of the public hold-out are a site's as well, word by word.
+    """How many records of the public hold-out are a site's as well, word by word or by their unit.
 
     Both are public here, so their hashes may be compared. Of private records nobody may: whether
     one of them is in a public set is a fact about it.
     """
     job = scenario.job
     held = catalogue.load(job.evaluation.data, job.evaluation.split, job.hold_out_columns)
-    at_sites = {_digest(record) for rows in scenario.records.values() for record in rows}
-    return sum(_digest(record) in at_sites for record in held)
+    records = [record for rows in scenario.records.values() for record in rows]
+    at_sites = {_digest(record) for record in records}
+    units = {record.unit for record in records if job.privacy.unit != RECORD} - {""}
+    return sum(_digest(record) in at_sites or record.unit in units for record in held)
+
+
+def require_declared_truly(scenario: Scenario, shared: int) -> None:
+    """Check that the declaration of a disjoint hold-out is true, as only a simulation can.
+
+    Raises:
+        InvalidInput: ``shared`` of its records are a site's as well.
+    """
+    if shared and scenario.job.evaluation.disjoint_because is not None:
+        raise InvalidInput(
+            "evaluation.disjoint_because must be absent where the hold-out shares a unit with a "
+            f"site, got it with {counted(shared, 'record')} in both"
+        )
 
 
 def _digest(record: Record) -> bytes:
@@ -115,6 +131,10 @@ def _simulation(raw: dict[str, Any], options: Options) -> dict[str, Any]:
             section[key] = getattr(options, key)
     if options.data:
         _table(raw, "evaluation")["data"] = options.data
+    if options.data or {"evaluation.data", "evaluation.split"} & set(options.values):
+        _table(raw, "evaluation").pop(
+            "disjoint_because", None
+        )  # the file's words are of its own set
     return section
 
 

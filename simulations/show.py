@@ -12,6 +12,7 @@ from rich.text import Text
 from common.config import SCORES
 from common.job import Job
 from common.result import Result
+from simulations.sweep import Cell
 
 
 class Rounds:
@@ -54,6 +55,51 @@ class Rounds:
             self._console.print(
                 f"round {round_}/{self._job.training.rounds}  {said}{start}", highlight=False
             )
+
+
+class Cells:
+    """Progress of a sweep: a bar on a terminal, a line a run elsewhere."""
+
+    def __init__(self, console: Console, runs: int) -> None:
+        self._console, self._runs, self._number = console, runs, 0
+        self._bar = Progress(
+            TextColumn("run {task.completed:.0f}/{task.total:.0f}"),
+            BarColumn(),
+            TextColumn("{task.description}"),
+            TextColumn("{task.fields[score]}"),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=runs, score="")
+
+    def __enter__(self) -> Self:
+        """Show it."""
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Leave it as it is."""
+        self._bar.stop()
+
+    def __call__(self, cell: Cell, is_done: bool) -> None:
+        """Tell of the next run."""
+        self._number += 1
+        words = f"{cell.words or cell.scenario.job.job.name}, seed {cell.seed}"
+        self._bar.update(self._task, completed=self._number, description=words, score="")
+        if not self._console.is_terminal:
+            known = "  (there already)" if is_done else ""
+            self._console.print(f"run {self._number}/{self._runs}  {words}{known}", highlight=False)
+
+    def round(self, round_: int, score: float | None) -> None:
+        """Tell of a closed round."""
+        said = "" if score is None else f"round {round_}: {score:.3f}"
+        self._bar.update(self._task, score=said)
 
 
 def summary(result: Result, job: Job, out: Path, seconds: float) -> None:

@@ -14,7 +14,7 @@ if __package__ in (None, ""):
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Literal
 
 import typer
@@ -32,9 +32,14 @@ from simulations.scenario import (
     Scenario,
     load_scenario,
     parse_value,
+    require_declared_truly,
     shared_with_hold_out,
 )
-from simulations.show import Rounds, summary
+from simulations.show import Cells, Rounds, summary
+from simulations.sweep import Cell, perform, plan
+
+# round, what the task is judged by
+Observe = Callable[[int, float | None], None]
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 console = Console(stderr=True, soft_wrap=True)
@@ -81,6 +86,11 @@ def simulate(
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="SECTION.KEY=VALUE of the job; repeatable.")
     ] = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(help="SECTION.KEY=A,B,...: run each; repeatable. Epsilon may be none."),
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(help="Run each setting under so many seeds.")] = None,
     out: Annotated[Path, typer.Option(help="Where the outcome goes.")] = Path("veiltune-out"),
     work: Annotated[
         Path | None, typer.Option(help="Keep the homes of server and sites here.")
@@ -107,6 +117,9 @@ def simulate(
     if seeded_noise and grid == "link":
         raise InvalidInput("--seeded-noise must be used in one process, got --grid link")
     begun = time.monotonic()
+    if sweep or seeds is not None:
+        _sweep(plan(scenario, options, sweep or (), seeds or 1), grid, out, seeded_noise)
+        return
     loaded = load_scenario(scenario, options)
     _introduce(loaded, grid)
     _warn(loaded)
@@ -116,7 +129,9 @@ def simulate(
 
 
 def _warn(scenario: Scenario) -> None:
-    if shared := shared_with_hold_out(scenario):
+    shared = shared_with_hold_out(scenario)
+    require_declared_truly(scenario, shared)
+    if shared:
         console.print(
             f"[bold]hold-out[/bold]: {counted(shared, 'record')} of it at a site as well, so its "
             "scores flatter the adapter"
@@ -139,24 +154,52 @@ def _introduce(scenario: Scenario, grid: str) -> None:
     )
 
 
-def _run(scenario: Scenario, grid: str, work: Path, out: Path, seeded: bool) -> Result:
+def _outcome(
+    scenario: Scenario,
+    grid: str,
+    work: Path,
+    observe: Observe,
+    seeded: bool,
+) -> Path:
+    """Run the scenario on a grid; the outcome folder below ``work``."""
     from simulations import runs
 
+    if grid == "link":
+        return runs.over_link(scenario, work, observe)
+    if grid == "stacked":
+        return runs.stacked(scenario, work, observe)
+    if grid == "ray":
+        return runs.on_ray(scenario, work, observe)
+    return runs.in_process(scenario, work, observe, seeded=seeded)
+
+
+def _run(scenario: Scenario, grid: str, work: Path, out: Path, seeded: bool) -> Result:
     make_folder(out)
     with Rounds(console, scenario.job) as rounds:
-        if grid == "link":
-            outcome = runs.over_link(scenario, work, rounds)
-        elif grid == "stacked":
-            outcome = runs.stacked(scenario, work, rounds)
-        elif grid == "ray":
-            outcome = runs.on_ray(scenario, work, rounds)
-        else:
-            outcome = runs.in_process(scenario, work, rounds, seeded=seeded)
+        outcome = _outcome(scenario, grid, work, rounds, seeded)
     try:
         shutil.copytree(outcome, out, dirs_exist_ok=True)
     except (OSError, shutil.Error) as error:
         raise StorageFailed(f"outcome must be written to {out}, got: {error}") from error
     return read_result(out / "result.json")
+
+
+def _sweep(cells: Sequence[Cell], grid: str, out: Path, seeded: bool) -> None:
+    """Run every cell that has no result yet, and show where each setting stands."""
+    from simulations import leaderboard, sweep_page
+
+    make_folder(out)
+    with Cells(console, len(cells)) as shown:
+
+        def run(scenario: Scenario, work: Path) -> Path:
+            return _outcome(scenario, grid, work, shown.round, seeded)
+
+        found = perform(cells, out, run, shown)
+    measure, best = found[0][1].measure, leaderboard.standings(found)
+    leaderboard.write(best, measure, out / "sweep.json")
+    sweep_page.write_page(best, cells[0].scenario.job.job.name, measure, out / "sweep.html")
+    Console().print(leaderboard.table(best, measure))
+    console.print(f"page     {out / 'sweep.html'}\nresults  {out / 'sweep.json'}", highlight=False)
 
 
 class _Work:

@@ -5,8 +5,9 @@ imported where it is used, since most tests do without.
 """
 
 import csv
+import gc
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A slow machine is no fault of the code.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What is imported stays: to look through it for garbage again and again takes seconds."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
 
 OPERATOR = Ed25519PrivateKey.from_private_bytes(b"\x0b" * 32)
 SIGNER = OPERATOR.public_key().public_bytes_raw().hex()

@@ -7,6 +7,7 @@ somebody else none. ``docs/evidence.md`` shows this table.
 import hashlib
 import io
 import json
+import re
 import stat
 import sys
 import zipfile
@@ -17,13 +18,17 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common import pki
-from common.audit.certificate import Audit, id_of, identified
+from common.audit.certificate import id_of, identified
 from common.audit.certificate import to_json as to_json_certificate
+from common.audit.certificate_parts import Audit
 from common.audit.certification import certificate_of
 from common.audit.data_card import data_card_json
 from common.audit.evidence import DOCUMENTS, MANIFEST, RESULT, SEAL, Manifest, seal, write_bundle
 from common.audit.spending import spendings
+from common.documents.pages import sheets
+from common.documents.screen import html_of
 from common.job import sign_job
+from common.keys import public_key_sha256
 from common.measured import MetricsResult
 from common.privacy.charge import HeadOf, SignedCharge
 from common.privacy.entries import Closed
@@ -31,6 +36,7 @@ from common.privacy.event import GaussianSteps
 from common.privacy.ledger import Chain
 from common.receipt import Reply, to_bytes
 from common.result import PrivacyStatement, Result, privacy_statement, to_json
+from common.signed import SignedRoster, read
 from common.stored_zip import pack, unpack
 from tests.story import (
     BEFORE,
@@ -207,6 +213,40 @@ def _(story: Story) -> Made:
 @plant(SIGNED, "sealed after the server's certificate had ended", "issuer")
 def _(story: Story) -> Made:
     return story.bundle(made_at="2027-03-01T11:00:00Z")
+
+
+@plant(SIGNED, "a site's ledger made up, under a certificate of the server's own", "roster")
+def _(story: Story) -> Made:
+    story.known["B"] = story.by.enrol("B")[0]
+    return story.bundle()
+
+
+@plant(SIGNED, "a site that the root does not know", "roster")
+def _(story: Story) -> Made:
+    (known,) = read(SignedRoster, story.roster()).sites["A"]
+    return story.bundle(roster=story.roster(sites={"A": (known,)}))
+
+
+@plant(SIGNED, "a roster that the server's intermediate key signed", "roster")
+def _(story: Story) -> Made:
+    return story.bundle(roster=story.roster(story.by.intermediate))
+
+
+@plant(SIGNED, "a roster that another root signed", "roster")
+def _(story: Story) -> Made:
+    return story.bundle(roster=story.roster(authorities().root))
+
+
+@plant(SIGNED, "a roster with the made-up site's key put in", "roster")
+def _(story: Story) -> Made:
+    story.known["B"] = story.by.enrol("B")[0]
+    keys = (read(SignedRoster, story.roster()).sites["B"], told_key(story, "B"))
+    return story.bundle(roster=story.roster().replace(keys[0][0].encode(), keys[1].encode()))
+
+
+def told_key(story: Story, site: str) -> str:
+    """sha256 of the key that a site's ledger is kept under."""
+    return public_key_sha256(story.ledgers[site].key.public_key())
 
 
 @plant(SIGNED, "a job that the operator did not sign", "job")
@@ -648,6 +688,12 @@ def _(story: Story) -> Made:
     return altered(story, lambda r: r["rounds"][0].update(epsilon=r["rounds"][0]["epsilon"] / 2))
 
 
+@plant(CLAIM, "words on the hold-out that the operator did not declare", "result")
+def _(story: Story) -> Made:
+    more = "each of its patients was asked, and is at no site"
+    return altered(story, lambda result: result["hold_out"].update(disjoint_because=more))
+
+
 @plant(CLAIM, "a site left out of the result", "result")
 def _(story: Story) -> Made:
     return altered(story, lambda result: result["sites"].pop())
@@ -755,6 +801,10 @@ plant_certificate(
     "a certificate whose bet is better than its epsilon",
     lambda parts: parts["promise"].update(as_a_bet="No guess is right more than 51% of the time."),
 )
+plant_certificate(
+    "a certificate on which somebody checked the hold-out",
+    lambda parts: parts["utility"].update(disjointness="Checked: no patient of a site is in it."),
+)
 AUDIT: dict[str, Any] = {
     "name": "canary",
     "site": "A",
@@ -815,6 +865,38 @@ def _(_: Story) -> Made:
 def _(story: Story) -> Made:
     page = {"sites/A/certificate.html": b"<h1>epsilon 0.1</h1>"}
     return write_bundle(story.evidence(), page, story.by.server)
+
+
+def pages(story: Story) -> dict[str, bytes]:
+    """A true certificate of the job, and all pages in HTML."""
+    evidence = story.evidence()
+    sites = spendings(evidence)
+    made = certificate_of(evidence, sites, ())
+    due = sheets(evidence, sites, {"certificate": made})
+    files = {f"{name}.html": html_of(sheet) for name, sheet in due.items()}
+    return files | {"certificate.json": to_json_certificate(made)}
+
+
+def plant_page(fault: str, name: str, was: str, put: str) -> None:
+    """A page that says something else beside its true JSON."""
+
+    @plant(CLAIM, fault, "documents")
+    def _(story: Story) -> Made:
+        files = pages(story)
+        said = re.sub(was, put, files[name].decode(), flags=re.DOTALL)
+        assert said.encode() != files[name]
+        return write_bundle(story.evidence(), files | {name: said.encode()}, story.by.server)
+
+
+plant_page("a certificate's page with half the epsilon", "certificate.html", "6[.]00", "3.00")
+plant_page("a cover with half the epsilon", "index.html", "6[.]00", "3.00")
+plant_page("a data card's page with half the epsilon", "sites/A/data-card.html", "6[.]00", "3.00")
+plant_page(
+    "a page of receipts without the last round",
+    "receipts.html",
+    f"<tr>(?:(?!<tr>).)*{digest('adapter 2')[:16]}.*?</tr>",
+    "",
+)
 
 
 @plant(CLAIM, "a data card that states half the epsilon", "documents")

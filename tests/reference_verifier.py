@@ -83,6 +83,8 @@ def _verify(data: bytes, root: x509.Certificate) -> None:
         counts(counting, job, result)
     need((result["metrics"] is None) == (counting is None), "counts")
     documents(files, job, result, receipts)
+    if "roster.json" in files:
+        rostered(files, list(asked), receipts[-1]["heads"], root)
 
 
 def members(data: bytes) -> dict[str, bytes]:
@@ -228,6 +230,22 @@ def due(site: str, receipts: list[dict[str, Any]], job: dict[str, Any], last: in
     return int(sum(site in r["asked"] for r in rounds) * training["local_steps"])
 
 
+def rostered(
+    files: dict[str, bytes], sites: list[str], heads: dict[str, Any], root: x509.Certificate
+) -> None:
+    """Each site's newest head is under a key that the root's own roster names."""
+    said = json.loads(files["roster.json"])
+    message = b"veiltune roster v1\n" + canonical(said["document"])
+    signature = bytes.fromhex(said["signature"])
+    root.public_key().verify(signature, message, SHA)  # type: ignore[union-attr,call-arg,arg-type]
+    need(said["document"]["root"] == root.fingerprint(hashes.SHA256()).hex(), "another root")
+    for site in sites:
+        ending = files.get(f"sites/{site}/ending.json")
+        head = heads[site] if ending is None else json.loads(ending)["head"]
+        key = sha(bytes.fromhex(head["public_key"]))
+        need(key in said["document"]["sites"].get(site, ()), "a site that the root does not know")
+
+
 def last_word(
     site: str,
     raw: bytes,
@@ -332,6 +350,11 @@ def claims(
     for name in ("mode", "unit", "unit_cap", "sampling_rate", "clip_norm", "delta"):
         need(stated[name] == privacy.get(name), f"mechanism: {name}")
     need(stated["local_steps"] == steps, "mechanism: steps")
+    said, told = result["hold_out"], job["evaluation"]
+    need(said["disjoint_because"] == told.get("disjoint_because"), "hold-out's declaration")
+    named = told["data"].rpartition("/")[2] if told["data"].startswith("/") else told["data"]
+    need((said["data"], said["split"]) == (named, told["split"]), "another hold-out")
+    need(said["checked_by"] == "nobody", "a hold-out that somebody checked")
     if privacy["mode"] == "none":
         return
     rate, noise, delta = stated["sampling_rate"], stated["noise_multiplier"], stated["delta"]
@@ -378,6 +401,9 @@ def documents(
     for name in named:
         if name.endswith("/data-card.json"):
             carded(json.loads(files[name]), name.split("/")[2], job, result)
+    for name in named:
+        if name.endswith(".html"):
+            paged(name, files, job, result, receipts)
     rows = [row for r in receipts for c in r["charges"].values() for row in c["hand_overs"]]
     entries = [json.loads(row["body"]) for row in rows]
     caps = {entry["site"]: entry["cap"] for entry in entries if entry["kind"] == "created"}
@@ -386,6 +412,37 @@ def documents(
         need(beside in files, "a page of a certificate alone")
         site = re.sub("^documents/(sites/)?|/?certificate.*$", "", name)
         certified(json.loads(files[beside]), site, job, result, caps)
+
+
+def paged(
+    name: str,
+    files: dict[str, bytes],
+    job: dict[str, Any],
+    result: dict[str, Any],
+    receipts: list[dict[str, Any]],
+) -> None:
+    """Each epsilon that a page states is one of the JSON's, rounded up; no round is missing."""
+    text = re.sub(r"<style.*?</style>|<[^>]*>", " ", files[name].decode(), flags=re.DOTALL)
+    beside = files.get(name.removesuffix("html") + "json", b"{}")
+    known = epsilons([job, result, json.loads(beside)])
+    for said in re.findall(r"(?:ε|epsilon)[\s=\xa0]*(\d[\d,]*(?:[.]\d+)?)", text):
+        shown = float(said.replace(",", ""))
+        need(any(n - 1e-6 <= shown <= 1.01 * n + 0.01 for n in known), f"{name}: epsilon {said}")
+    if name == "documents/receipts.html":
+        for receipt in receipts:
+            need(receipt["output_sha256"][:16] in text, f"{name}: a round is missing")
+        for head in receipts[-1]["heads"].values():
+            need(head["root"] in text, f"{name}: a ledger is missing")
+
+
+def epsilons(tree: Any, key: str = "") -> list[float]:  # noqa: ANN401
+    """Every number of a document that is called an epsilon, or by an accountant's name."""
+    if isinstance(tree, dict):
+        return [number for key, part in tree.items() for number in epsilons(part, key)]
+    if isinstance(tree, list):
+        return [number for part in tree for number in epsilons(part, key)]
+    is_one = "epsilon" in key or key in ("pld", "prv", "rdp", "cap_figure", "lower_bound")
+    return [float(tree)] if is_one and isinstance(tree, int | float) else []
 
 
 def carded(card: dict[str, Any], site: str, job: dict[str, Any], result: dict[str, Any]) -> None:
@@ -420,6 +477,10 @@ def certified(
     for name in ("noise_multiplier", "sampling_rate", "clip_norm"):
         need(stated[name] == result["privacy"][name], f"certificate's {name}")
     worded(promise)
+    use, told = certificate["utility"], job["evaluation"].get("disjoint_because")
+    need(use["disjoint_because"] == told, "certificate's hold-out")
+    need("checked by nobody" in use["disjointness"] or told is None, "a checked hold-out")
+    need("Nobody declared" in use["disjointness"] or told is not None, "an undeclared hold-out")
     together(certificate["known_to_several_sites"], result)
     for audit in certificate["audits"]:
         need(audit["verdict"] == "consistent with the claim", "an audit that is no verdict")
@@ -471,7 +532,7 @@ def together(rows: list[dict[str, Any]], result: dict[str, Any]) -> None:
         steps, times = sum(s["steps"] for s in some), sum(s["counts"] for s in some)
         beside = privacy["metrics_noise_multiplier"] if times else None
         rate, noise, delta = (privacy[n] for n in ("sampling_rate", "noise_multiplier", "delta"))
-        found = by_pld(rate, noise, steps, delta, beside, times, grid=1e-3)
+        found = by_pld(rate, noise, steps, delta, beside, times)
         need(row["delta"] == delta, "together: delta")
         need(math.isclose(row["epsilon"], found, rel_tol=0.004, abs_tol=0.004), "together")
 
@@ -484,8 +545,8 @@ def by_pld(
     delta: float,
     beside: float | None = None,
     times: int = 1,
-    grid: float = 2e-4,
 ) -> float:
+    grid = 1e-3  # at most 0.002 above the limit for the few thousand steps of any job here
     one = privacy_loss_distribution.from_gaussian_mechanism(
         noise, sampling_prob=rate, value_discretization_interval=grid
     )

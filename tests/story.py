@@ -20,6 +20,7 @@ from common import pki
 from common.audit.evidence import Evidence, write_bundle
 from common.histograms import bins
 from common.job import Job, SignedJob, sign_job
+from common.keys import public_key_sha256
 from common.measured import measured
 from common.privacy.charge import HeadOf, LedgerRow, SignedCharge, SignedEnding
 from common.privacy.entries import Closed, Created, Rekeyed, Released, Reserved, write_entry
@@ -27,6 +28,7 @@ from common.privacy.event import GaussianSteps
 from common.privacy.ledger import Chain, Row, public_hex
 from common.receipt import Reply, RoundReceipt, ServerKey, SignedReceipt
 from common.result import Result, privacy_statement, site_result
+from common.signed import SignedRoster, sign
 
 AT = dt.datetime(2026, 11, 20, 9, 30, tzinfo=dt.UTC)
 BEFORE = AT - dt.timedelta(days=90)  # when root and intermediate were made
@@ -43,6 +45,9 @@ def digest(words: str) -> str:
 
 
 COUNTS = {"release": ["accuracy", "classes"], "hold_out": 0.25, "share": 0.1, "records_per_unit": 2}
+
+
+DISJOINT = "made up by a program: nobody is in it"
 
 
 def make_job(
@@ -67,7 +72,7 @@ def make_job(
                 "labels": ("x", "y"),
                 "population": {site: 400 + 10 * n for n, site in enumerate(sites)},
             },
-            "evaluation": {"data": "builtin:wards"},
+            "evaluation": {"data": "builtin:wards", "disjoint_because": DISJOINT},
         }
     )
 
@@ -178,6 +183,7 @@ class Story:
     steps: Counter[str] = field(default_factory=Counter)
     counted: Counter[str] = field(default_factory=Counter)
     away: tuple[str, ...] = ()
+    known: dict[str, bytes] = field(default_factory=dict)
     changes: dict[str, Any] = field(default_factory=dict)
     is_simulation: bool = False
     begun: dt.datetime = AT
@@ -344,6 +350,7 @@ class Story:
                 for n in self._numbers()
             ],
             "final": quality | {"classes": []},
+            "hold_out": {"data": "builtin:wards", "split": "test", "disjoint_because": DISJOINT},
             "privacy": privacy,
             "seconds": 2.0,
             "adapter_sha256": digest("file"),
@@ -365,7 +372,22 @@ class Story:
             made_at="2026-11-20T11:00:00Z",
             software="veiltune test",
             endings=self.endings(),
+            roster=self.roster(),
         )
+
+    def roster(self, by: pki.Credential | None = None, **changes: object) -> bytes:
+        """Who the root says takes part: every ledger's key, or the one (PEM) that it ``known``."""
+        signer = by or self.by.root
+        pems = {site: self.known.get(site) for site in self.job.sites}
+        keys = {site: pki.load_key(p) if p else self.ledgers[site].key for site, p in pems.items()}
+        said: dict[str, Any] = {
+            "root": pki.fingerprint(signer.certificate),
+            "federation": "wards",
+            "sequence": 3,
+            "signed_at": AT,
+            "sites": {site: (public_key_sha256(key.public_key()),) for site, key in keys.items()},
+        }
+        return sign(SignedRoster.model_validate(said | changes), signer)
 
     def endings(self) -> dict[str, SignedEnding]:
         """Each site's last word, but for those that were away at the end."""

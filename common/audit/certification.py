@@ -12,8 +12,9 @@ from importlib.metadata import version
 
 from common import statement
 from common.audit import assurances
-from common.audit.certificate import Audit, Certificate, identified
-from common.audit.evidence import Evidence
+from common.audit.certificate import Certificate, identified
+from common.audit.certificate_parts import Audit
+from common.audit.evidence import ROSTER, Evidence
 from common.audit.report import REFUTED
 from common.audit.spending import Spending, figures, together
 from common.certificates import fingerprint
@@ -22,8 +23,9 @@ from common.privacy import accounting, crosscheck
 from common.privacy.event import GaussianSteps
 from common.privacy.selfcheck import CHECKS
 from common.result import PrivacyStatement, Result
+from common.signed import SignedRoster, read
 from common.statement import PERSON_RECORDS
-from common.words import counted
+from common.words import counted, public_name
 
 Parts = dict[str, object]
 
@@ -110,7 +112,7 @@ def _job(evidence: Evidence) -> Parts:
         "operator": evidence.job.signer,
         "task": result.task,
         "description": job.job.description,
-        "base": statement.public_name(job.model.base),
+        "base": public_name(job.model.base),
         "base_sha256": job.model.sha256,
         "adapter_sha256": result.adapter_sha256,
         "rounds_closed": result.last_round,
@@ -261,7 +263,9 @@ def _utility(evidence: Evidence) -> Parts:
         "macro_f1": result.final.macro_f1,
         "worst_class": None if low is None else low.label,
         "worst_class_f1": None if low is None else low.f1,
-        "data": f"{statement.public_name(job.evaluation.data)} ({job.evaluation.split})",
+        "data": f"{public_name(job.evaluation.data)} ({job.evaluation.split})",
+        "disjoint_because": job.evaluation.disjoint_because,
+        "disjointness": statement.disjointness(job),
         "words": assurances.utility(result),
     }
 
@@ -270,6 +274,10 @@ def _signatures(evidence: Evidence, sites: Sequence[Spending]) -> list[Parts]:
     found = [
         _signature("the job manifest", "the operator", "Ed25519", "job.json", evidence.job.signer)
     ]
+    if evidence.roster:
+        root = read(SignedRoster, evidence.roster).root
+        who = ("the sites and their keys", "the federation's root")
+        found.append(_signature(*who, "ECDSA P-256", ROSTER, root))
     leaves = sorted({fingerprint(s.chain.encode()) for s in evidence.receipts})
     rounds = counted(len(evidence.rounds), "round receipt")
     if evidence.counting:

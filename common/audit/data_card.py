@@ -1,7 +1,7 @@
 """What is declared about a site's data, for programs: nothing in it was counted from a record.
 
 Not covered: whether the declarations are right; the site answers for them. The page for people is
-the server's (server/documents/data_card.py).
+another (common/documents/data_card.py).
 """
 
 import json

@@ -1,19 +1,25 @@
 """A bundle's documents against its evidence.
 
-Certificates and data cards as JSON are made anew from the evidence and compared whole. Everything
-else is for people to read, HTML and PDF of certificates too, and as true as the server that signed
-it; so is the list of what is installed there.
+Certificates and data cards as JSON are made anew from the evidence and compared whole; so are all
+pages in HTML, of certificates from the JSON beside them. PDF is drawn anew as well, but its bytes
+also hang on the libraries that draw and compress: where they differ, nobody can say why. The model
+card and the list of what is installed are as true as the server that signed them.
 
 Not covered: which names a document may have (common/audit/evidence.py).
 """
 
 from collections.abc import Mapping
 
-from common.audit.certificate import read_certificate, require_agreement
+from common.audit.certificate import Certificate, read_certificate, require_agreement
 from common.audit.certification import certificate_of, promises
+from common.audit.claims import Claim, unchecked
 from common.audit.data_card import data_card_json
 from common.audit.evidence import Evidence
 from common.audit.spending import spendings
+from common.documents.pages import is_printed, sheets
+from common.documents.paper import pdf_of
+from common.documents.screen import html_of
+from common.documents.sheet import Sheet
 from common.errors import InvalidInput, Refusal
 from common.words import counted
 
@@ -21,7 +27,7 @@ _CERTIFICATE = "certificate"  # what the promise's documents are called, in what
 
 
 def check_documents(documents: Mapping[str, bytes], evidence: Evidence) -> str:
-    """Certificates and data cards say what follows from the evidence.
+    """Certificates, data cards and pages say what follows from the evidence.
 
     Args:
         documents: by their names below ``documents/``.
@@ -32,7 +38,7 @@ def check_documents(documents: Mapping[str, bytes], evidence: Evidence) -> str:
 
     Raises:
         Refusal: a certificate of a run without a promise, or a page of one without its JSON.
-        InvalidInput: a certificate or a data card says something else.
+        InvalidInput: a certificate, a data card or a page says something else.
     """
     certificates = sorted(name for name in documents if _is_certificate(name))
     if certificates and not promises(evidence):
@@ -41,21 +47,74 @@ def check_documents(documents: Mapping[str, bytes], evidence: Evidence) -> str:
     for name in certificates:
         if f"{name.rpartition('.')[0]}.json" not in stated:
             raise Refusal(f"a page of a certificate must have its JSON beside it, got {name} alone")
-    _compare(stated, documents, evidence)
-    cards = _compared_cards(documents, evidence)
+    made = _compare(stated, documents, evidence)
+    cards, pages = _compared_cards(documents, evidence), _compared_pages(documents, evidence, made)
     return (
         f"{counted(len(documents), 'document')}: {counted(len(stated), 'certificate')} and "
-        f"{counted(cards, 'data card')} (JSON) made anew from the evidence, the same; the rest, "
-        "HTML and PDF of certificates too, is for people and not compared"
+        f"{counted(cards, 'data card')} (JSON) and {counted(pages, 'page')} (HTML) made anew from "
+        "the evidence, the same"
     )
 
 
-def _compare(stated: list[str], documents: Mapping[str, bytes], evidence: Evidence) -> None:
-    sites = spendings(evidence) if stated else ()
+def check_printed(documents: Mapping[str, bytes], evidence: Evidence) -> Claim:
+    """PDF is what is drawn here of the same pages; where it is not, that decides nothing.
+
+    Raises:
+        InvalidInput: what it is drawn from cannot be read.
+    """
+    printed = sorted(name for name in documents if name.endswith(".pdf"))
+    if not printed:
+        return Claim("printed", "", "pass", "no PDF is here")
+    due = _sheets(documents, evidence)
+    stems = {name: name.removesuffix(".pdf") for name in printed}
+    other = [n for n in printed if stems[n] not in due or documents[n] != pdf_of(due[stems[n]])]
+    if not other:
+        return Claim("printed", "", "pass", f"{counted(len(printed), 'PDF')} drawn anew, the same")
+    return unchecked(
+        "printed",
+        f"{len(other)} of {counted(len(printed), 'PDF')} not as drawn here, first {other[0]}: "
+        "other versions of libraries draw other bytes, and so does who alters one. Read the HTML",
+    )
+
+
+def _compare(
+    stated: list[str], documents: Mapping[str, bytes], evidence: Evidence
+) -> dict[str, Certificate]:
+    """Each certificate by the name of its page, compared with what is due."""
+    sites, made = (spendings(evidence) if stated else ()), dict[str, Certificate]()
     for name in stated:
         found = read_certificate(documents[name])
         due = certificate_of(evidence, sites, found.audits, site=_site_of(name))
         require_agreement(found, due)
+        made[name.removesuffix(".json")] = found
+    return made
+
+
+def _compared_pages(
+    documents: Mapping[str, bytes], evidence: Evidence, made: Mapping[str, Certificate]
+) -> int:
+    """How many pages there are, each as the evidence has it."""
+    pages = sorted(name for name in documents if name.endswith(".html"))
+    due = sheets(evidence, spendings(evidence), made) if pages else {}
+    for name in pages:
+        sheet = due.get(name.removesuffix(".html"))
+        if sheet is None or html_of(sheet) != documents[name]:
+            raise InvalidInput(
+                f"{name} must be as the evidence has it, got another page (made by "
+                f"{evidence.software:.100})"
+            )
+    return len(pages)
+
+
+def _sheets(documents: Mapping[str, bytes], evidence: Evidence) -> dict[str, Sheet]:
+    """What is drawn on paper, of the certificates that are here."""
+    made = {
+        name.removesuffix(".json"): read_certificate(data)
+        for name, data in documents.items()
+        if _is_certificate(name) and name.endswith(".json")
+    }
+    due = sheets(evidence, spendings(evidence), made)
+    return {name: sheet for name, sheet in due.items() if is_printed(name)}
 
 
 def _compared_cards(documents: Mapping[str, bytes], evidence: Evidence) -> int:

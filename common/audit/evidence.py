@@ -44,6 +44,7 @@ from common.strict_json import parse_json
 MAX_BUNDLE_BYTES: Final = 256 * 1024 * 1024
 _MAX_MANIFEST_BYTES: Final = 32 * 1024 * 1024
 MANIFEST, SEAL, JOB, RESULT = "manifest.json", "manifest.sig", "job.json", "result.json"
+ROSTER: Final = "roster.json"
 CERTIFICATE, ENDING = "certificate.pem", "ending.json"
 DOCUMENTS: Final = "documents/"
 SEAL_DOMAIN: Final = b"veiltune evidence v1\n"
@@ -54,7 +55,7 @@ _DOCUMENT = (
     rf"|sites/{NAME_PATTERN}/data-card\.(?:json|html))"
 )
 _FILE = re.compile(
-    rf"{re.escape(JOB)}|{re.escape(RESULT)}|rounds/\d{{5,6}}\.json"
+    rf"{re.escape(JOB)}|{re.escape(RESULT)}|{re.escape(ROSTER)}|rounds/\d{{5,6}}\.json"
     rf"|sites/{NAME_PATTERN}/(?:certificate\.pem|ending\.json)|{DOCUMENTS}{_DOCUMENT}"
 )
 Kind = Literal["federation", "SIMULATION"]
@@ -74,6 +75,7 @@ class Evidence:
         is_simulation: whether somebody can repeat the noise, so that nothing is promised.
         made_at: when the bundle was made, as 2026-11-28T01:00:00Z.
         software: the version that made it.
+        roster: who takes part, as the root signed it for the sites; empty where it signed none.
     """
 
     job: SignedJob
@@ -84,6 +86,7 @@ class Evidence:
     made_at: str
     software: str
     endings: Mapping[str, SignedEnding] = field(default_factory=dict)
+    roster: bytes = b""
 
     @cached_property
     def rounds(self) -> tuple[SignedReceipt, ...]:
@@ -260,6 +263,7 @@ def read_evidence(bundle: Bundle) -> Evidence:
         made_at=manifest.made_at,
         software=manifest.software,
         endings=endings,
+        roster=files.get(ROSTER, b""),
     )
 
 
@@ -280,6 +284,8 @@ def _files(evidence: Evidence) -> dict[str, bytes]:
     if len(rounds) != len(evidence.receipts):
         raise InvalidInput("receipts must be one for each round, got two of one")
     result = to_json(evidence.result).encode()
+    if evidence.roster:
+        sites[ROSTER] = evidence.roster
     return {**rounds, **sites, **ends, JOB: evidence.job.to_bytes(), RESULT: result}
 
 

@@ -17,7 +17,7 @@ from common.errors import AccountingInDoubt, Refusal
 from common.measured import measured
 from common.privacy import accounting, crosscheck
 from common.privacy.event import GaussianSteps
-from common.result import PrivacyStatement, privacy_statement
+from common.result import PrivacyStatement, hold_out_declared, privacy_statement
 from common.words import counted
 
 _CALIBRATION = 0.01  # how far two versions' noise for the same epsilon may lie apart
@@ -32,6 +32,8 @@ def check_statement(evidence: Evidence) -> str:
         raise Refusal("result must state every site of the job, got others")
     if result.privacy.seeded != evidence.is_simulation:
         raise Refusal("a run whose noise can be repeated must be marked SIMULATION, got another")
+    if result.hold_out not in (None, hold_out_declared(job)):  # earlier versions said nothing
+        raise Refusal("result must say of the hold-out what the operator declared, got another")
     _require_same_mechanism(result.privacy, privacy_statement(job, seeded=evidence.is_simulation))
     counts = _require_same_counts(evidence)
     if not job.is_private or job.privacy.epsilon is None or job.privacy.delta is None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from common import pki
-from common.audit import charges, documents, rounds, spent
+from common.audit import charges, documents, roster, rounds, spent
 from common.audit.claims import Claim, checked, unchecked
 from common.audit.evidence import (
     Bundle,
@@ -23,23 +23,26 @@ from common.audit.evidence import (
     require_files,
     require_sealed,
 )
-from common.errors import InvalidInput, Refusal
+from common.errors import InvalidInput, Refusal, StorageFailed
 from common.job import verify_job
 from common.words import counted
 
 NOT_CHECKED = (
     "that the sites ran what they recorded, with this noise and sampler: their self-checks, and "
     "audits by attack",
-    "that the server's intermediate key vouched for the true sites alone: each site can compare "
-    "this with its own ledger",
     "that this is the job which was agreed: compare its sha256, and the operator's key",
     "that every site's ledger continues elsewhere: compare a head with the site's own",
-    "accuracy and F1: the hold-out is not in the bundle",
-    "pages for people (HTML, PDF, model card): they are as the server signed them",
+    "accuracy and F1: the hold-out is not in the bundle; that it shares no unit with a site: the "
+    "operator's word, where there is one",
+    "the model card and the list of what is installed: they are as the server signed them",
+)
+_INVENTED = (
+    "that the server's intermediate key vouched for the true sites alone: each site can compare "
+    "this with its own ledger"
 )
 _AFTER_BYTES = (
-    "content", "issuer", "job", "receipts", "rounds", "links", "replies",
-    "result", "epsilon by round", "documents",
+    "content", "issuer", "roster", "job", "receipts", "rounds", "links", "replies",
+    "result", "epsilon by round", "documents", "printed",
 )  # fmt: skip
 
 
@@ -56,6 +59,12 @@ class Report:
     def failed(self) -> tuple[Claim, ...]:
         """The claims that do not hold."""
         return tuple(claim for claim in self.claims if claim.status == "fail")
+
+    @property
+    def not_checked(self) -> tuple[str, ...]:
+        """What no claim here is about, in sentences."""
+        rostered = any(c.name == "roster" and c.status == "pass" for c in self.claims)
+        return NOT_CHECKED if rostered else (NOT_CHECKED[0], _INVENTED, *NOT_CHECKED[1:])
 
 
 def verify(data: bytes, roots: bytes | None) -> Report:
@@ -114,6 +123,7 @@ def _content(bundle: Bundle, evidence: Evidence, roots: bytes | None) -> Iterato
         yield unchecked("issuer", "no root was given (--root): whose word this is, nobody checked")
     else:
         yield checked("issuer", lambda: _issuer(bundle, roots))
+    yield _roster(evidence, roots)
     yield checked("job", lambda: _job(bundle, evidence))
     yield checked("receipts", lambda: rounds.check_signatures(evidence, trusted))
     yield checked("rounds", lambda: rounds.check_chain(evidence))
@@ -132,6 +142,14 @@ def _content(bundle: Bundle, evidence: Evidence, roots: bytes | None) -> Iterato
     yield checked("result", lambda: spent.check_statement(evidence))
     yield checked("epsilon by round", lambda: spent.check_rounds(evidence))
     yield checked("documents", lambda: documents.check_documents(bundle.documents, evidence))
+    yield _printed(bundle, evidence)
+
+
+def _printed(bundle: Bundle, evidence: Evidence) -> Claim:
+    try:
+        return documents.check_printed(bundle.documents, evidence)
+    except (Refusal, InvalidInput, StorageFailed) as error:
+        return Claim("printed", "", "fail", str(error))
 
 
 def _of_site(name: str, site: str, check: Callable[[str], str]) -> Claim:
@@ -144,6 +162,15 @@ def _ending(site: str, evidence: Evidence, roots: bytes) -> Claim:
     # Away when the job ended, or kept back by the server: which of them a bundle cannot show.
     why = "the site's last word is not here: rounds after its last charge cannot be excluded"
     return unchecked("ending", why, site)
+
+
+def _roster(evidence: Evidence, roots: bytes | None) -> Claim:
+    if not evidence.roster:
+        why = "no roster of the root is here: sites that the server made up cannot be excluded"
+        return unchecked("roster", why)
+    if roots is None:
+        return unchecked("roster", "no root was given (--root): whose roster it is, nobody checked")
+    return checked("roster", lambda: roster.check_roster(evidence, roots))
 
 
 def _issuer(bundle: Bundle, roots: bytes) -> str:

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from common.audit.epsilon_cli import FAILED
 from common.audit.evidence import MAX_BUNDLE_BYTES
-from common.audit.verify import NOT_CHECKED, Report, verify
+from common.audit.verify import Report, verify
 from common.certificates import read_certificate
 from common.cli import AsJson, one_line, print_json
 from common.files import read_file
@@ -59,7 +59,7 @@ def to_json(report: Report) -> dict[str, Any]:
         "job_sha256": manifest.job_sha256 if manifest else None,
         "made_at": manifest.made_at if manifest else None,
         "claims": [asdict(claim) for claim in report.claims],
-        "not_checked": list(NOT_CHECKED),
+        "not_checked": list(report.not_checked),
     }
 
 
@@ -81,5 +81,5 @@ def _show(report: Report) -> None:
     if report.manifest is not None and report.manifest.kind == "SIMULATION":
         console.print("SIMULATION: its noise can be repeated, and nothing is promised.")
     console.print("\nNot checked:", highlight=False)
-    for sentence in NOT_CHECKED:
+    for sentence in report.not_checked:
         console.print(f"- {sentence}", highlight=False, markup=False)

@@ -90,6 +90,22 @@ def near_duplicates(records: Sequence[Record], units: Sequence[Unit]) -> NearCou
     return NearCounts(within, across)
 
 
+def near_to(records: Sequence[Record], others: Sequence[Record]) -> int | None:
+    """Count the ``records`` near to one of ``others``; ``None`` for more than are counted.
+
+    Args:
+        records: of other texts than ``others``. Sensitive.
+        others: what they are compared with.
+    """
+    if len(records) + len(others) > MOST_RECORDS:
+        return None
+    index = _Index()
+    for text in dict.fromkeys(other.text for other in others):
+        index.add(_sketch(text))
+    texts = Counter(record.text for record in records)
+    return sum(count for text, count in texts.items() if index.has_near(_sketch(text)))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Sketch:
     """One content, equal to itself alone. Sensitive."""

@@ -14,8 +14,8 @@ at earlier results, which need a lifetime cap (rdp_filter.py, lifetime.py).
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache, partial
 
 from absl import logging as absl_logging
 from dp_accounting import pld
@@ -34,6 +34,7 @@ absl_logging.set_verbosity(absl_logging.ERROR)
 GRID = 1e-3  # the coarsest that is reported
 _COARSE = 1e-2  # a cheap first look, useless when rounding adds up over many steps
 _COARSE_STEPS = 10_000
+_FEW_STEPS = 1000  # for which it is nearly exact
 _HALVINGS = 7
 CONVERGED = 0.002
 # Above these a figure protects nobody, and costs seconds to refine or gigabytes to compute.
@@ -110,7 +111,7 @@ def _one_step(
     )
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=512)
 def calibrate(
     *,
     epsilon: float,
@@ -146,30 +147,54 @@ def calibrate(
         raise InvalidInput(f"steps must be at least 1, got {steps}")
     usable = usable_delta(delta, steps + _total(beside))
 
-    def keeps_promise(noise_multiplier: float) -> bool:
+    def keeps_promise(noise_multiplier: float, *, is_glance: bool = False) -> bool:
         spent = merged([GaussianSteps(sampling_rate, noise_multiplier, steps), *beside])
         if rdp_filter is not None and not rdp_filter.allows(spent):
             return False
+        if is_glance:
+            return next(_figures(spent, usable)) <= epsilon
         return _costs_at_most(epsilon, spent, usable)
 
+    keeps, glance = _monotone(keeps_promise), partial(keeps_promise, is_glance=True)
     high = min(_HIGHEST_NOISE, _power_near(epsilon, usable, sampling_rate, steps))
-    while not keeps_promise(high):
+    while not keeps(high):
         high = 2 * high
         if high > _HIGHEST_NOISE:
             raise InvalidInput(
                 f"privacy.epsilon must be reachable within {steps} steps at rate "
                 f"{sampling_rate}, got {epsilon}"
             )
-    while keeps_promise(high / 2):
+    if steps <= _FEW_STEPS and glance(high):
+        for end in reversed(_bracket(glance, high)):
+            keeps(end)  # most often all that is to be asked
+    return _bracket(keeps, high)[1]
+
+
+def _monotone(holds: Callable[[float], bool]) -> Callable[[float], bool]:
+    """``holds``, not asked what follows from its answers: more noise keeps what less does."""
+    too_little, enough = 0.0, math.inf
+
+    def answer(noise_multiplier: float) -> bool:
+        nonlocal too_little, enough
+        if too_little < noise_multiplier < enough:
+            if holds(noise_multiplier):
+                enough = noise_multiplier
+            else:
+                too_little = noise_multiplier
+        return noise_multiplier >= enough
+
+    return answer
+
+
+def _bracket(holds: Callable[[float], bool], high: float) -> tuple[float, float]:
+    """Two numbers, 0.1 % apart at most, the higher of which ``holds``: by bisection."""
+    while holds(high / 2):
         high = high / 2
     low = high / 2
     while high - low > 1e-3 * high:
         middle = (low + high) / 2
-        if keeps_promise(middle):
-            high = middle
-        else:
-            low = middle
-    return high  # the end of the bracket that keeps the promise
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return low, high
 
 
 def _power_near(epsilon: float, delta: float, sampling_rate: float, steps: int) -> float:

@@ -203,5 +203,11 @@ def _best_order(epsilon: float, delta: float) -> float:
         low, high = high, 2 * high
     while high - low > 1e-3 * high:
         middle = (low + high) / 2
-        low, high = (low, middle) if left(middle).max() >= 0 else (middle, high)
+        rest = left(middle)
+        if rest.max() < 0:
+            low = middle
+            continue
+        high = middle
+        # Less noise costs more at every order, so what does not fit here does not fit below.
+        orders, budgets = orders[rest >= 0], budgets[rest >= 0]
     return float(orders[np.argmax(left(high))])

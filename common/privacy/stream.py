@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from common.errors import SelfCheckFailed
 
 KEY_BYTES = 32
+_FROM_ZERO = modes.CTR(bytes(16))
 
 # (purpose, round, step) -> key. Production ignores the arguments: see ``fresh_key``.
 KeySource = Callable[[str, int, int], bytes]
@@ -34,7 +35,7 @@ class Stream:
 
     def __init__(self, key: bytes) -> None:
         self._process = os.getpid()
-        self._cipher = Cipher(algorithms.AES256(key), modes.CTR(bytes(16))).encryptor()
+        self._cipher = Cipher(algorithms.AES256(key), _FROM_ZERO).encryptor()
 
     def words(self, size: int) -> NDArray[np.uint64]:
         """``size`` 64-bit words, (size,).

@@ -10,9 +10,15 @@ extras that nobody asked for.
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from datetime import datetime
-from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from importlib.metadata import (
+    Distribution,
+    PackageMetadata,
+    PackageNotFoundError,
+    distribution,
+)
 from uuid import UUID
 
 from cyclonedx.model.bom import Bom
@@ -33,58 +39,70 @@ def bill_of_materials(made_at: str) -> bytes:
         PackageNotFoundError: Veiltune is not installed.
     """
     graph = _graph(DISTRIBUTION)
-    components = {name: _component(found, name) for name, (found, _) in graph.items()}
+    components = {name: _component(package) for name, package in graph.items()}
     bom = Bom(components=[c for name, c in components.items() if name != DISTRIBUTION])
     bom.metadata.timestamp = datetime.fromisoformat(made_at)
     bom.metadata.component = components[DISTRIBUTION]
-    for name, (_, needs) in graph.items():
-        bom.register_dependency(components[name], [components[n] for n in sorted(needs)])
-    pins = "\n".join(f"{name}=={found.version}" for name, (found, _) in sorted(graph.items()))
+    for name, package in graph.items():
+        bom.register_dependency(components[name], [components[n] for n in sorted(package.needs)])
+    pins = "\n".join(f"{name}=={package.version}" for name, package in sorted(graph.items()))
     bom.serial_number = UUID(bytes=hashlib.sha256(f"{pins}\n{made_at}".encode()).digest()[:16])
     return (JsonV1Dot6(bom).output_as_string(indent=2) + "\n").encode()
 
 
-def _graph(root: str) -> dict[str, tuple[Distribution, set[str]]]:
-    """Each distribution that is installed and needed, with the names of those that it needs."""
-    found: dict[str, tuple[Distribution, set[str]]] = {}
-    waiting = [(root, distribution(root))]
-    while waiting:
-        name, one = waiting.pop()
-        needs = dict(_needed(one))
-        found[name] = (one, set(needs))
-        waiting += [(n, d) for n, d in needs.items() if n not in found]
+@dataclass(frozen=True, slots=True)
+class _Package:
+    """What an installed distribution says of itself, read once: each look parses all of it."""
+
+    name: str
+    version: str
+    licence: str
+    needs: frozenset[str]  # what is installed of what it requires here, extras aside
+
+
+def _graph(root: str) -> dict[str, _Package]:
+    """Each distribution that is installed and needed, by its name."""
+    known = {root: distribution(root)}
+    found = dict[str, _Package]()
+    while waiting := known.keys() - found.keys():
+        for name in sorted(waiting):
+            about = known[name].metadata
+            needs = frozenset(_needed(known[name].requires or (), known))
+            found[name] = _Package(name, about["Version"], _licence(about), needs)
     return found
 
 
-def _needed(one: Distribution) -> Iterator[tuple[str, Distribution]]:
-    """What is installed of what ``one`` requires here, extras aside."""
-    for text in one.requires or ():
+def _needed(required: Iterable[str], known: dict[str, Distribution]) -> Iterator[str]:
+    """The names of what is installed, which is ``known`` from then on."""
+    for text in required:
         requirement = Requirement(text)
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
+        name = _normal(requirement.name)
         try:
-            yield _normal(requirement.name), distribution(requirement.name)
+            known[name] = known.get(name) or distribution(requirement.name)
         except PackageNotFoundError:
             continue
+        yield name
 
 
-def _component(found: Distribution, name: str) -> Component:
+def _component(package: _Package) -> Component:
+    name, version = package.name, package.version
     is_ours = name == DISTRIBUTION
-    licence = _licence(found)
     return Component(
         type=ComponentType.APPLICATION if is_ours else ComponentType.LIBRARY,
         name=name,
-        version=found.version,
-        bom_ref=f"{name}@{found.version}",
-        purl=PackageURL("pypi", None, name, found.version),
-        licenses=[DisjunctiveLicense(name=licence)] if licence else [],
+        version=version,
+        bom_ref=f"{name}@{version}",
+        purl=PackageURL("pypi", None, name, version),
+        licenses=[DisjunctiveLicense(name=package.licence)] if package.licence else [],
     )
 
 
-def _licence(found: Distribution) -> str:
+def _licence(about: PackageMetadata) -> str:
     """What the package says of its licence, where that is a name and not a text."""
     for key in ("License-Expression", "License"):
-        said = next(iter(found.metadata.get_all(key) or ()), "")
+        said = next(iter(about.get_all(key) or ()), "")
         if said and len(said) <= _LONGEST_LICENCE and "\n" not in said:
             return str(said)
     return ""

@@ -4,10 +4,11 @@ Not covered: what an epsilon means (common/statement.py).
 """
 
 from common import statement
+from common.documents.markup import Markup, element, table
 from common.figures import NOTHING, bound, duration, plain, share, size
 from common.job import Job
 from common.result import Result
-from server.report.markup import Markup, element, table
+from common.words import public_name
 from server.report.plots import Series, line_chart
 
 Points = tuple[tuple[int, float | None], ...]
@@ -15,10 +16,11 @@ Points = tuple[tuple[int, float | None], ...]
 
 def learning(result: Result, job: Job) -> Markup:
     """Charts of score and epsilon by round, and every round as a table."""
-    source = statement.public_name(job.evaluation.data)
+    source = public_name(job.evaluation.data)
     measured = f" on the public hold-out {source} ({job.evaluation.split}), {_extent(result, job)}."
     if result.start is not None:
         measured += " Round 0 is the untrained start."
+    measured += f" {statement.disjointness(job)}"
     if result.kept_round is not None:
         measured += f" The adapter is that of round {result.kept_round}, the best."
     subject = result.measure if is_of_words(result) else "Accuracy and macro-F1"

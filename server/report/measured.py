@@ -4,11 +4,11 @@ Not covered: how the intervals come about (common/estimates.py).
 """
 
 from common.config import RECORD
+from common.documents.markup import Markup, breakable, element, table
 from common.figures import NOTHING, plain, share
 from common.measured import EstimateResult, MetricsResult, ShareResult
 from common.result import Result
 from common.words import counted
-from server.report.markup import Markup, breakable, element, table
 
 _MANY = 20  # rows of one histogram, beyond which they fold away
 _NAMES = {

@@ -10,14 +10,15 @@ from importlib.resources import files
 from pathlib import Path
 
 from common import statement
+from common.documents.markup import Markup, breakable, element, join, style_element, table
 from common.figures import bound, duration, power, share, size
 from common.files import write_file
 from common.job import Job, entity_types
 from common.privacy import group
 from common.result import ClassResult, Result
 from common.statement import PERSON_RECORDS, SitePromise
+from common.words import public_name
 from server.report.learning import is_of_words, learning
-from server.report.markup import Markup, breakable, element, join, style_element, table
 from server.report.measured import measured
 from server.report.plots import bar
 
@@ -50,7 +51,7 @@ def page(result: Result, job: Job) -> str:
         InvalidInput: the result is another job's.
     """
     promises = statement.site_promises(result, job)
-    css = files("server.report").joinpath("style.css").read_text("utf-8")
+    css = files("common.documents").joinpath("style.css").read_text("utf-8")
     body = element(
         "main",
         _head(result, job),
@@ -84,7 +85,7 @@ def _meta(result: Result, css: str) -> Markup:
 def _head(result: Result, job: Job) -> Markup:
     facts = (
         _purpose(job),
-        f"LoRA of rank {job.adapter.rank} on {statement.public_name(job.model.base)}",
+        f"LoRA of rank {job.adapter.rank} on {public_name(job.model.base)}",
         _GRIDS[result.grid],
     )
     why = statement.warning(result)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from server.report.markup import Markup, element, join
+from common.documents.markup import Markup, element, join
 
 WIDTH, HEIGHT = 460, 250
 LEFT, RIGHT, TOP, BOTTOM = 34, 116, 16, 34

@@ -23,7 +23,7 @@ from simulations.engine.cohort import Lane, train_cohort
 
 SHAPES = {"b8": (8, 8, 64), "b1": (64, 1, 16)}
 _STEPS, _TOKENS = 3, 2048
-_SGD = {"optimizer": "sgd", "learning_rate": 0.01, "momentum": 0.9}
+_SGD: dict[str, Any] = {"optimizer": "sgd", "learning_rate": 0.01, "momentum": 0.9}
 _UNCLIPPED, _CLOSE = 64.0, 0.01  # of that the lattice of so large a norm takes 0.003
 
 

@@ -30,7 +30,7 @@ BASE = "builtin:minilm"
 LABELS = ("a", "b", "c")
 PRIVATE = {"mode": "site", "epsilon": 8.0, "delta": 1e-5, "clip_norm": 0.5, "sampling_rate": 1.0}
 PLAIN = {"mode": "none", "sampling_rate": 1.0}
-ADAMW = {"optimizer": "adamw", "learning_rate": 1e-3}
+ADAMW: dict[str, Any] = {"optimizer": "adamw", "learning_rate": 1e-3}
 
 
 def names(sites: int) -> list[str]:

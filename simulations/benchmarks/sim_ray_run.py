@@ -7,10 +7,11 @@ import sys
 import tempfile
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
@@ -80,13 +81,13 @@ def _stock(sites: int, rounds: int, batch: int, length: int) -> Vector:
         adapter = sim_jobs.load(sim_jobs.make_job(sites, batch, length))
         state = np.asarray(message.content.array_records["arrays"][_NAME].numpy())
         change = sim_jobs.train_plainly(adapter, state, examples, STEPS)
-        content = {
+        content: dict[str, ArrayRecord | MetricRecord | ConfigRecord] = {
             "arrays": ArrayRecord({_NAME: Array(state + change)}),
             "metrics": MetricRecord({"num-examples": batch}),
         }
         return Message(RecordDict(content), reply_to=message)
 
-    resources = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
+    resources: Any = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
     run_simulation(server, client, num_supernodes=sites, backend_config=resources)
     change: Vector = ended[0] - start
     return change

@@ -7,6 +7,7 @@ neither the number of actors nor who trains whom changes more than last bits.
 Not covered: an actor that is lost, which ends the run; records that do not fit one machine.
 """
 
+import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -74,6 +75,7 @@ class RayEngine:
         self._signed, self._records, self._seed = signed, records, seed
         self._workers = workers
         self._actors: list[Any] = []
+        self._ray: Any = None
 
     def __enter__(self) -> Self:
         """Start Ray, unless it runs already, and the actors.
@@ -82,12 +84,12 @@ class RayEngine:
             InvalidInput: Ray is not installed.
         """
         try:
-            import ray
+            found: Any = importlib.import_module("ray")
         except ImportError as error:
             raise InvalidInput(
                 "ray must be installed (pip install 'veiltune[dev]'), got none"
             ) from error
-        self._ray: Any = ray
+        self._ray = ray = found
         self._is_ours = not ray.is_initialized()
         if self._is_ours:
             ray.init(include_dashboard=False, log_to_driver=False, num_cpus=self._workers or None)

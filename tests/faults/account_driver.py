@@ -63,7 +63,7 @@ def take_receipt(box: Outbox, folder: Path, round_: int, before: str) -> str:
     (folder / "pki").mkdir(exist_ok=True)
     (folder / "pki/root.pem").write_bytes(root.certificate)
     server = pki.issue_server(pki.create_intermediate(root), ["127.0.0.1"])
-    charge = Heads(box, site_home(folder)).charge(JOB, round_, ())
+    charge = Heads(box, site_home(folder)).charge(JOB, round_, (), 1)
     receipt = RoundReceipt(
         job_sha256=JOB,
         round=round_,
@@ -79,7 +79,7 @@ def take_receipt(box: Outbox, folder: Path, round_: int, before: str) -> str:
         heads={"A": charge.head},
     )
     signed = ServerKey(server.certificate, server.key).sign_receipt(receipt)
-    Peers(box, site_home(folder)).take([signed], JOB)
+    Peers(box, site_home(folder)).take([signed], JOB, 1)
     return signed.sha256
 
 

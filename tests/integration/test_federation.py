@@ -99,7 +99,8 @@ def inprocess(tmp_path_factory: pytest.TempPathFactory, scenario: Path) -> Run:
     def run(*options: str) -> Ran:
         folder = tmp_path_factory.mktemp("inprocess")
         ran = Ran(folder / "out", folder / "work")
-        assert main([str(scenario), *options, "--out", str(ran.out), "--work", str(ran.work)]) == 0
+        places = "--out", str(ran.out), "--work", str(ran.work)
+        assert main([str(scenario), "--grid", "inprocess", *options, *places]) == 0
         return ran
 
     return run

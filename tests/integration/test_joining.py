@@ -597,8 +597,9 @@ def test_a_thread_that_cannot_be_started_costs_its_own_caller_alone(
         for told in range(1, 10):  # more than there are places
             with caller(token) as turned:
                 eventually(lambda turned=turned: is_ended(turned))  # type: ignore[misc]
-            # Its place is free when it is told, just after its connection ends.
-            eventually(lambda n=told: [e["event"] for e in events].count("join not served") == n)  # type: ignore[misc]
+            # Its place is free when it is told, just after its connection ends. Whoever looked
+            # whether the port was open before may be told as well.
+            eventually(lambda n=told: [e["event"] for e in events].count("join not served") >= n)  # type: ignore[misc]
     join(tmp_path / "A", "A", token)
 
 

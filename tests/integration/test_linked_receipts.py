@@ -24,7 +24,9 @@ from tests.integration import live
 from tests.integration.live import HOST, free_port, running_daemon, running_sites
 
 
-def enrolled(server: Path, folder: Path, site: str, port: int, signer: str) -> SiteHome:
+def enrolled(
+    server: Path, folder: Path, site: str, port: int, signer: str, **policy: object
+) -> SiteHome:
     bundle = folder.with_suffix(".bundle")
     init_site(folder, site)
     enroll(server, folder / f"{site}.csr", bundle)
@@ -33,7 +35,7 @@ def enrolled(server: Path, folder: Path, site: str, port: int, signer: str) -> S
     config = {
         "site": site,
         "server": f"{HOST}:{port}",
-        "policy": {"allowed_signers": [signer], "allow_no_privacy": True},
+        "policy": {"allowed_signers": [signer], "allow_no_privacy": True, **policy},
         "data": {"notes": {"path": "notes.csv"}},
         "runtime": {"device": "cpu", "threads": 1},
     }

@@ -97,7 +97,7 @@ def test_the_wheel_holds_every_file_of_the_packages(installed: Installed) -> Non
     with zipfile.ZipFile(installed.wheel) as archive:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert held == set(tracked())
-    assert {"common/link/federation.proto", "server/report/style.css"} <= held
+    assert {"common/link/federation.proto", "common/documents/style.css"} <= held
     assert "simulations/scenarios/hospital.toml" in held
 
 
@@ -151,6 +151,6 @@ def test_a_whole_job_runs_on_built_in_data(installed: Installed, tiny_base: "Tin
     assert "report   veiltune-out/report.html" in said
     out = installed.folder / "veiltune-out"
     assert {path.name for path in out.iterdir()} >= {"adapter", "report.html", "result.json"}
-    style = (ROOT / "server/report/style.css").read_text()
+    style = (ROOT / "common/documents/style.css").read_text()
     assert style.strip().splitlines()[0] in (out / "report.html").read_text()
     assert "FAIL" not in installed.run("fl-audit", "result", "veiltune-out")

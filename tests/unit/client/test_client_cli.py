@@ -1,6 +1,7 @@
 import getpass
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -200,6 +201,28 @@ def test_a_data_check_without_a_job_counts_words(homes: Homes, capsys: Capture) 
     assert "label [y]" in out
     assert "lengths are counted in words" in out
     assert "one two" not in out
+
+
+def test_a_data_check_says_what_is_in_a_public_set_too_on_this_screen_alone(
+    homes: Homes, tmp_path: Path, capsys: Capture
+) -> None:
+    home, public = homes.make(), tmp_path / "public.csv"
+    write_data(home, "text,label\none two three,x\none two three four,x\nsecret words,x\n")
+    public.write_text("text,label\none two three,y\n")
+    before = sorted(path for path in home.rglob("*"))
+    assert run(home, "data", "check", "--hold-out", str(public)) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"word by word\s+│?\s*1 ", out)
+    assert "a release that no budget counts" in out
+    assert "secret" not in out
+    assert run(home, "data", "check", "--hold-out", str(public), "--json") == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert found["hold_out"] == {
+        "held": 1, "same": 1, "near": 0, "units": 0, "has_units": False,
+    }  # fmt: skip
+    assert sorted(path for path in home.rglob("*")) == before
+    assert run(home, "data", "check", "--hold-out", "builtin:wards", "--split", "all") == 2
+    assert "split must be one of train, dev, test, got 'all'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

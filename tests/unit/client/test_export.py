@@ -174,7 +174,7 @@ def test_a_changed_adapter_is_not_tried(finished: Finished) -> None:
     with pytest.raises(InvalidInput, match="kept adapter must have sha256"):
         export.predict(finished.home, "wards", "w1")
     weights.write_bytes(data[:100])
-    with pytest.raises(InvalidInput, match="must be the adapter's weights"):
+    with pytest.raises(InvalidInput, match="must be an adapter of this job"):
         export.predict(finished.home, "wards", "w1")
     export.fetch_adapter(finished.home, "wards")
     assert len(export.predict(finished.home, "wards", "w1")) == 3

@@ -20,7 +20,14 @@ from common.privacy.charge import MAX_LINKS, HeadOf, Link, SignedCharge
 from common.privacy.entries import Closed, Reserved
 from common.privacy.event import GaussianSteps
 from common.privacy.ledger import Chain
-from common.receipt import Confirmation, RoundReceipt, ServerKey, SignedReceipt
+from common.receipt import (
+    Confirmation,
+    RoundReceipt,
+    ServerKey,
+    SignedReceipt,
+    most_charge_bytes,
+    to_bytes,
+)
 from tests.story import AT, Ledger, authorities, digest
 
 FIRST, SECOND, ELSEWHERE = digest("first job"), digest("second job"), digest("another job")
@@ -96,7 +103,7 @@ class Server:
     def show(self, *receipts: SignedReceipt) -> None:
         """Bring them to A, one at a time."""
         for signed in receipts:
-            Peers(self.outbox, self.home).take([signed], signed.receipt.job_sha256)
+            Peers(self.outbox, self.home).take([signed], signed.receipt.job_sha256, 2)
 
     def tell(self, job: str, round_: int, said: SignedCharge | HeadOf) -> HeadOf:
         """Close a round and bring its receipt; B's head in it."""
@@ -253,6 +260,16 @@ def test_only_a_peer_that_had_no_room_for_a_proof_may_leave_it_out(
         assert (server.states[-1], server.alarms) == ("consistent", [])
 
 
+@pytest.mark.parametrize(("sites", "state"), [(4, "FORKED"), (2500, "unproven")])
+def test_in_a_job_of_many_sites_a_charge_has_room_for_fewer_proofs(
+    server: Server, ledger: Ledger, sites: int, state: str
+) -> None:
+    two_rounds(server, ledger)
+    signed = server.close(SECOND, 1, charge_of(ledger, SECOND, 1, *many(ledger, 12)))
+    Peers(server.outbox, server.home).take([signed], SECOND, sites)
+    assert server.states[-1] == state
+
+
 def test_another_root_at_a_known_size_raises_an_alarm_whoever_says_it(
     server: Server, ledger: Ledger
 ) -> None:
@@ -316,12 +333,12 @@ def own(tmp_path: Path) -> Callable[..., SignedCharge]:
     shown = Heads(box, SiteHome(tmp_path, SiteConfig(site="B")))
 
     def make(
-        job: str, round_: int, prove: Sequence[HeadOf], *, is_told: bool = True
+        job: str, round_: int, prove: Sequence[HeadOf], *, is_told: bool = True, sites: int = 2
     ) -> SignedCharge:
         key = RoundKey(job, round_, digest(f"{round_}"))
         box.reserve(key, EVENT, b"start")
         box.store(key, b"an update")
-        charge = shown.charge(job, round_, prove)
+        charge = shown.charge(job, round_, prove, sites)
         if is_told:
             words: dict[str, Any] = {"job_sha256": job, "round": round_, "site": "B"}
             shown.confirm(Confirmation(**words, head=charge.head, at="2026-11-20T10:00:00Z"))
@@ -368,6 +385,19 @@ def test_a_charge_has_so_many_proofs_at_most_and_those_asked_for_come_first(
     assert len(shown) == MAX_LINKS
 
 
+def test_in_a_job_of_many_sites_a_charge_leaves_out_what_has_no_room(
+    own: Callable[..., SignedCharge],
+) -> None:
+    known: list[HeadOf] = []
+    for round_ in range(1, MAX_LINKS + 4):
+        known.append(own(FIRST, round_, known[-1:]).head)
+    made = own(SECOND, 1, [known[-1], known[0]], sites=2900)
+    assert len(to_bytes(made)) <= most_charge_bytes(2900)
+    shown = sizes(made)
+    assert 2 < len(shown) < MAX_LINKS
+    assert shown == [known[-1].size, known[0].size, *(h.size for h in known[-2 : -len(shown) : -1])]
+
+
 def test_a_head_of_another_ledger_is_not_proved_from(
     own: Callable[..., SignedCharge], ledger: Ledger
 ) -> None:
@@ -386,7 +416,7 @@ def learn(folder: Path, charge: SignedCharge, head: HeadOf) -> list[int]:
     )  # fmt: skip
     box = Outbox(folder / "account.db", site="B")
     home = SiteHome(folder, SiteConfig(site="B"))
-    Peers(box, home).take([KEY.sign_receipt(receipt)], FIRST)
+    Peers(box, home).take([KEY.sign_receipt(receipt)], FIRST, 2)
     with box.journal.reading() as db:
         return [row.size for row in heads.history(db, "B")]
 

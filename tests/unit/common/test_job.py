@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from common.config import MAX_CONFIG_BYTES, parse
 from common.errors import InvalidInput, JobRefused
 from common.job import (
+    MOST_JOB_SITES,
     SIGNATURE_DOMAIN,
     Job,
     load_job,
     parse_signed_job,
+    require_countable,
     sign_job,
     verify_job,
 )
@@ -328,3 +330,23 @@ def test_with_no_allowed_signer_nobody_may_sign() -> None:
 def test_bytes_that_are_no_signed_job_are_refused(data: bytes) -> None:
     with pytest.raises(JobRefused, match="job must be"):
         parse_signed_job(data)
+
+
+def test_a_hold_out_is_declared_disjoint_in_words_or_not_at_all() -> None:
+    plain = make()
+    assert "disjoint_because" not in plain.canonical.decode()  # a job of before keeps its name
+    told = make(evaluation={"disjoint_because": "  synthetic notes: no person is in them "})
+    assert told.evaluation.disjoint_because == "synthetic notes: no person is in them"
+    assert told.sha256 != plain.sha256
+    for bad in (True, "yes", "          ", "x" * 501):
+        with pytest.raises(InvalidInput, match="disjoint_because"):
+            make(evaluation={"disjoint_because": bad})
+
+
+def test_a_new_job_has_no_more_sites_than_a_receipt_has_room_for() -> None:
+    def of(sites: int) -> Job:
+        return make(data={"population": {f"s{n}": 100 for n in range(sites)}})
+
+    require_countable(of(MOST_JOB_SITES))
+    with pytest.raises(InvalidInput, match="must name at most 3000 sites, got 3001"):
+        require_countable(of(MOST_JOB_SITES + 1))

@@ -12,17 +12,22 @@ import pytest
 import sqlalchemy as sa
 
 from common import pki
+from common.audit.certificate import read_certificate
 from common.audit.report import AuditReport, verdict_of
+from common.audit.verify import verify
 from common.cli import run
 from common.job import Job, sign_job
-from common.keys import load_operator_key
+from common.keys import load_operator_key, public_key_sha256
+from common.pki import load_key
 from common.receipt import SignedReceipt, to_bytes
 from common.result import write_result
+from common.stored_zip import unpack
 from server import tables
 from server.checkpoint import Checkpoints
 from server.cli import app
 from server.config import load_server_config
 from server.enrolment import admit, init_server
+from server.publication import draft, publish, sign_draft
 from tests.reference_verifier import fault_of
 from tests.story import Authorities, Ledger, Story, digest, make_job
 
@@ -243,3 +248,39 @@ def test_a_job_that_did_not_finish_has_no_evidence(
     checkpoints.close()
     assert status == 2
     assert "must be finished" in said
+
+
+def test_the_roster_that_the_root_signed_goes_along_and_has_to_name_every_key(
+    export: Export, home: Path, story: Story, tmp_path: Path
+) -> None:
+    root, key = ((home / "pki" / name).read_bytes() for name in ("root.pem", "root.key"))
+
+    def claim(file: Path) -> str:
+        (found,) = (c for c in verify(file.read_bytes(), root).claims if c.name == "roster")
+        return found.status
+
+    publish(home, sign_draft(draft(home), key))
+    status, said = export(tmp_path / "e.zip")
+    assert status == 0, said
+    data = (tmp_path / "e.zip").read_bytes()
+    assert claim(tmp_path / "e.zip") == "pass"
+    assert fault_of(data, root) == ""
+    assert read_certificate(
+        unpack(data, "bundle")["documents/certificate.json"]
+    ).signatures[1].where == "roster.json"  # fmt: skip
+    other = story.by.enrol("B")[0]
+    made_up = draft(home).model_copy(
+        update={
+            "sites": draft(home).sites | {"B": (public_key_sha256(load_key(other).public_key()),)}
+        }
+    )
+    publish(home, sign_draft(made_up, key))
+    status, said = export(tmp_path / "f.zip")
+    assert status == 1
+    assert "must name B's key" in said
+    assert not (tmp_path / "f.zip").exists()
+    status, said = export(tmp_path / "f.zip", "--without-roster")
+    (home / "roster.signed").unlink()
+    assert status == 0, said
+    assert "not checkable (ending, roster)" in said
+    assert claim(tmp_path / "f.zip") == "not checkable"

@@ -97,3 +97,18 @@ def test_of_entities_it_names_their_kinds_and_the_order_of_the_tags(
     assert "Entity F1 0.797 (precision 0.812, recall 0.781; as seqeval counts by default" in card
     assert "AutoModelForTokenClassification.from_pretrained(" in card
     assert r"(`O`, `B\-Drug`" in card
+
+
+def test_it_says_who_declared_the_hold_out_disjoint_or_that_nobody_did(
+    outcome: MakeOutcome,
+) -> None:
+    result, job = outcome()
+    assert "Nobody declared that the hold" in model_card(result, job)
+    words = "notes of [2019] <b>made up</b>"
+    told = job.model_copy(
+        update={"evaluation": job.evaluation.model_copy(update={"disjoint_because": words})}
+    )
+    told = Job.model_validate(told.model_dump())
+    card = model_card(rehashed(result, told), told)
+    assert "declared by the operator and checked by nobody" in card
+    assert r"notes of \[2019\] &lt;b&gt;made up" in card

@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 
 from common import figures, statement
+from common.documents import markup
 from common.errors import InvalidInput
 from common.job import Job
 from common.result import Result
-from server.report import markup, page, plots, write_report
+from server.report import page, plots, write_report
 
 MakeOutcome = Callable[..., tuple[Result, Job]]
 HOSTILE = ['<script>alert("x")</script>', "a&b <img src=x onerror=y>", "' onload='z", "\u202ergb"]

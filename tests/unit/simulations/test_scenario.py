@@ -20,6 +20,7 @@ from simulations.scenario import (
     Options,
     load_scenario,
     parse_value,
+    require_declared_truly,
     shared_with_hold_out,
 )
 
@@ -162,6 +163,44 @@ def test_hold_out_records_that_a_site_has_as_well_are_counted() -> None:
     held = catalogue.load(evaluation.data, evaluation.split, scenario.job.hold_out_columns)
     crossed = replace(scenario, records={**scenario.records, "A": held[:5]})
     assert shared_with_hold_out(crossed) == 5
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_declares_a_disjoint_hold_out_where_it_is_and_nowhere_else(path: Path) -> None:
+    how = "iid" if path.stem in ("adverse", "disease") else None
+    try:
+        scenario = load_scenario(path, Options(partition=how))
+    except InvalidInput:
+        pytest.skip("a public set is neither here nor reachable")
+    declared = scenario.job.evaluation.disjoint_because is not None
+    assert declared == (shared_with_hold_out(scenario) == 0)
+
+
+def test_a_false_declaration_is_refused_where_both_sides_are_public() -> None:
+    scenario = load_scenario(DEFAULT, Options())
+    evaluation = scenario.job.evaluation
+    held = catalogue.load(evaluation.data, evaluation.split, scenario.job.hold_out_columns)
+    require_declared_truly(scenario, shared_with_hold_out(scenario))
+    other = [replace(row, unit=held[0].unit, text=f"another text {row.text}") for row in held[:2]]
+    job = scenario.job.model_copy(
+        update={
+            "privacy": scenario.job.privacy.model_copy(update={"unit": "patient_id", "unit_cap": 6})
+        }
+    )
+    crossed = replace(scenario, job=job, records={"A": other})
+    shared = shared_with_hold_out(crossed)
+    assert shared == sum(row.unit == held[0].unit for row in held) > 0
+    with pytest.raises(InvalidInput, match="disjoint_because must be absent where the hold-out"):
+        require_declared_truly(crossed, shared)
+
+
+@pytest.mark.parametrize(
+    "options", [Options(data="builtin:wards"), Options(values={"evaluation.split": "train"})]
+)
+def test_words_on_one_hold_out_are_not_said_of_another(options: Options) -> None:
+    assert load_scenario(DEFAULT, Options()).job.evaluation.disjoint_because is not None
+    assert load_scenario(DEFAULT, options).job.evaluation.disjoint_because is None
 
 
 def test_a_job_with_counts_is_allowed_at_its_homes_and_no_privacy_takes_them_out(

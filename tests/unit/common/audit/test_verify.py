@@ -123,8 +123,29 @@ def test_true_documents_pass_both_verifiers(tell: Callable[[], Story]) -> None:
     assert not report.failed
     assert fault_of(data, root) == ""
     made, cards = (0 if story.is_simulation else 1 + len(story.job.sites)), len(story.job.sites)
-    words = f"{made} certificates and {cards} data cards (JSON) made anew"
+    words = f"{made} certificates and {cards} data cards (JSON) and 0 pages (HTML) made anew"
     assert words in next(claim.found for claim in report.claims if claim.name == "documents")
+
+
+def test_every_page_is_made_anew_and_a_pdf_that_differs_is_said_and_decides_nothing() -> None:
+    story = told(("A",), 1)
+    evidence, root = story.evidence(), story.by.root.certificate
+    files = write_documents(evidence, [])
+
+    def found(documents: dict[str, bytes]) -> dict[str, tuple[str, str]]:
+        data = write_bundle(evidence, documents, story.by.server)
+        return {claim.name: (claim.status, claim.found) for claim in verify(data, root).claims}
+
+    claims = found(files)
+    assert claims["documents"][0] == "pass"
+    pages = sum(name.endswith(".html") for name in files)
+    assert f"and {pages} pages (HTML) made anew" in claims["documents"][1]
+    assert claims["printed"] == ("pass", "3 PDFs drawn anew, the same")
+    other = files | {"sites/A/certificate.pdf": files["certificate.pdf"]}
+    claims = found(other)
+    assert claims["printed"][0] == "not checkable"
+    assert "1 of 3 PDFs not as drawn here, first sites/A/certificate.pdf" in claims["printed"][1]
+    assert claims["documents"][0] == "pass"
 
 
 def test_counts_after_rounds_that_patience_ended_have_their_own_number() -> None:
@@ -140,8 +161,18 @@ def test_counts_after_rounds_that_patience_ended_have_their_own_number() -> None
 
 def test_without_a_root_the_issuer_alone_is_not_checkable(whole: Story) -> None:
     claims = verify(whole.bundle(), None).claims
-    assert {claim.name for claim in claims if claim.status != "pass"} == {"issuer"}
+    assert {claim.name for claim in claims if claim.status != "pass"} == {"issuer", "roster"}
     assert not failed(whole.bundle(), None)
+
+
+def test_without_a_roster_of_the_root_made_up_sites_cannot_be_excluded(whole: Story) -> None:
+    data, root = whole.bundle(roster=b""), whole.by.root.certificate
+    report = verify(data, root)
+    assert {claim.name for claim in report.claims if claim.status != "pass"} == {"roster"}
+    assert fault_of(data, root) == ""
+    told = "vouched for the true sites alone"
+    assert any(told in words for words in report.not_checked)
+    assert not any(told in words for words in verify(whole.bundle(), root).not_checked)
 
 
 def test_a_last_word_that_is_missing_leaves_its_claim_open() -> None:

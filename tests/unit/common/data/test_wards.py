@@ -6,6 +6,7 @@ import sys
 import time
 from collections import Counter
 from dataclasses import asdict
+from functools import cache
 from itertools import pairwise
 
 import pytest
@@ -26,16 +27,22 @@ def as_json(records: list[Record]) -> bytes:
     return json.dumps(rows, sort_keys=True).encode()
 
 
-TRAIN = wards.generate("train")
-EVERY_STYLE = wards.generate("train", hospitals=wards.HOSPITALS, patients_per_hospital=80)
+@cache  # not on import: every process that runs tests would do so
+def train() -> list[Record]:
+    return wards.generate("train")
+
+
+@cache
+def every_style() -> list[Record]:
+    return wards.generate("train", hospitals=wards.HOSPITALS, patients_per_hospital=80)
 
 
 def test_the_default_notes_are_the_same_bytes_everywhere() -> None:
-    assert hashlib.sha256(as_json(TRAIN)).hexdigest() == GOLDEN_SHA256
+    assert hashlib.sha256(as_json(train())).hexdigest() == GOLDEN_SHA256
 
 
 def test_words_have_the_tags_of_the_mentions_that_they_are_in() -> None:
-    for record in EVERY_STYLE:
+    for record in every_style():
         # Read back by another way: from the characters, a mark for each.
         owner: list[int | None] = [None] * len(record.text)
         for number, span in enumerate(record.spans):
@@ -49,14 +56,14 @@ def test_words_have_the_tags_of_the_mentions_that_they_are_in() -> None:
             assert tag == ("O" if mine is None else prefix + record.spans[mine].tag)
             last, at = mine, at + len(word)
         assert "".join(record.words) == "".join(record.text.split())
-    assert {tag for record in TRAIN for tag in record.tags} == set(wards.TAG_SET)
+    assert {tag for record in train() for tag in record.tags} == set(wards.TAG_SET)
 
 
 WORDS_SHA256 = "3afbc0d145f796b2a28a759d0f555d2d92d7409a32c056d0fc1ae84f4ee898ca"
 
 
 def test_the_words_and_tags_are_the_same_everywhere() -> None:
-    rows = json.dumps([[record.words, record.tags] for record in TRAIN]).encode()
+    rows = json.dumps([[record.words, record.tags] for record in train()]).encode()
     assert hashlib.sha256(rows).hexdigest() == WORDS_SHA256
 
 
@@ -85,10 +92,10 @@ def test_two_thousand_notes_take_less_than_two_seconds() -> None:
 
 
 def test_a_hospital_has_about_six_hundred_notes_of_patients_with_one_to_twelve() -> None:
-    sizes = Counter(record.group for record in TRAIN)
+    sizes = Counter(record.group for record in train())
     assert set(sizes) == {"A", "B", "C"}
     assert all(500 < size < 720 for size in sizes.values())
-    notes = Counter(record.unit for record in EVERY_STYLE)
+    notes = Counter(record.unit for record in every_style())
     assert min(notes.values()) == 1
     assert max(notes.values()) == 12
 
@@ -119,7 +126,7 @@ def test_spans_are_mentions_from_the_vocabulary_in_order() -> None:
         "CONDITION": {n.lower() for p in problems for n in (*p.names, *p.known)},
         "MEDICATION": {m.lower() for p in problems for m in (*p.medications, *p.usual)},
     }
-    for record in EVERY_STYLE:
+    for record in every_style():
         mentions = [(record.text[s.start : s.end].lower(), s.tag) for s in record.spans]
         assert all(mention in known[tag] for mention, tag in mentions)
         assert all(a.end <= b.start for a, b in pairwise(record.spans))
@@ -136,7 +143,7 @@ def test_every_note_names_problems_of_several_departments_and_the_labels_own() -
         for name in item.problem.names:
             departments.setdefault(name.lower(), set()).update(item.findings)
     several = 0
-    for record in EVERY_STYLE:
+    for record in every_style():
         named = [
             departments[record.text[s.start : s.end].lower()]
             for s in record.spans
@@ -144,23 +151,23 @@ def test_every_note_names_problems_of_several_departments_and_the_labels_own() -
         ]
         assert any(record.label in found for found in named)
         several += len(set().union(*named)) > 1
-    assert several > 0.9 * len(EVERY_STYLE)
+    assert several > 0.9 * len(every_style())
 
 
 def test_notes_are_of_the_length_promised_and_normalised_already() -> None:
-    lengths = sorted(len(record.text.split()) for record in EVERY_STYLE)
+    lengths = sorted(len(record.text.split()) for record in every_style())
     assert lengths[0] >= 20
     assert lengths[-1] <= 100
     assert lengths[len(lengths) // 20] >= 25
     assert lengths[len(lengths) * 19 // 20] <= 75
-    for record in EVERY_STYLE:
+    for record in every_style():
         assert normalise(record.text) == record.text
         assert not re.search(r"  |\{|\}| ,|\.\.", record.text)
 
 
 def test_every_department_occurs_everywhere_and_the_mix_differs_by_site() -> None:
     mixes = {
-        group: Counter(r.label for r in TRAIN if r.group == group) for group in ("A", "B", "C")
+        group: Counter(r.label for r in train() if r.group == group) for group in ("A", "B", "C")
     }
     assert all(set(mix) == set(wards.LABELS) for mix in mixes.values())
     busiest = {tuple(label for label, _ in mix.most_common(3)) for mix in mixes.values()}
@@ -169,7 +176,7 @@ def test_every_department_occurs_everywhere_and_the_mix_differs_by_site() -> Non
 
 def test_a_patient_keeps_sex_age_hospital_and_number() -> None:
     seen: dict[str, tuple[str, str, str]] = {}
-    for record in TRAIN:
+    for record in train():
         facts = (record.sex, record.age, record.group)
         assert seen.setdefault(record.unit, facts) == facts
         assert record.unit.startswith(f"{record.group}-1")

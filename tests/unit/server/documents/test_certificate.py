@@ -12,20 +12,20 @@ from opacus.accountants import RDPAccountant
 
 from common.audit import certificate as made
 from common.audit.certificate import (
-    Audit,
     id_of,
     read_certificate,
     require_agreement,
     to_json,
 )
+from common.audit.certificate_parts import Audit
 from common.audit.certification import certificate_of
 from common.audit.evidence import Evidence, write_bundle
 from common.audit.report import CONSISTENT, REFUTED
 from common.audit.spending import spendings
 from common.audit.verify import verify
+from common.documents.certificate_sheet import certificate_sheet
+from common.documents.screen import html_of
 from common.errors import InvalidInput
-from server.documents.certificate_sheet import certificate_sheet
-from server.documents.screen import html_of
 from tests.story import told
 
 ROOT = Path(__file__).resolve().parents[4]

@@ -16,14 +16,14 @@ from cyclonedx.validation.json import JsonStrictValidator
 from common.audit.certification import certificate_of
 from common.audit.evidence import Evidence
 from common.audit.spending import spendings
+from common.documents.certificate_sheet import certificate_sheet
+from common.documents.paper import pdf_of
+from common.documents.screen import html_of
+from common.documents.sheet import Code, Prose, Sheet, Table, Terms, section, shown
 from common.job import Job
 from common.result import Result
 from server.documents import write_documents
-from server.documents.certificate_sheet import certificate_sheet
-from server.documents.paper import pdf_of
 from server.documents.sbom import bill_of_materials
-from server.documents.screen import html_of
-from server.documents.sheet import Code, Prose, Sheet, Table, Terms, section, shown
 from server.report.page import page as report_page
 from tests.story import told, told_with_counts
 

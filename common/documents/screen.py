@@ -7,7 +7,8 @@ import base64
 import hashlib
 from importlib.resources import files
 
-from server.documents.sheet import (
+from common.documents.markup import Markup, breakable, element, join, style_element, table
+from common.documents.sheet import (
     Alarm,
     Block,
     Bullets,
@@ -19,7 +20,6 @@ from server.documents.sheet import (
     Table,
     shown,
 )
-from server.report.markup import Markup, breakable, element, join, style_element, table
 
 _CSS = ("style.css", "documents.css")
 
@@ -38,8 +38,7 @@ def html_of(sheet: Sheet) -> bytes:
 
 
 def _css() -> str:
-    report = files("server.report").joinpath("style.css").read_text("utf-8")
-    return report + files("server.documents").joinpath("documents.css").read_text("utf-8")
+    return "".join(files("common.documents").joinpath(name).read_text("utf-8") for name in _CSS)
 
 
 def _meta(sheet: Sheet, css: str) -> Markup:

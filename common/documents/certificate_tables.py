@@ -1,10 +1,11 @@
 """The certificate's tables: what was spent, over which life, by which accounts, by which keys."""
 
-from common.audit.certificate import Certificate, SiteSpent
+from common.audit.certificate import Certificate
+from common.audit.certificate_parts import SiteSpent
 from common.config import RECORD
+from common.documents.sheet import Code, Prose, Section, Table, section
 from common.figures import NOTHING, bound, plain, power
 from common.words import counted
-from server.documents.sheet import Code, Prose, Section, Table, section
 
 
 def figure(epsilon: float | None) -> str:

@@ -14,8 +14,8 @@ from fpdf import FPDF, FontFace, XPos, YPos
 from fpdf.enums import Align, TableBordersLayout, VAlign, WrapMode
 from fpdf.table import Table as PdfTable
 
-from server.documents.face import FACES, drawn, face
-from server.documents.sheet import (
+from common.documents.face import FACES, drawn, face
+from common.documents.sheet import (
     Alarm,
     Block,
     Bullets,

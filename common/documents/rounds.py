@@ -10,10 +10,10 @@ from collections.abc import Iterator
 
 from common.audit.evidence import Evidence
 from common.audit.spending import Spending
+from common.documents.sheet import Block, Bullets, Code, Prose, Sheet, Table, section
+from common.documents.standing import page
 from common.receipt import RoundReceipt, SignedReceipt
 from common.words import counted
-from server.documents.sheet import Block, Bullets, Code, Prose, Sheet, Table, section
-from server.documents.standing import page
 
 MOST_ROWS = 500  # of a page; the bundle has all
 

@@ -6,11 +6,10 @@ it accepts a job, never why not.
 
 from common.audit.assurances import SECURITY
 from common.audit.evidence import Evidence
+from common.documents.sheet import Bullets, Code, Section, Sheet, Terms, section
+from common.documents.standing import page
 from common.figures import NOTHING, plain, power
-from common.statement import public_name
-from common.words import counted
-from server.documents.sheet import Bullets, Code, Section, Sheet, Terms, section
-from server.documents.standing import page
+from common.words import counted, public_name
 
 _RELEASES = (
     "A verdict on a job: yes, or no in words that follow from public facts, or fixed ones.",

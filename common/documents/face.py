@@ -11,7 +11,7 @@ from io import BytesIO
 import pymupdf_fonts
 from fontTools.ttLib import TTFont
 
-from server.documents.sheet import shown
+from common.documents.sheet import shown
 
 # Family, style, and the name in the package.
 FACES = (("sans", "", "figo"), ("sans", "B", "figbo"), ("mono", "", "ubuntm"))

@@ -7,9 +7,9 @@ from common.audit.certification import promises
 from common.audit.evidence import Evidence
 from common.audit.spending import Spending
 from common.config import RECORD
+from common.documents.sheet import Bullets, Sheet, Terms, section
+from common.documents.standing import page
 from common.figures import bound, power
-from server.documents.sheet import Bullets, Sheet, Terms, section
-from server.documents.standing import page
 
 MOST_LABELS = 200  # of a page; the JSON has all
 

@@ -6,9 +6,9 @@ It maps; it claims no compliance. Not covered: other rules; whether a rule appli
 from common.audit.certification import promises, worst
 from common.audit.evidence import Evidence
 from common.audit.spending import Spending
+from common.documents.sheet import Bullets, Code, Figure, Prose, Sheet, Table, Terms, section
+from common.documents.standing import page
 from common.figures import NOTHING, bound, power
-from server.documents.sheet import Bullets, Code, Figure, Prose, Sheet, Table, Terms, section
-from server.documents.standing import page
 
 # File; what it is; HIPAA 45 CFR 164.312; GDPR Art. 35; EU AI Act Art. 12; SR 11-7.
 _NONE = NOTHING
@@ -27,6 +27,7 @@ MAPPED = (
     ("refusals.html", "(b)", _NONE, "12(2)(a)", "ongoing monitoring"),
     ("sbom.cdx.json", _NONE, "35(7)(d)", _NONE, "inventory; vendor software"),
     ("job.json, manifest.json, .sig", "(c)(1), (d)", "35(7)(a)", "12(1)", "inventory"),
+    ("roster.json", "(a)(1), (d)", "35(7)(d)", _NONE, "governance and controls"),
     ("result.json", _NONE, _NONE, "12(2)(b)", "outcomes analysis"),
 )
 

@@ -3,7 +3,7 @@
 from common import statement
 from common.audit.certification import promises
 from common.audit.evidence import Evidence
-from server.documents.sheet import Alarm, Figure, Section, Sheet
+from common.documents.sheet import Alarm, Figure, Section, Sheet
 
 
 def alarm(evidence: Evidence) -> Alarm | None:

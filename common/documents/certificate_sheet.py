@@ -4,12 +4,11 @@ Everything is taken from the certificate as it stands in JSON. Not covered: seal
 """
 
 from common.audit.assurances import ADVERSARY
-from common.audit.certificate import Audit, Certificate, SiteSpent
-from common.figures import power, share
-from common.words import counted
-from server.documents import certificate_tables as tables
-from server.documents.certificate_tables import figure
-from server.documents.sheet import (
+from common.audit.certificate import Certificate
+from common.audit.certificate_parts import Audit, SiteSpent
+from common.documents import certificate_tables as tables
+from common.documents.certificate_tables import figure
+from common.documents.sheet import (
     Block,
     Bullets,
     Code,
@@ -22,6 +21,8 @@ from server.documents.sheet import (
     prose,
     section,
 )
+from common.figures import power, share
+from common.words import counted
 
 _RISKS_FIRST = "Not covered by this promise"
 
@@ -209,6 +210,8 @@ def _utility(certificate: Certificate) -> Section:
     if use.worst_class is not None:
         pairs.append(("Worst class", f"{use.worst_class}: F1 {share(use.worst_class_f1)}"))
     pairs.append(("Hold-out", use.data))
+    if use.disjointness:
+        pairs.append(("Units in both", use.disjointness))
     return section("What the adapter is worth", Terms(tuple(pairs)), Prose(use.words))
 
 

@@ -1,0 +1,196 @@
+"""Sweeps: what is run, what is not run again, and where each setting stands."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from common.errors import InvalidInput
+from common.result import (
+    FinalResult,
+    Result,
+    RoundResult,
+    privacy_statement,
+    site_result,
+    write_result,
+)
+from simulations import leaderboard, sweep_page
+from simulations.charts import Axis, numbers, places, powers
+from simulations.scenario import DEFAULT, Options, Scenario
+from simulations.sweep import Cell, parse_axis, perform, plan
+
+OPTIONS = Options(no_privacy=True, values={"training.rounds": 2})
+AXES = ("adapter.method=ffa,fedsvd", "training.learning_rate=0.1,0.5")
+
+
+@pytest.fixture(scope="module")
+def cells() -> list[Cell]:
+    return plan(DEFAULT, OPTIONS, AXES, seeds=2)
+
+
+def score_of(scenario: Scenario) -> float:
+    """A score that a run's settings and seed decide, so that means are known."""
+    base = 0.4 if scenario.job.adapter.method == "ffa" else 0.6
+    return round(base + scenario.job.training.learning_rate / 10 + 0.01 * scenario.seed, 6)
+
+
+def result_of(scenario: Scenario) -> Result:
+    job, score = scenario.job, score_of(scenario)
+    privacy = privacy_statement(job, seeded=False)
+    return Result(
+        job_sha256=job.sha256,
+        name=job.job.name,
+        task="seq-cls",
+        grid="inprocess",
+        private=False,
+        sites=tuple(site_result(site, 4, privacy) for site in job.sites),
+        start=None,
+        rounds=tuple(
+            RoundResult(
+                round=n,
+                accuracy=score * n / 2,
+                macro_f1=0.1,
+                entity_f1=None,
+                epsilon=None,
+                bytes_up=1000 * n,
+                seconds=1.0,
+            )
+            for n in (1, 2)
+        ),
+        final=FinalResult(accuracy=score, macro_f1=0.1, entity_f1=None, classes=()),
+        privacy=privacy,
+        seconds=2.0,
+        adapter_sha256="a" * 64,
+    )
+
+
+class Runs:
+    """A run that writes what a real one leaves, and remembers which it was asked for."""
+
+    def __init__(self, fails_after: int | None = None) -> None:
+        self.asked: list[str] = []
+        self._fails_after = fails_after
+
+    def __call__(self, scenario: Scenario, work: Path) -> Path:
+        if self._fails_after is not None and len(self.asked) == self._fails_after:
+            raise KeyboardInterrupt
+        self.asked.append(scenario.job.sha256)
+        write_result(result_of(scenario), work / "result.json")
+        (work / "report.html").write_text("<p>a report</p>")
+        return work
+
+
+def ignore(_: Cell, is_done: bool) -> None:
+    del is_done
+
+
+@pytest.mark.parametrize(
+    "text", ["training.rounds", "training.rounds=", "training.rounds=1,,2", "training.rounds=1,1"]
+)
+def test_an_axis_that_is_none_is_named(text: str) -> None:
+    with pytest.raises(InvalidInput, match=re.escape(f"distinct values, got {text!r}")):
+        parse_axis(text)
+
+
+def test_every_combination_is_run_under_every_seed(cells: list[Cell]) -> None:
+    found = {
+        (c.scenario.job.adapter.method, c.scenario.job.training.learning_rate, c.seed)
+        for c in cells
+    }
+    assert found == {(m, r, s) for m in ("ffa", "fedsvd") for r in (0.1, 0.5) for s in (0, 1)}
+    assert [c.seed for c in cells] == [0] * 4 + [1] * 4  # a sweep cut short can be compared
+    assert len({c.scenario.job.sha256 for c in cells}) == 8
+
+
+def test_epsilon_may_be_none() -> None:
+    made = plan(DEFAULT, Options(), ["privacy.epsilon=3,none"], seeds=1)
+    assert [c.scenario.job.privacy.epsilon for c in made] == [3.0, None]
+    assert [c.scenario.job.is_private for c in made] == [True, False]
+
+
+def test_all_that_is_wrong_is_said_before_anything_is_run() -> None:
+    with pytest.raises(InvalidInput) as caught:
+        plan(DEFAULT, OPTIONS, ["adapter.method=ffa,fedsb,nope"], seeds=3)
+    assert str(caught.value).count("adapter.init must be") == 1
+    assert "adapter.method must be" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("axes", "seeds", "words"),
+    [
+        (AXES, 0, "--seeds must be 1 to 10000, got 0"),
+        (("training.rounds=1", "training.rounds=2"), 1, "must name each key once"),
+        (AXES, 9999, "sweep must have at most 10000 runs, got 39996"),
+    ],
+)
+def test_a_sweep_out_of_bounds_is_refused(axes: tuple[str, ...], seeds: int, words: str) -> None:
+    with pytest.raises(InvalidInput, match=words):
+        plan(DEFAULT, OPTIONS, axes, seeds)
+
+
+def test_a_sweep_that_was_killed_runs_only_what_is_left(cells: list[Cell], tmp_path: Path) -> None:
+    killed, after = Runs(fails_after=3), Runs()
+    with pytest.raises(KeyboardInterrupt):
+        perform(cells, tmp_path, killed, ignore)
+    (tmp_path / "runs" / cells[3].scenario.job.sha256[:16]).with_suffix(".tmp").mkdir()
+    found = perform(cells, tmp_path, after, ignore)
+    assert killed.asked + after.asked == [c.scenario.job.sha256 for c in cells]
+    assert [r.job_sha256 for _, r in found] == [c.scenario.job.sha256 for c in cells]
+    assert perform(cells, tmp_path, Runs(fails_after=0), ignore)
+
+
+def test_a_changed_scenario_runs_anew(cells: list[Cell], tmp_path: Path) -> None:
+    perform(cells[:1], tmp_path, Runs(), ignore)
+    changed = plan(DEFAULT, replace(OPTIONS, values={"training.rounds": 3}), AXES, seeds=1)
+    again = Runs()
+    perform(changed[:1], tmp_path, again, ignore)
+    assert len(again.asked) == 1
+
+
+def test_means_and_intervals_are_students(cells: list[Cell], tmp_path: Path) -> None:
+    found = leaderboard.standings(perform(cells, tmp_path, Runs(), ignore))
+    best = found[0]
+    assert best.setting == {"adapter.method": "fedsvd", "training.learning_rate": 0.5}
+    values = [0.65, 0.66]
+    low, high = stats.t.interval(0.95, 1, loc=np.mean(values), scale=stats.sem(values))
+    assert best.score == pytest.approx(np.mean(values))
+    assert best.half_width == pytest.approx((high - low) / 2)
+    assert best.by_round == pytest.approx((0.3275, 0.655))
+    assert (best.bytes_up, best.seeds, best.epsilon) == (3000, 2, None)
+    assert [s.score for s in found] == sorted((s.score for s in found), reverse=True)
+
+
+def test_one_run_has_no_interval() -> None:
+    assert leaderboard.half_width([0.5]) is None
+
+
+def test_table_file_and_page_say_the_same(cells: list[Cell], tmp_path: Path) -> None:
+    found = leaderboard.standings(perform(cells, tmp_path, Runs(), ignore))
+    leaderboard.write(found, "accuracy", tmp_path / "sweep.json")
+    loaded = json.loads((tmp_path / "sweep.json").read_text())
+    assert [s["score"] for s in loaded["settings"]] == [s.score for s in found]
+    page = sweep_page.page(found, "a <b> name", "accuracy")
+    assert "a &lt;b&gt; name" in page
+    assert "<script" not in page
+    for standing in found:
+        assert page.count(f">{standing.score:.3f}<") >= 1
+    assert page.count('class="chart"') == 3
+
+
+@pytest.mark.parametrize(
+    ("axis", "value", "mark"),
+    [
+        (places("epsilon", ["1", "8", "none"]), 2.0, "none"),
+        (powers("bytes", [2_000, 3e6]), 4.0, "10 k"),
+        (numbers("round", 12), 10.0, "10"),
+    ],
+    ids=["places", "powers", "numbers"],
+)
+def test_a_mark_stands_where_its_value_is_drawn(axis: Axis, value: float, mark: str) -> None:
+    place = {words: axis.at(at) for at, words in axis.marks}[mark]
+    assert place == axis.at(value)
+    assert axis.at(axis.low) < place <= axis.at(axis.high)
