@@ -8,6 +8,8 @@ rounding is lost, and nothing else.
 Not covered: methods whose numbers stand for something else in the next round; they carry nothing.
 """
 
+import numpy as np
+
 from client.train import Trainer
 from common.adapter import Vector
 from common.link.codecs import CODECS
@@ -31,7 +33,9 @@ class Feedback:
             return change
         key = job.sha256, table.sha256
         carried: Vector = change + self._left.get(key, 0)
-        self._left[key] = carried - rounded(carried, table, CODECS[codec])
+        left = carried - rounded(carried, table, CODECS[codec])
+        if np.isfinite(left).all():  # a round that overflowed has no update, and leaves no trace
+            self._left[key] = left
         return carried
 
     def forget(self, job_sha256: str) -> None:

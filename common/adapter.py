@@ -206,7 +206,8 @@ class LoadedAdapter:
                 f"adapter vector must have shape ({self.table.size},), got {state.shape}"
             )
         parameters = dict(self.model.named_parameters())
-        folds = {factors.base_name: factors for factors in factors_of(self.model)}
+        every = factors_of(self.model) if self.bases else []
+        folds = {factors.base_name: factors for factors in every}
         offset = 0
         with torch.no_grad():
             for spec in self.table.tensors:

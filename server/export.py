@@ -4,7 +4,7 @@ Before anything is written, every claim of the bundle is checked as an auditor w
 server's own root; and no audit that was handed in may contradict the ledgers, or be of another
 claim or other code than they are.
 
-Not covered: what the documents say (server/documents).
+Not covered: what the documents say (common/documents).
 """
 
 import datetime as dt

@@ -15,22 +15,11 @@ from common.result import Result
 from simulations.sweep import Cell
 
 
-class Rounds:
-    """Progress by round: a bar on a terminal, a line a round elsewhere."""
+class _Shown:
+    """A bar on a terminal, while a block runs."""
 
-    def __init__(self, console: Console, job: Job) -> None:
-        self._console = console
-        self._job = job
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("round {task.completed:.0f}/{task.total:.0f}"),
-            TextColumn("{task.fields[score]}"),
-            TimeElapsedColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self._task = self._bar.add_task("training", total=job.training.rounds, score="")
+    def __init__(self, console: Console, bar: Progress) -> None:
+        self._console, self._bar = console, bar
 
     def __enter__(self) -> Self:
         """Show it."""
@@ -45,6 +34,16 @@ class Rounds:
     ) -> None:
         """Leave it as it is."""
         self._bar.stop()
+
+
+class Rounds(_Shown):
+    """Progress by round: a bar on a terminal, a line a round elsewhere."""
+
+    def __init__(self, console: Console, job: Job) -> None:
+        columns = ("{task.description}", None, "round {task.completed:.0f}/{task.total:.0f}")
+        super().__init__(console, _progress(console, *columns))
+        self._job = job
+        self._task = self._bar.add_task("training", total=job.training.rounds, score="")
 
     def __call__(self, round_: int, score: float | None) -> None:
         """Tell of a closed round."""
@@ -57,35 +56,14 @@ class Rounds:
             )
 
 
-class Cells:
+class Cells(_Shown):
     """Progress of a sweep: a bar on a terminal, a line a run elsewhere."""
 
     def __init__(self, console: Console, runs: int) -> None:
-        self._console, self._runs, self._number = console, runs, 0
-        self._bar = Progress(
-            TextColumn("run {task.completed:.0f}/{task.total:.0f}"),
-            BarColumn(),
-            TextColumn("{task.description}"),
-            TextColumn("{task.fields[score]}"),
-            TimeElapsedColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
+        columns = ("run {task.completed:.0f}/{task.total:.0f}", None, "{task.description}")
+        super().__init__(console, _progress(console, *columns))
+        self._runs, self._number = runs, 0
         self._task = self._bar.add_task("", total=runs, score="")
-
-    def __enter__(self) -> Self:
-        """Show it."""
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Leave it as it is."""
-        self._bar.stop()
 
     def __call__(self, cell: Cell, is_done: bool) -> None:
         """Tell of the next run."""
@@ -100,6 +78,17 @@ class Cells:
         """Tell of a closed round."""
         said = "" if score is None else f"round {round_}: {score:.3f}"
         self._bar.update(self._task, score=said)
+
+
+def _progress(console: Console, *columns: str | None) -> Progress:
+    """A bar (where a column is ``None``) between texts, then the score and the time."""
+    return Progress(
+        *(BarColumn() if text is None else TextColumn(text) for text in columns),
+        TextColumn("{task.fields[score]}"),
+        TimeElapsedColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
 
 
 def summary(result: Result, job: Job, out: Path, seconds: float) -> None:

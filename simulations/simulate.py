@@ -118,6 +118,8 @@ def simulate(
         raise InvalidInput("--seeded-noise must be used in one process, got --grid link")
     begun = time.monotonic()
     if sweep or seeds is not None:
+        if work is not None:
+            raise InvalidInput(f"--work must be absent with --sweep and --seeds, got {work}")
         _sweep(plan(scenario, options, sweep or (), seeds or 1), grid, out, seeded_noise)
         return
     loaded = load_scenario(scenario, options)
@@ -194,7 +196,7 @@ def _sweep(cells: Sequence[Cell], grid: str, out: Path, seeded: bool) -> None:
         def run(scenario: Scenario, work: Path) -> Path:
             return _outcome(scenario, grid, work, shown.round, seeded)
 
-        found = perform(cells, out, run, shown)
+        found = perform(cells, out / "runs" / grid, run, shown)
     measure, best = found[0][1].measure, leaderboard.standings(found)
     leaderboard.write(best, measure, out / "sweep.json")
     sweep_page.write_page(best, cells[0].scenario.job.job.name, measure, out / "sweep.html")

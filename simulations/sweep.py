@@ -1,12 +1,14 @@
 """Many runs of one scenario: every combination of some settings, each under several seeds.
 
-A run is known by its job's hash, so a sweep that was killed goes on where it stopped, and one whose
-scenario was changed runs anew. Nothing is run before every combination has been found possible.
+A run is known by its job and records, so a sweep that was killed goes on where it stopped, and one
+whose scenario was changed runs anew. Nothing is run before every combination has been found
+possible.
 
 Not covered: choosing the next setting by the results so far; on private data each run would be
 charged.
 """
 
+import hashlib
 import itertools
 import os
 import shutil
@@ -35,6 +37,14 @@ class Cell:
     setting: Setting
     seed: int
     scenario: Scenario
+
+    @property
+    def name(self) -> str:
+        """Of its job and every site's records: another partition may give the same job."""
+        digest = hashlib.sha256(self.scenario.job.canonical)
+        for site, records in sorted(self.scenario.records.items()):
+            digest.update(f"\n{site}\n{records!r}".encode())
+        return digest.hexdigest()[:16]
 
     @property
     def words(self) -> str:
@@ -114,7 +124,7 @@ def perform(
     """
     found = []
     for cell in cells:
-        folder = out / "runs" / cell.scenario.job.sha256[:16]
+        folder = out / cell.name
         is_done = (folder / "result.json").is_file()
         told(cell, is_done)
         if not is_done:

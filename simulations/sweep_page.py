@@ -4,14 +4,12 @@ It holds no script and fetches nothing, as the report of a run (``server/report`
 has.
 """
 
-import base64
-import hashlib
 import math
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from common.documents.markup import Markup, element, join, style_element, table
+from common.documents.markup import Markup, element, join, page_head, table
 from common.files import write_file
 from simulations.charts import Line, Point, chart, numbers, places, powers
 from simulations.leaderboard import Standing
@@ -52,7 +50,7 @@ def page(found: Sequence[Standing], name: str, measure: str) -> str:
         element("section", element("h2", "Leaderboard"), _board(found, measure)),
         element("section", element("h2", "What it costs"), _plots(found, measure)),
     )
-    document = element("html", _head(name, css), element("body", body), lang="en")
+    document = element("html", page_head(f"{name}: sweep", css), element("body", body), lang="en")
     return f"<!doctype html>\n{document}\n"
 
 
@@ -60,20 +58,6 @@ def _lede(runs: int, measure: str) -> str:
     return (
         f"{runs} runs; {measure} on the public hold-out, mean over seeds with Student's 95 % "
         "interval. The best of many settings looks better than it is."
-    )
-
-
-def _head(name: str, css: str) -> Markup:
-    digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'"
-    return element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=policy),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("link", rel="icon", href="data:,"),
-        element("title", f"{name}: sweep"),
-        style_element(css),
     )
 
 

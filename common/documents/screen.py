@@ -3,11 +3,9 @@
 Not covered: navigation between documents beyond the cover's links.
 """
 
-import base64
-import hashlib
 from importlib.resources import files
 
-from common.documents.markup import Markup, breakable, element, join, style_element, table
+from common.documents.markup import Markup, breakable, element, join, page_head, table
 from common.documents.sheet import (
     Alarm,
     Block,
@@ -33,27 +31,17 @@ def html_of(sheet: Sheet) -> bytes:
         *(_section(part) for part in sheet.sections),
         element("footer", element("p", _words(sheet.foot), class_="soft small")),
     )
-    page = element("html", _meta(sheet, css), element("body", main), lang="en")
+    page = element(
+        "html",
+        page_head(shown(f"{sheet.title}: {sheet.kind}"), css),
+        element("body", main),
+        lang="en",
+    )
     return f"<!doctype html>\n{page}\n".encode()
 
 
 def _css() -> str:
     return "".join(files("common.documents").joinpath(name).read_text("utf-8") for name in _CSS)
-
-
-def _meta(sheet: Sheet, css: str) -> Markup:
-    digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'"
-    return element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=policy),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", name="referrer", content="no-referrer"),
-        element("link", rel="icon", href="data:,"),
-        element("title", shown(f"{sheet.title}: {sheet.kind}")),
-        style_element(css),
-    )
 
 
 def _head(sheet: Sheet) -> Markup:

@@ -4,13 +4,11 @@ It holds no script and fetches nothing; its content security policy forbids both
 from outside which slipped past the escaping would still do nothing. Not covered: a signature.
 """
 
-import base64
-import hashlib
 from importlib.resources import files
 from pathlib import Path
 
 from common import statement
-from common.documents.markup import Markup, breakable, element, join, style_element, table
+from common.documents.markup import Markup, breakable, element, join, page_head, table
 from common.figures import bound, duration, power, share, size
 from common.files import write_file
 from common.job import Job, entity_types
@@ -63,23 +61,10 @@ def page(result: Result, job: Job) -> str:
         _terms(result),
         _footer(result),
     )
-    document = element("html", _meta(result, css), element("body", body), lang="en")
-    return f"<!doctype html>\n{document}\n"
-
-
-def _meta(result: Result, css: str) -> Markup:
-    digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'"
-    return element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=policy),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", name="referrer", content="no-referrer"),
-        element("link", rel="icon", href="data:,"),
-        element("title", f"{result.name}: report"),
-        style_element(css),
+    document = element(
+        "html", page_head(f"{result.name}: report", css), element("body", body), lang="en"
     )
+    return f"<!doctype html>\n{document}\n"
 
 
 def _head(result: Result, job: Job) -> Markup:

@@ -8,14 +8,8 @@ The product of the means is not the mean of the products, and under privacy the 
 multiplies: the bias is what ``ffa``, ``fedsvd`` and ``fedex`` are about.
 """
 
-from server.strategies.base import Folding, LoraStrategy, Round
-from server.strategies.middle import MiddleFolding
+from server.strategies.middle import MiddleStrategy
 
 
-class FedAvg(LoraStrategy):
+class FedAvg(MiddleStrategy):
     """A, B and the head, each by its mean."""
-
-    @staticmethod
-    def folding(begun: Round) -> Folding:
-        """The mean of the changes."""
-        return MiddleFolding(begun)

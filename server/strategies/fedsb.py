@@ -5,14 +5,8 @@ whatever its size, and their mean is exact. The start here is public (``common/i
 paper's, from a gradient over records, would be a release.
 """
 
-from server.strategies.base import Folding, LoraStrategy, Round
-from server.strategies.middle import MiddleFolding
+from server.strategies.middle import MiddleStrategy
 
 
-class FedSB(LoraStrategy):
+class FedSB(MiddleStrategy):
     """The core and the head by their means."""
-
-    @staticmethod
-    def folding(begun: Round) -> Folding:
-        """The mean of the changes."""
-        return MiddleFolding(begun)

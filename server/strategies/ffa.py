@@ -4,14 +4,8 @@ Source: Sun et al. (2024), https://arxiv.org/abs/2403.12313. The mean of B times
 mean of the products, and noise on B is not multiplied by noise on A.
 """
 
-from server.strategies.base import Folding, LoraStrategy, Round
-from server.strategies.middle import MiddleFolding
+from server.strategies.middle import MiddleStrategy
 
 
-class FFA(LoraStrategy):
+class FFA(MiddleStrategy):
     """B and the head by their means; A is no part of what sites send."""
-
-    @staticmethod
-    def folding(begun: Round) -> Folding:
-        """The mean of the changes."""
-        return MiddleFolding(begun)

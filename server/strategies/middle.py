@@ -7,7 +7,7 @@ import numpy as np
 
 from common.adapter import Vector
 from server.aggregate import Change
-from server.strategies.base import Round
+from server.strategies.base import Folding, LoraStrategy, Round
 from server.strategies.robust import middle_of
 
 
@@ -33,3 +33,12 @@ class MiddleFolding:
         moved = self._start.copy()
         moved[self._places] = self._start[self._places].astype(np.float64) + self._middle.mean()
         return moved
+
+
+class MiddleStrategy(LoraStrategy):
+    """A method for which that is all."""
+
+    @staticmethod
+    def folding(begun: Round) -> Folding:
+        """The middle of the changes."""
+        return MiddleFolding(begun)

@@ -4,14 +4,8 @@ Source: Chen et al. (2025), https://arxiv.org/abs/2502.01755. B goes first: whil
 no gradient. What is trained in a round is in ``common/methods.py``.
 """
 
-from server.strategies.base import Folding, LoraStrategy, Round
-from server.strategies.middle import MiddleFolding
+from server.strategies.middle import MiddleStrategy
 
 
-class RoLoRA(LoraStrategy):
+class RoLoRA(MiddleStrategy):
     """The round's factor and the head by their means."""
-
-    @staticmethod
-    def folding(begun: Round) -> Folding:
-        """The mean of the changes."""
-        return MiddleFolding(begun)

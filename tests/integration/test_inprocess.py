@@ -128,7 +128,7 @@ def test_training_without_privacy_learns(
         privacy=no_privacy | {"sampling_rate": 0.5},
         training={"rounds": 12, "local_steps": 8, "learning_rate": 0.02, "optimizer": "adamw"},
     )
-    fed = federation(made, **WITHOUT)
+    fed = federation(made, **WITHOUT, keys=lambda name: seeded_keys(4, name))
     result = fed.run()
     assert result.final.accuracy > 0.5
     assert result.final.accuracy > (fed.rounds[0].accuracy or 0) + 0.1

@@ -71,6 +71,19 @@ def test_finer_codecs_carry_nothing(codec: str) -> None:
     assert feedback.carried(site, 2, change) is change
 
 
+def test_a_round_that_overflowed_does_not_spoil_the_next() -> None:
+    site: Any = Site("int8", "ffa")
+    feedback, change = Feedback(), np.linspace(-1, 1, 41, dtype=np.float32)
+    feedback.carried(site, 1, change)
+    expected = feedback.carried(site, 2, change).copy()
+    again = Feedback()
+    again.carried(site, 1, change)
+    for wrong in (np.inf, np.nan):
+        with np.errstate(all="ignore"):
+            again.carried(site, 2, np.full(41, wrong, np.float32))
+    assert np.array_equal(again.carried(site, 3, change), expected)
+
+
 def test_an_ended_job_leaves_nothing() -> None:
     site: Any = Site("int4", "ffa")
     feedback, change = Feedback(), np.linspace(-1, 1, 41, dtype=np.float32)

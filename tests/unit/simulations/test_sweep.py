@@ -136,7 +136,7 @@ def test_a_sweep_that_was_killed_runs_only_what_is_left(cells: list[Cell], tmp_p
     killed, after = Runs(fails_after=3), Runs()
     with pytest.raises(KeyboardInterrupt):
         perform(cells, tmp_path, killed, ignore)
-    (tmp_path / "runs" / cells[3].scenario.job.sha256[:16]).with_suffix(".tmp").mkdir()
+    (tmp_path / cells[3].name).with_suffix(".tmp").mkdir()
     found = perform(cells, tmp_path, after, ignore)
     assert killed.asked + after.asked == [c.scenario.job.sha256 for c in cells]
     assert [r.job_sha256 for _, r in found] == [c.scenario.job.sha256 for c in cells]
@@ -149,6 +149,14 @@ def test_a_changed_scenario_runs_anew(cells: list[Cell], tmp_path: Path) -> None
     again = Runs()
     perform(changed[:1], tmp_path, again, ignore)
     assert len(again.asked) == 1
+
+
+def test_other_records_under_the_same_job_run_anew(cells: list[Cell]) -> None:
+    first = cells[0]
+    records = {**first.scenario.records, "A": first.scenario.records["A"][::-1]}
+    other = replace(first, scenario=replace(first.scenario, records=records))
+    assert other.scenario.job.sha256 == first.scenario.job.sha256
+    assert other.name != first.name
 
 
 def test_means_and_intervals_are_students(cells: list[Cell], tmp_path: Path) -> None:
