@@ -47,6 +47,7 @@ class Options:
     data: str | None = None
     partition: str | None = None
     seed: int | None = None
+    records: int | None = None
     no_privacy: bool = False
     values: Mapping[str, object] = field(default_factory=dict)  # "section.key" -> value
 
@@ -126,7 +127,7 @@ def _simulation(raw: dict[str, Any], options: Options) -> dict[str, Any]:
     if not isinstance(given, dict):
         raise InvalidInput(f"simulation must be a table, got {given!r}")
     section = {"data": _table(raw, "evaluation").get("data", WARDS), **given}
-    for key in ("data", "partition", "seed"):
+    for key in ("data", "partition", "seed", "records"):
         if getattr(options, key) is not None:
             section[key] = getattr(options, key)
     if options.data:

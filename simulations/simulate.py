@@ -68,6 +68,9 @@ def simulate(
     partition: Annotated[
         str | None, typer.Option(help="natural, dirichlet:ALPHA, shards:K or iid.")
     ] = None,
+    records: Annotated[
+        int | None, typer.Option(help="Take so many of the data's, evenly; all by default.")
+    ] = None,
     epsilon: Annotated[float | None, typer.Option(help="privacy.epsilon")] = None,
     rounds: Annotated[int | None, typer.Option(help="training.rounds")] = None,
     local_steps: Annotated[int | None, typer.Option(help="training.local_steps")] = None,
@@ -111,6 +114,7 @@ def simulate(
         data=data,
         partition=partition,
         seed=seed,
+        records=records,
         no_privacy=no_privacy,
         values=values | dict(parse_value(text) for text in setting or []),
     )

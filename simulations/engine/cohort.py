@@ -180,18 +180,21 @@ class Cohort:
             sums.index_add_(0, to, gradients)
         return sums
 
+    def _batches(self, examples: Sequence[Example]) -> Iterator[tuple[Batch, list[int]]]:
+        adapter = self._adapter
+        return shared_batches(examples, self._tokens, adapter.pad_id, adapter.device)
+
     def _below(self, batch: Batch, examples: Sequence[Example]) -> AbstractContextManager[None]:
-        if self._prefix is None:
-            return nullcontext()
-        self._prefix.keep(self._model, batch, examples)
-        return self._prefix.entering(batch, examples)
+        return nullcontext() if self._prefix is None else self._prefix.entering(batch, examples)
 
     def _row_gradients(
         self, examples: Sequence[Example], sites: Sequence[int]
     ) -> Iterator[tuple[Tensor, list[int]]]:
         """Gradients of rows, (n, P), with the places of their examples. Sensitive."""
-        adapter, losses = self._adapter, self._lanes[0].trainer.losses
-        for batch, places in shared_batches(examples, self._tokens, adapter.pad_id, adapter.device):
+        losses = self._lanes[0].trainer.losses
+        if self._prefix is not None:
+            self._prefix.keep(self._model, examples, self._batches)
+        for batch, places in self._batches(examples):
             self._rows.open([sites[i] for i in places])
             with self._below(batch, [examples[i] for i in places]):
                 found = losses(self._model, batch)

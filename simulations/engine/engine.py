@@ -13,7 +13,7 @@ from common.errors import SelfCheckFailed
 from common.tasks import task_of
 from common.tasks.batches import Example, padded_length
 from simulations.engine.cohort import Cohort, Lane, train_cohort
-from simulations.engine.prefix import Prefix, prefix_of
+from simulations.engine.prefix import Prefix, States, first_trained, prefix_of, states_of
 from simulations.engine.size import Shape, shape_of, sites_at_once
 
 log = structlog.get_logger(__name__)
@@ -70,7 +70,17 @@ def checked_prefix(trainer: Trainer) -> Prefix | None:
     except (SelfCheckFailed, RuntimeError, TypeError, ValueError) as error:
         log.info("nothing kept below the first adapter", error=type(error).__name__)
         return None
-    return prefix_of(trainer.adapter.model)
+    return prefix_of(trainer.adapter.model, _known_states(trainer))
+
+
+def _known_states(trainer: Trainer) -> States | None:
+    """What earlier runs of this process kept of the same base below the same block."""
+    block = first_trained(trainer.adapter.model)
+    if block is None:
+        return None
+    blocks, count = block
+    dtype, device = str(_dtype(trainer)), str(trainer.adapter.device)
+    return states_of(trainer.job.model.sha256, dtype, device, f"{count} of {len(blocks)}")
 
 
 def require_exact(trainer: Trainer, prefix: Prefix | None = None) -> None:

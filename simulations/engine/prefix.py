@@ -9,9 +9,10 @@ is below the blocks: ``require_exact`` (simulations/engine/engine.py) tries the 
 used, and a model that it does not fit trains without.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import lru_cache
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,38 +28,80 @@ class _Reached(BaseException):
     """Ends a forward pass at the first block that trains."""
 
 
+class States:
+    """What enters one block, by example, as far as memory goes."""
+
+    def __init__(self) -> None:
+        self._kept: dict[Example, Tensor] = {}
+        self._room: int | None = None
+        self._is_full = False
+
+    def missing(self, examples: Sequence[Example]) -> list[Example]:
+        """Those that are not kept and for which there may be room, each once."""
+        if self._is_full:
+            return []
+        return list(dict.fromkeys(e for e in examples if e not in self._kept))
+
+    def keep(self, example: Example, state: Tensor) -> None:
+        """Keep a (T, D) state of an example's own tokens."""
+        if self._room is None:
+            self._room = int(_SHARE * free_bytes(state.device))
+        if state.nbytes > self._room:
+            self._is_full = True
+            return
+        self._kept[example] = state.clone()
+        self._room -= state.nbytes
+
+    def find(self, examples: Sequence[Example]) -> list[Tensor] | None:
+        """The states of these examples, or ``None`` where one is missing."""
+        found = [self._kept.get(example) for example in examples]
+        return None if any(state is None for state in found) else cast("list[Tensor]", found)
+
+
+@lru_cache(maxsize=1)
+def states_of(base_sha256: str, dtype: str, device: str, block: str) -> States:
+    """The states that runs of this process share: those of the base and block that came last.
+
+    A sweep's runs differ in what they train, and so in nothing below it.
+    """
+    return States()
+
+
 class Prefix:
-    """The states that enter one block, by example.
+    """A model's blocks below the first that trains, and what comes out of them.
 
     Args:
         blocks: the model's, of which the first ``count`` hold nothing that trains.
         count: how many are passed over.
+        states: those known before.
     """
 
-    def __init__(self, blocks: nn.ModuleList, count: int) -> None:
-        self._blocks, self._count = blocks, count
-        self._kept: dict[Example, Tensor] = {}
-        self._room: int | None = None
-        self._entering: Tensor | None = None
+    def __init__(self, blocks: nn.ModuleList, count: int, states: States) -> None:
+        self._blocks, self._count, self._states = blocks, count, states
 
-    def keep(self, model: nn.Module, batch: Batch, examples: Sequence[Example]) -> None:
-        """Compute and keep the states of a batch's rows, as far as memory goes.
+    def keep(
+        self,
+        model: nn.Module,
+        examples: Sequence[Example],
+        batches: Callable[[Sequence[Example]], Iterable[tuple[Batch, list[int]]]],
+    ) -> None:
+        """Compute and keep what is not known yet of these examples, as far as memory goes.
+
+        Args:
+            model: the whole of it.
+            examples: of a step.
+            batches: of some of them, with each batch's places among them.
 
         Raises:
             SelfCheckFailed: the model's blocks are not called with hidden states.
         """
-        if all(example in self._kept for example in examples):
-            return
-        states = self._states(model, batch)
-        if self._room is None:
-            self._room = int(_SHARE * free_bytes(states.device))
-        for row, example in zip(states, examples, strict=True):
-            own = row[: len(example.input_ids)].clone()
-            if example not in self._kept and own.nbytes <= self._room:
-                self._kept[example] = own
-                self._room -= own.nbytes
+        missing = self._states.missing(examples)
+        for batch, places in batches(missing):
+            for row, place in zip(self._entered(model, batch), places, strict=True):
+                example = missing[place]
+                self._states.keep(example, row[: len(example.input_ids)])
 
-    def _states(self, model: nn.Module, batch: Batch) -> Tensor:
+    def _entered(self, model: nn.Module, batch: Batch) -> Tensor:
         """(B, T, D), what enters the first block that trains."""
         found: list[Tensor] = []
 
@@ -81,10 +124,10 @@ class Prefix:
     @contextmanager
     def entering(self, batch: Batch, examples: Sequence[Example]) -> Iterator[None]:
         """Let the blocks below be passed over where all of a batch's rows are kept."""
-        if not all(example in self._kept for example in examples):
+        kept = self._states.find(examples)
+        if kept is None:
             yield
             return
-        kept = [self._kept[example] for example in examples]
         states = kept[0].new_zeros(*batch.input_ids.shape, kept[0].shape[-1])
         for row, own in zip(states, kept, strict=True):
             row[: len(own)] = own
@@ -108,11 +151,17 @@ def _pass(hidden: Tensor, *_: object, **__: object) -> Tensor:
     return hidden
 
 
-def prefix_of(model: nn.Module) -> Prefix | None:
+def prefix_of(model: nn.Module, states: States | None = None) -> Prefix | None:
     """The blocks of a model below everything that trains; ``None`` where there are none."""
+    block = first_trained(model)
+    return None if block is None else Prefix(*block, states or States())
+
+
+def first_trained(model: nn.Module) -> tuple[nn.ModuleList, int] | None:
+    """A model's blocks and how many are below all that trains; ``None`` where none is."""
     for module in model.modules():
         if isinstance(module, nn.ModuleList):
             trains = [any(p.requires_grad for p in block.parameters()) for block in module]
             if any(trains) and not trains[0]:
-                return Prefix(module, trains.index(True))
+                return module, trains.index(True)
     return None
