@@ -48,7 +48,9 @@ MOST_JOB_STEPS = 100_000
 MOST_JOB_SITES = 3000  # whose charges fit one receipt (common/receipt.py)
 MAX_INTEGER = 2**53  # RFC 8785 writes numbers as doubles
 
-MethodName = Literal["fedavg", "ffa", "fedsvd", "rolora", "fedex", "flora", "flexlora", "fedsb"]
+MethodName = Literal[
+    "fedavg", "ffa", "fedsvd", "rolora", "fedex", "flora", "flexlora", "fedsb", "head"
+]
 InitName = Literal["uniform", "orthonormal", "svd"]
 Label = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 ModuleName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.]{1,200}\z")]
@@ -107,6 +109,13 @@ class AdapterSection(Section):
                 "adapter.init must be 'orthonormal' or 'svd' with method 'fedsb' (A and B stay as "
                 "they start), got 'uniform'"
             )
+        if self.method == "head" and self.start == "svd":
+            faults.append(
+                "adapter.init must be 'uniform' or 'orthonormal' with method 'head' (A and B are "
+                "not used), got 'svd'"
+            )
+        if self.method == "head" and not self.head:
+            faults.append("adapter.head must name a module with method 'head', got none")
         if self.ranks is not None and self.method != "flexlora":
             faults.append(f"adapter.ranks must be absent with method {self.method!r}, got it")
         for site, rank in (self.ranks or {}).items():

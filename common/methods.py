@@ -30,6 +30,7 @@ class Part(Enum):
 _BOTH = frozenset({Part.A, Part.B, Part.HEAD})
 _B_ALONE = frozenset({Part.B, Part.HEAD})
 _A_ALONE = frozenset({Part.A, Part.HEAD})
+_HEAD_ALONE = frozenset({Part.HEAD})
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,5 +71,6 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             is_mean=True,
             is_stationary=True,
         ),
+        "head": Method(_HEAD_ALONE, (_HEAD_ALONE,), is_mean=True, is_stationary=True),
     }
 )

@@ -11,6 +11,7 @@ from server.strategies.fedsvd import FedSVD
 from server.strategies.ffa import FFA
 from server.strategies.flexlora import FlexLoRA
 from server.strategies.flora import FLoRA
+from server.strategies.head import Head
 from server.strategies.rolora import RoLoRA
 
 STRATEGIES: dict[str, type[LoraStrategy]] = {
@@ -22,4 +23,5 @@ STRATEGIES: dict[str, type[LoraStrategy]] = {
     "flora": FLoRA,
     "flexlora": FlexLoRA,
     "fedsb": FedSB,
+    "head": Head,
 }

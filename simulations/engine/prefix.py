@@ -158,10 +158,14 @@ def prefix_of(model: nn.Module, states: States | None = None) -> Prefix | None:
 
 
 def first_trained(model: nn.Module) -> tuple[nn.ModuleList, int] | None:
-    """A model's blocks and how many are below all that trains; ``None`` where none is."""
+    """A model's blocks and how many are below all that trains; ``None`` where none is.
+
+    Where a head alone trains, all but the last are.
+    """
     for module in model.modules():
-        if isinstance(module, nn.ModuleList):
+        if isinstance(module, nn.ModuleList) and len(module) > 1:
             trains = [any(p.requires_grad for p in block.parameters()) for block in module]
-            if any(trains) and not trains[0]:
-                return module, trains.index(True)
+            if trains[0]:
+                return None
+            return module, trains.index(True) if any(trains) else len(module) - 1
     return None

@@ -179,6 +179,8 @@ def test_every_fault_is_named_by_its_key_at_once() -> None:
         ("evaluation", {"records": 2**60}, "evaluation.records must be"),
         ("adapter", {"method": "lora"}, "adapter.method must be 'fedavg', 'ffa'"),
         ("adapter", {"method": "fedsb"}, "adapter.init must be 'orthonormal' or 'svd' with method"),
+        ("adapter", {"method": "head", "init": "svd"}, "adapter.init must be 'uniform' or 'orth"),
+        ("adapter", {"method": "head", "head": []}, "adapter.head must name a module with method"),
         ("adapter", {"ranks": {"A": 2}}, "adapter.ranks must be absent with method 'ffa', got it"),
         (
             "adapter",

@@ -93,7 +93,7 @@ def test_in_float64_every_site_ends_where_it_would_by_itself(
             assert np.max(np.abs(change)) > 0.01
 
 
-@pytest.mark.parametrize("method", ["ffa", "fedavg", "fedsb"])
+@pytest.mark.parametrize("method", ["ffa", "fedavg", "fedsb", "head"])
 def test_so_it_does_without_privacy_and_with_fedprox(
     plain_job: MakeJob, rows: Rows, method: str
 ) -> None:
