@@ -60,17 +60,22 @@ class Standing:
         return ", ".join(words) or "as the scenario has it"
 
 
-def standings(found: Sequence[tuple[Cell, Result]]) -> list[Standing]:
-    """One for each setting, best first."""
+def standings(found: Sequence[tuple[Cell, Result]], measure: str = "score") -> list[Standing]:
+    """One for each setting, best first.
+
+    Args:
+        found: every run.
+        measure: of its scores, an attribute of ``common.result.Quality``.
+    """
     by_setting: dict[Setting, list[Result]] = {}
     for cell, result in found:
         by_setting.setdefault(cell.setting, []).append(result)
-    every = [_standing(setting, results) for setting, results in by_setting.items()]
+    every = [_standing(setting, results, measure) for setting, results in by_setting.items()]
     return sorted(every, key=lambda standing: -standing.score)
 
 
-def _standing(setting: Setting, results: Sequence[Result]) -> Standing:
-    scores = [result.final.score or 0.0 for result in results]
+def _standing(setting: Setting, results: Sequence[Result], measure: str) -> Standing:
+    scores = [getattr(result.final, measure) or 0.0 for result in results]
     spent = [site.epsilon for result in results for site in result.sites]
     shared = min(len(result.rounds) for result in results)
     return Standing(
@@ -83,7 +88,7 @@ def _standing(setting: Setting, results: Sequence[Result]) -> Standing:
         rounds=statistics.fmean(len(result.rounds) for result in results),
         seconds=statistics.fmean(result.seconds for result in results),
         by_round=tuple(
-            statistics.fmean(result.rounds[i].score or 0.0 for result in results)
+            statistics.fmean(getattr(result.rounds[i], measure) or 0.0 for result in results)
             for i in range(shared)
         ),
     )

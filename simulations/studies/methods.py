@@ -1,0 +1,168 @@
+"""Which method keeps most at a given epsilon: screened at one seed on fewer rows, then told apart.
+
+Every arm has the same budget of trials at each epsilon: one run with each of ``RATES``. The best
+three, FedAvg and what they are measured against then run under other seeds, on all rows, at the
+rate that was best in screening.
+
+Not covered: other bases, more steps, tuning of anything but the rate. On private data every trial
+would be charged; these are public.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from common.result import Result
+from simulations.scenario import FOLDER, Options, load_scenario
+from simulations.sweep import Cell, Setting
+
+RATES = (0.5, 2.0, 8.0)
+EPSILONS = (3.0, 8.0, None)
+SEEDS = (1, 2, 3)
+SCREENING_SEED = 0
+SITES = 16
+BEST = 3
+
+
+@dataclass(frozen=True)
+class Task:
+    """One data set, and how much of it a study affords.
+
+    Attributes:
+        scenario: a job file.
+        measure: of the final scores, what arms are chosen by.
+        rows: of screening.
+        sampling_rates: of screening and of all rows.
+        values: what both have.
+    """
+
+    scenario: Path
+    measure: str
+    rows: int
+    sampling_rates: tuple[float, float]
+    values: Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way to train: the job's settings, and whether all rows are in one place."""
+
+    name: str
+    values: Mapping[str, object] = field(default_factory=dict)
+    is_central: bool = False
+
+
+_BLOCK = "layer.5"  # MiniLM's last: what is below it is computed once
+_COMMON: dict[str, object] = {
+    "adapter.init": "orthonormal",
+    "adapter.rank": 8,
+    "adapter.alpha": 16,
+    "adapter.targets": [
+        f"{_BLOCK}.attention.self.query",
+        f"{_BLOCK}.attention.self.key",
+        f"{_BLOCK}.attention.self.value",
+        f"{_BLOCK}.attention.output.dense",
+        f"{_BLOCK}.intermediate.dense",
+        f"{_BLOCK}.output.dense",
+    ],
+    "training.optimizer": "sgd",
+    "training.momentum": 0.9,
+    "training.rounds": 6,
+    "training.local_steps": 6,
+    "training.quorum": SITES,
+    "evaluation.records": 1000,
+}
+TASKS = {
+    "banking77": Task(FOLDER / "bank.toml", "accuracy", 5000, (0.1, 0.1), {"model.max_length": 32}),
+    "ade_corpus_v2": Task(
+        FOLDER / "adverse.toml",
+        "macro_f1",
+        5000,
+        (0.1, 0.05),
+        {"model.max_length": 48, "privacy.unit": "record"},
+    ),
+}
+LORA = tuple(
+    Arm(name, {"adapter.method": name})
+    for name in ("fedavg", "ffa", "fedsvd", "rolora", "fedex", "flora", "flexlora", "fedsb")
+)
+BESIDE = (
+    Arm("head", {"adapter.method": "head"}),
+    Arm("central", {"adapter.method": "fedavg"}, is_central=True),
+)
+ARMS = LORA + BESIDE
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A run that is to be: an arm, its epsilon (``None``: without privacy) and its rate."""
+
+    arm: Arm
+    epsilon: float | None
+    rate: float
+
+    @property
+    def setting(self) -> Setting:
+        """As a sweep's pages name it."""
+        epsilon = "none" if self.epsilon is None else self.epsilon
+        return (
+            ("arm", self.arm.name),
+            ("privacy.epsilon", epsilon),
+            ("training.learning_rate", self.rate),
+        )
+
+
+def screening(task: Task) -> list[Cell]:
+    """One run of every arm, epsilon and rate on fewer rows."""
+    trials = [Trial(arm, epsilon, rate) for epsilon in EPSILONS for arm in ARMS for rate in RATES]
+    return [cell_of(task, trial, SCREENING_SEED, rows=task.rows) for trial in trials]
+
+
+def finals(task: Task, screened: Sequence[tuple[Cell, Result]]) -> list[Cell]:
+    """The chosen arms on all rows, seed after seed."""
+    chosen = [trial for epsilon in EPSILONS for trial in best_of(task, screened, epsilon)]
+    return [cell_of(task, trial, seed, rows=None) for seed in SEEDS for trial in chosen]
+
+
+def best_of(
+    task: Task, screened: Sequence[tuple[Cell, Result]], epsilon: float | None
+) -> list[Trial]:
+    """At one epsilon: the best three methods, FedAvg, and what stands beside them, at their rates.
+
+    A method is as good as its best rate; that favours none, as all have as many.
+    """
+    scores = {cell.setting: score_of(task, result) for cell, result in screened}
+    best = {
+        arm.name: max(
+            (Trial(arm, epsilon, rate) for rate in RATES), key=lambda t: scores[t.setting]
+        )
+        for arm in ARMS
+    }
+    ranked = sorted((arm.name for arm in LORA), key=lambda name: -scores[best[name].setting])
+    kept = [*ranked[:BEST], *(["fedavg"] if "fedavg" not in ranked[:BEST] else [])]
+    return [best[name] for name in [*kept, *(arm.name for arm in BESIDE)]]
+
+
+def score_of(task: Task, result: Result) -> float:
+    """What the task is chosen by, on the public hold-out."""
+    found: float | None = getattr(result.final, task.measure)
+    return found or 0.0
+
+
+def cell_of(task: Task, trial: Trial, seed: int, rows: int | None) -> Cell:
+    """The run of a trial under a seed, on ``rows`` of the data or on all."""
+    values: dict[str, Any] = {**_COMMON, **task.values, **trial.arm.values}
+    values["privacy.sampling_rate"] = task.sampling_rates[0 if rows else 1]
+    values["training.learning_rate"] = trial.rate
+    if trial.epsilon is not None:
+        values["privacy.epsilon"] = trial.epsilon
+    options = Options(
+        sites=1 if trial.arm.is_central else SITES,
+        partition="iid" if trial.arm.is_central else "dirichlet:0.3",
+        seed=seed,
+        records=rows,
+        no_privacy=trial.epsilon is None,
+        values=values,
+    )
+    return Cell(trial.setting, seed, load_scenario(task.scenario, options))
