@@ -17,7 +17,7 @@ from common.result import Result
 from simulations.scenario import FOLDER, Options, load_scenario
 from simulations.sweep import Cell, Setting
 
-RATES = (0.5, 2.0, 8.0)
+RATES = (1.0, 4.0, 16.0)
 EPSILONS = (3.0, 8.0, None)
 SEEDS = (1, 2, 3)
 SCREENING_SEED = 0
@@ -71,8 +71,8 @@ _COMMON: dict[str, object] = {
     "training.rounds": 6,
     "training.local_steps": 6,
     "training.quorum": SITES,
-    "evaluation.records": 1000,
 }
+_HOLD_OUT = (500, 1000)  # records of it in screening and after
 TASKS = {
     "banking77": Task(FOLDER / "bank.toml", "accuracy", 5000, (0.1, 0.1), {"model.max_length": 32}),
     "ade_corpus_v2": Task(
@@ -154,6 +154,7 @@ def cell_of(task: Task, trial: Trial, seed: int, rows: int | None) -> Cell:
     """The run of a trial under a seed, on ``rows`` of the data or on all."""
     values: dict[str, Any] = {**_COMMON, **task.values, **trial.arm.values}
     values["privacy.sampling_rate"] = task.sampling_rates[0 if rows else 1]
+    values["evaluation.records"] = _HOLD_OUT[0 if rows else 1]
     values["training.learning_rate"] = trial.rate
     if trial.epsilon is not None:
         values["privacy.epsilon"] = trial.epsilon
