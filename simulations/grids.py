@@ -2,7 +2,8 @@
 
 ``InProcessGrid`` calls each site's ClientApp in turn, in this process. Messages are serialised both
 ways, so that what a site sees is what the link would bring it. ``StackedGrid`` hands a round's
-orders to sites that train together (simulations/engine/).
+orders to sites that train together (simulations/engine/). ``AbsentGrid`` keeps some of either's
+sites away.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,6 +14,9 @@ from flwr.serverapp import Grid
 
 from common.errors import InvalidInput
 from common.flower import Run, message_from_bytes, message_to_bytes, set_message_id
+from common.messages import TRAIN
+from common.phases import RELEASE
+from simulations.absence import Absence
 from simulations.engine.grid import StackedSites
 
 
@@ -121,3 +125,45 @@ class StackedGrid(LocalGrid):
         ``timeout`` is not kept: a site that trains cannot be left behind in one process.
         """
         return self._sites.answer([self.number(message) for message in messages])
+
+
+class AbsentGrid(LocalGrid):
+    """A grid some of whose sites are away.
+
+    Args:
+        grid: of all sites.
+        absence: the model.
+        seed: of the draws.
+    """
+
+    def __init__(self, grid: LocalGrid, absence: Absence, seed: int) -> None:
+        super().__init__()
+        self._grid, self._absence, self._seed = grid, absence, seed
+        self._attempts: dict[int, int] = {}
+        self._late: set[int] = set()
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Every site: who is away in a round is there in another."""
+        return self._grid.get_node_ids()
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterator[Message]:
+        """Deliver what reaches its site; the replies of those that are in time."""
+        reached = list(messages)
+        orders = [message for message in reached if message.metadata.message_type == TRAIN]
+        if orders:
+            trains = self._begin(int(orders[0].metadata.group_id))
+            reached = [m for m in reached if m not in orders or m.metadata.dst_node_id in trains]
+        yield from self._grid.send_and_receive(filter(self._is_in_time, reached), timeout=timeout)
+
+    def _begin(self, round_: int) -> set[int]:
+        """Draw anew for a round that is asked, perhaps again; who trains."""
+        attempt = self._attempts[round_] = self._attempts.get(round_, 0) + 1
+        nodes = sorted(self.get_node_ids())
+        trains, self._late = self._absence.draw(nodes, self._seed, round_, attempt)
+        return trains
+
+    def _is_in_time(self, message: Message) -> bool:
+        is_release = message.metadata.message_type == RELEASE
+        return not (is_release and message.metadata.dst_node_id in self._late)

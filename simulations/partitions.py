@@ -1,7 +1,9 @@
 """Dealing one data set out to simulated sites, always whole privacy units.
 
 ``natural`` keeps the groups that the data has, ``dirichlet:ALPHA`` skews the labels of sites (Hsu
-et al. 2019, https://arxiv.org/abs/1909.06335, by unit instead of by record), ``shards:K`` gives
+et al. 2019, https://arxiv.org/abs/1909.06335, by unit instead of by record), ``quantity:ALPHA``
+skews their sizes and leaves labels as they fall (Li et al. 2022, https://arxiv.org/abs/2102.02079,
+with every site given one unit first), ``shards:K`` gives
 each site K pieces of the data sorted by label (McMahan et al. 2017,
 https://arxiv.org/abs/1602.05629), ``iid`` does none of it. Each is decided by the seed alone.
 
@@ -42,7 +44,8 @@ def partition(
 
     Args:
         records: with ``unit`` set where records belong together, and ``group`` for natural.
-        how: natural, iid, dirichlet:ALPHA with ALPHA > 0 (small is skewed), or shards:K.
+        how: natural, iid, dirichlet:ALPHA or quantity:ALPHA with ALPHA > 0 (small is skewed), or
+            shards:K.
         sites: their names, or how many (named A, B, ...).
         seed: of the draw; natural draws nothing.
 
@@ -82,16 +85,17 @@ def _scheme(how: str) -> Callable[[list[Unit], int, int], list[int]]:
     if name == "shards" and number.isdecimal() and 1 <= len(number) <= 4 and int(number) > 0:
         each = int(number)
         return lambda units, sites, seed: _shards(units, sites, seed, each)
+    skewed = {"dirichlet": _dirichlet, "quantity": _quantity}.get(name)
     try:
-        alpha = float(number) if name == "dirichlet" else 0.0
+        alpha = float(number) if skewed else 0.0
     except ValueError:
         alpha = 0.0
-    if not 0 < alpha <= 1e6:
+    if skewed is None or not 0 < alpha <= 1e6:
         raise InvalidInput(
-            "partition must be natural, iid, dirichlet:ALPHA with ALPHA above 0 or shards:K with K "
-            f"from 1 to 9999, got {how!r}"
+            "partition must be natural, iid, dirichlet:ALPHA or quantity:ALPHA with ALPHA above 0 "
+            f"or shards:K with K from 1 to 9999, got {how!r}"
         )
-    return lambda units, sites, seed: _dirichlet(units, sites, seed, alpha)
+    return lambda units, sites, seed: skewed(units, sites, seed, alpha)
 
 
 def _units(records: Iterable[Record]) -> list[list[int]]:
@@ -152,6 +156,18 @@ def _dirichlet(units: list[Unit], sites: int, seed: int, alpha: float) -> list[i
         f"dirichlet:{alpha:g} must leave no site empty, got an empty one in {_REDRAWS} draws: "
         "take a larger ALPHA or fewer sites"
     )
+
+
+def _quantity(units: list[Unit], sites: int, seed: int, alpha: float) -> list[int]:
+    """Sizes by one draw of shares; each site has a unit before the rest is dealt."""
+    rng = np.random.default_rng(seed)
+    order, rest = rng.permutation(len(units)).tolist(), len(units) - sites
+    ends = np.floor(np.cumsum(rng.dirichlet([alpha] * sites)) * rest).astype(int)
+    owners = [0] * len(units)
+    for place, unit in enumerate(order):
+        site = place if place < sites else int(np.searchsorted(ends, place - sites, side="right"))
+        owners[unit] = min(site, sites - 1)  # rounding may leave the last place over
+    return owners
 
 
 def _shards(units: list[Unit], sites: int, seed: int, each: int) -> list[int]:

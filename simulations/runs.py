@@ -13,6 +13,7 @@ from client.app import make_client_app
 from client.rehearsal import rehearse
 from client.site import Site
 from common.adapter import LoadedAdapter, load_adapter
+from common.errors import InvalidInput
 from common.flower import new_context
 from common.job import Job, SignedJob, sign_job
 from common.link.identity import node_id
@@ -25,7 +26,7 @@ from simulations.engine.grid import StackedSites, Train
 from simulations.engine.ray_engine import RayEngine
 from simulations.engine.site import SimulatedSite, trainer_of
 from simulations.federation import Federation
-from simulations.grids import InProcessGrid, StackedGrid
+from simulations.grids import AbsentGrid, InProcessGrid, LocalGrid, StackedGrid
 from simulations.homes import write_home
 from simulations.scenario import Scenario
 from simulations.seeded import seeded_keys
@@ -39,14 +40,14 @@ Observe = Callable[[int, float | None], None]
 def in_process(scenario: Scenario, work: Path, observe: Observe, *, seeded: bool) -> Path:
     """Server and all sites in this process; the outcome folder below ``work``."""
     signed = sign_job(scenario.job, Ed25519PrivateKey.generate())
-    grid = InProcessGrid(
-        {node_id(site): _node(scenario, site, signed, work, seeded) for site in scenario.job.sites}
-    )
+    nodes = {
+        node_id(site): _node(scenario, site, signed, work, seeded) for site in scenario.job.sites
+    }
     checkpoints = Checkpoints(f"sqlite:///{work / 'state.db'}")
     checkpoints.add_job(signed)
     run_job(
         signed,
-        grid,
+        _some_away(InProcessGrid(nodes), scenario),
         checkpoints,
         work / "outcome",
         grid_name="inprocess",
@@ -55,6 +56,11 @@ def in_process(scenario: Scenario, work: Path, observe: Observe, *, seeded: bool
     )
     checkpoints.close()
     return work / "outcome"
+
+
+def _some_away(grid: LocalGrid, scenario: Scenario) -> LocalGrid:
+    absence = scenario.absence
+    return grid if absence.is_nobody else AbsentGrid(grid, absence, scenario.seed)
 
 
 def _node(
@@ -102,7 +108,7 @@ def _together(
     checkpoints.add_job(signed)
     run_job(
         signed,
-        StackedGrid(StackedSites(sites, train)),
+        _some_away(StackedGrid(StackedSites(sites, train)), scenario),
         checkpoints,
         work / "outcome",
         grid_name=grid,
@@ -128,7 +134,16 @@ def _rehearse_once(job: Job, adapter: LoadedAdapter, keys: KeySource) -> None:
 
 
 def over_link(scenario: Scenario, work: Path, observe: Observe) -> Path:
-    """Real processes over TLS; the outcome folder, with evidence and root, below ``work``."""
+    """Real processes over TLS; the outcome folder, with evidence and root, below ``work``.
+
+    Raises:
+        InvalidInput: some site is to be away, which real sites are when they are.
+    """
+    if not scenario.absence.is_nobody:
+        raise InvalidInput(
+            "simulation.participation, dropout and stragglers must be absent with --grid link, got "
+            f"{scenario.absence}"
+        )
     with Federation(work, scenario.job, scenario.records) as federation:
         federation.submit()
         federation.watch(lambda closed: observe(closed["round"], _score(closed)))

@@ -22,12 +22,14 @@ from common.errors import InvalidInput
 from common.job import Job, with_absolute_paths
 from common.model import content_hash
 from common.words import counted
+from simulations.absence import NOBODY, Absence
 from simulations.partitions import partition, site_names
 
 WARDS = "builtin:wards"
 NATURAL = "natural"
 FOLDER = Path(__file__).resolve().parent / "scenarios"
 DEFAULT = FOLDER / "hospital.toml"
+_SIMULATION = "simulation."
 
 
 class SimulationSection(Section):
@@ -37,6 +39,9 @@ class SimulationSection(Section):
     partition: str = ""
     seed: int = Field(default=0, ge=0)
     records: int | None = Field(default=None, ge=1)
+    participation: float = Field(default=1.0, gt=0, le=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    stragglers: float = Field(default=0.0, ge=0, lt=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +59,12 @@ class Options:
 
 @dataclass(frozen=True)
 class Scenario:
-    """A job and the records of each of its sites."""
+    """A job, the records of each of its sites, and who of them is away when."""
 
     job: Job
     records: dict[str, list[Record]]
     seed: int
+    absence: Absence = NOBODY
 
 
 def load_scenario(path: Path, options: Options) -> Scenario:
@@ -87,7 +93,19 @@ def load_scenario(path: Path, options: Options) -> Scenario:
     task = str(_table(raw, "job").get("task", "seq-cls"))
     if options.data or "job.task" in options.values or "labels" not in table:
         table["labels"] = _labels(section.data, task, records)
-    return Scenario(parse(Job, raw, path.name), records, section.seed)
+    job = parse(Job, raw, path.name)
+    return Scenario(job, records, section.seed, _absence(section, job))
+
+
+def _absence(section: SimulationSection, job: Job) -> Absence:
+    absence = Absence(section.participation, section.dropout, section.stragglers)
+    asked, quorum = absence.asked(len(job.sites)), job.training.quorum
+    if quorum > asked:
+        raise InvalidInput(
+            f"training.quorum must be at most the {asked} sites that simulation.participation "
+            f"{absence.participation:g} asks, got {quorum}"
+        )
+    return absence
 
 
 def shared_with_hold_out(scenario: Scenario) -> int:
@@ -130,6 +148,11 @@ def _simulation(raw: dict[str, Any], options: Options) -> dict[str, Any]:
     for key in ("data", "partition", "seed", "records"):
         if getattr(options, key) is not None:
             section[key] = getattr(options, key)
+    section |= {
+        name.removeprefix(_SIMULATION): value
+        for name, value in options.values.items()
+        if name.startswith(_SIMULATION)
+    }
     if options.data:
         _table(raw, "evaluation")["data"] = options.data
     if options.data or {"evaluation.data", "evaluation.split"} & set(options.values):
@@ -189,6 +212,8 @@ def _labels(data: str, task: str, records: Mapping[str, list[Record]]) -> list[s
 def _apply(raw: dict[str, Any], options: Options, sites: int) -> None:
     """Put the options into the job, and what follows from them."""
     for dotted, value in options.values.items():
+        if dotted.startswith(_SIMULATION):
+            continue
         section, _, key = dotted.partition(".")
         if not key:
             raise InvalidInput(f"option must be SECTION.KEY=VALUE, got {dotted!r}")

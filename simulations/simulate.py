@@ -66,7 +66,7 @@ def simulate(
         str | None, typer.Option(help="builtin:wards, banking77, ... or a file.")
     ] = None,
     partition: Annotated[
-        str | None, typer.Option(help="natural, dirichlet:ALPHA, shards:K or iid.")
+        str | None, typer.Option(help="natural, iid, dirichlet:ALPHA, quantity:ALPHA or shards:K.")
     ] = None,
     records: Annotated[
         int | None, typer.Option(help="Take so many of the data's, evenly; all by default.")

@@ -40,8 +40,10 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Of its job and every site's records: another partition may give the same job."""
+        """Of its job, its records (another partition may give the same job) and who is away."""
         digest = hashlib.sha256(self.scenario.job.canonical)
+        if not self.scenario.absence.is_nobody:
+            digest.update(f"\n{self.scenario.absence} {self.seed}".encode())
         for site, records in sorted(self.scenario.records.items()):
             digest.update(f"\n{site}\n{records!r}".encode())
         return digest.hexdigest()[:16]

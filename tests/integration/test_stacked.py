@@ -23,6 +23,7 @@ from common.model import require_base
 from common.result import Result, read_result
 from server.checkpoint import Checkpoints, Receipt, RoundRecord
 from simulations import runs
+from simulations.absence import Absence
 from simulations.engine.engine import Engine
 from simulations.scenario import Scenario
 
@@ -195,6 +196,38 @@ def test_a_site_whose_records_do_not_fit_says_what_a_real_one_says(
     made.job.training.__dict__["quorum"] = 4
     with pytest.raises(Refusal, match=r"accepted by 4 sites, got at most 3 \(C: not participating"):
         run(made, "stacked", tmp_path / "none", outcomes)
+
+
+def test_sites_that_are_away_or_late_are_so_on_every_grid(
+    make_job: MakeJob,
+    rows: Rows,
+    tmp_path: Path,
+    outcomes: Any,  # noqa: ANN401
+    in_double: Callable[[Job], None],
+) -> None:
+    """Who is away is charged nothing; who is too late is charged, and its update is not used."""
+    training = {**SITES["training"], "rounds": 5, "local_steps": 1}
+    absence = Absence(participation=0.75, dropout=0.2, stragglers=0.3)
+    made = scenario(make_job(**{**SITES, "training": training}), rows)
+    made = replace(made, absence=absence, seed=5)
+    in_double(made.job)
+    result, vector, receipts = run(made, "stacked", tmp_path / "stacked", outcomes)
+    _, alone, _ = run(made, "inprocess", tmp_path / "alone", outcomes)
+    assert np.max(np.abs(vector - alone)) <= 1e-7  # the state travels in float32
+
+    nodes = made.job.site_of_node
+    drawn = {
+        round_: [
+            {nodes[node] for node in part} for part in absence.draw(sorted(nodes), 5, round_, 1)
+        ]
+        for round_ in range(1, 6)
+    }
+    assert all(len(trained - late) > 0 for trained, late in drawn.values())  # no round asked twice
+    assert any(late for _, late in drawn.values())
+    used = {(receipt.site, receipt.round) for receipt in receipts if receipt.accepted}
+    assert used == {(site, r) for r, (trained, late) in drawn.items() for site in trained - late}
+    steps = {site.name: site.steps for site in result.sites}
+    assert steps == {site: sum(site in trained for trained, _ in drawn.values()) for site in COUNTS}
 
 
 def test_cohorts_of_any_size_end_with_the_same_adapter(

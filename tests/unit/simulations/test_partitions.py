@@ -20,7 +20,9 @@ def make(owners: list[tuple[int, str]]) -> list[Record]:
 data = st.lists(st.tuples(st.integers(0, 12), st.sampled_from("abc")), min_size=1, max_size=60).map(
     make
 )
-schemes = st.sampled_from(["iid", "dirichlet:0.5", "dirichlet:20", "natural", "shards:2"])
+schemes = st.sampled_from(
+    ["iid", "dirichlet:0.5", "dirichlet:20", "natural", "shards:2", "quantity:0.5"]
+)
 
 
 def deal(records: list[Record], how: str, sites: int, seed: int) -> dict[str, list[Record]]:
@@ -70,6 +72,17 @@ def test_another_seed_deals_another_way() -> None:
     assert partition(FOUR_HUNDRED, "iid", 3, 1) != partition(FOUR_HUNDRED, "iid", 3, 2)
     first, second = (partition(FOUR_HUNDRED, "dirichlet:0.5", 3, seed) for seed in (1, 2))
     assert first != second
+
+
+def test_quantity_skews_sizes_and_leaves_labels_as_they_are() -> None:
+    dealt = partition(FOUR_HUNDRED, "quantity:0.4", 4, 2)
+    sizes = sorted(len(site) for site in dealt.values())
+    assert sizes[-1] > 4 * sizes[0]
+    largest = max(dealt.values(), key=len)
+    shares = [count / len(largest) for count in Counter(r.label for r in largest).values()]
+    assert all(abs(share - 0.25) < 0.1 for share in shares)
+    even = [len(site) for site in partition(FOUR_HUNDRED, "quantity:1000", 4, 2).values()]
+    assert max(even) < 1.15 * min(even)
 
 
 def test_iid_sites_differ_by_one_unit_at_most() -> None:
