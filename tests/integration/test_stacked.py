@@ -206,7 +206,7 @@ def test_sites_that_are_away_or_late_are_so_on_every_grid(
     in_double: Callable[[Job], None],
 ) -> None:
     """Who is away is charged nothing; who is too late is charged, and its update is not used."""
-    training = {**SITES["training"], "rounds": 5, "local_steps": 1}
+    training = {**SITES["training"], "rounds": 5, "local_steps": 1, "quorum": 1}
     absence = Absence(participation=0.75, dropout=0.2, stragglers=0.3)
     made = scenario(make_job(**{**SITES, "training": training}), rows)
     made = replace(made, absence=absence, seed=5)

@@ -1,8 +1,5 @@
 """Who is away follows the model and its seed; what the server sees is what a deployment's would."""
 
-import json
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
