@@ -73,13 +73,16 @@ def _node(
     return make_client_app(lambda _: running), new_context(node_id(site))
 
 
-def stacked(scenario: Scenario, work: Path, observe: Observe) -> Path:
+def stacked(
+    scenario: Scenario, work: Path, observe: Observe, *, train: Train | None = None
+) -> Path:
     """Server and all sites in this process, sites trained together; the outcome below ``work``.
 
-    Noise comes from the scenario's seed, so that a private job promises nothing here.
+    Noise comes from the scenario's seed, so that a private job promises nothing here. ``train`` is
+    the engine's, or one around it.
     """
     signed = sign_job(scenario.job, Ed25519PrivateKey.generate())
-    return _together(scenario, signed, Engine().train, work, observe, "stacked")
+    return _together(scenario, signed, train or Engine().train, work, observe, "stacked")
 
 
 def on_ray(scenario: Scenario, work: Path, observe: Observe, *, workers: int = 0) -> Path:

@@ -56,8 +56,8 @@ class Rounds(_Shown):
             )
 
 
-class Cells(_Shown):
-    """Progress of a sweep: a bar on a terminal, a line a run elsewhere."""
+class Steps(_Shown):
+    """Progress over runs: a bar on a terminal, a line a run elsewhere."""
 
     def __init__(self, console: Console, runs: int) -> None:
         columns = ("run {task.completed:.0f}/{task.total:.0f}", None, "{task.description}")
@@ -65,19 +65,26 @@ class Cells(_Shown):
         self._runs, self._number = runs, 0
         self._task = self._bar.add_task("", total=runs, score="")
 
-    def __call__(self, cell: Cell, is_done: bool) -> None:
+    def __call__(self, words: str) -> None:
         """Tell of the next run."""
         self._number += 1
-        words = f"{cell.words or cell.scenario.job.job.name}, seed {cell.seed}"
         self._bar.update(self._task, completed=self._number, description=words, score="")
         if not self._console.is_terminal:
-            known = "  (there already)" if is_done else ""
-            self._console.print(f"run {self._number}/{self._runs}  {words}{known}", highlight=False)
+            self._console.print(f"run {self._number}/{self._runs}  {words}", highlight=False)
 
     def round(self, round_: int, score: float | None) -> None:
         """Tell of a closed round."""
         said = "" if score is None else f"round {round_}: {score:.3f}"
         self._bar.update(self._task, score=said)
+
+
+class Cells(Steps):
+    """Progress of a sweep."""
+
+    def tell(self, cell: Cell, is_done: bool) -> None:
+        """Tell of the next run, or that it is there already."""
+        known = "  (there already)" if is_done else ""
+        self(f"{cell.words or cell.scenario.job.job.name}, seed {cell.seed}{known}")
 
 
 def _progress(console: Console, *columns: str | None) -> Progress:

@@ -200,7 +200,7 @@ def _sweep(cells: Sequence[Cell], grid: str, out: Path, seeded: bool) -> None:
         def run(scenario: Scenario, work: Path) -> Path:
             return _outcome(scenario, grid, work, shown.round, seeded)
 
-        found = perform(cells, out / "runs" / grid, run, shown)
+        found = perform(cells, out / "runs" / grid, run, shown.tell)
     measure, best = found[0][1].measure, leaderboard.standings(found)
     leaderboard.write(best, measure, out / "sweep.json")
     sweep_page.write_page(best, cells[0].scenario.job.job.name, measure, out / "sweep.html")

@@ -3,20 +3,23 @@
 Runs are kept in ``--out``, so that a study which was killed goes on where it stopped.
 """
 
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from common import cli, log
-from common.files import make_folder
+from common.files import make_folder, write_file
 from common.result import Result
 from simulations import leaderboard, runs, sweep_page
 from simulations.scenario import Scenario
-from simulations.show import Cells
-from simulations.studies import methods
+from simulations.show import Cells, Steps
+from simulations.studies import methods, poisoning
 from simulations.sweep import Cell, perform
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -48,6 +51,30 @@ def _methods(
     _perform(methods.finals(of, screened), out, f"{task}-finals", of.measure)
 
 
+@app.command("poisoning")
+def _poisoning(out: Out = Path("veiltune-study")) -> None:
+    """Two dishonest sites of ten, under every rule: accuracy, and how often a trigger works."""
+    make_folder(out)
+    with Steps(console, len(poisoning.ATTACKS) * len(poisoning.RULES)) as shown:
+        found = poisoning.study(out / "runs", shown, shown.round)
+    content = json.dumps([asdict(outcome) for outcome in found], indent=2).encode()
+    write_file(out / "poisoning.json", content, mode=0o644)
+    for measure in ("accuracy", "success"):
+        Console().print(_crossed(found, measure))
+
+
+def _crossed(found: Sequence[poisoning.Outcome], measure: str) -> Table:
+    """A row a rule, a column an attack."""
+    shown = Table(title=measure, box=None, pad_edge=False, header_style="bold")
+    shown.add_column("rule")
+    for attack in poisoning.ATTACKS:
+        shown.add_column(attack, justify="right")
+    cells = {(one.rule, one.attack): f"{getattr(one, measure):.3f}" for one in found}
+    for rule in poisoning.RULES:
+        shown.add_row(rule, *(cells[rule, attack] for attack in poisoning.ATTACKS))
+    return shown
+
+
 def _perform(
     cells: Sequence[Cell], out: Path, name: str, measure: str
 ) -> list[tuple[Cell, Result]]:
@@ -58,7 +85,7 @@ def _perform(
         def run(scenario: Scenario, work: Path) -> Path:
             return runs.stacked(scenario, work, shown.round)
 
-        found = perform(cells, out / "runs", run, shown)
+        found = perform(cells, out / "runs", run, shown.tell)
     best = leaderboard.standings(found, measure)
     leaderboard.write(best, measure, out / f"{name}.json")
     sweep_page.write_page(best, name, measure, out / f"{name}.html")
