@@ -25,6 +25,7 @@ BENCHMARKS = {
     "sim-dp": "simulations.benchmarks.sim_dp",
     "sim-ray": "simulations.benchmarks.sim_ray",
     "sim-stack": "simulations.benchmarks.sim_stack",
+    "wire": "simulations.benchmarks.wire",
 }
 # Which options a benchmark takes beside --json.
 OPTIONS: dict[str, tuple[str, ...]] = {
@@ -37,6 +38,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "sim-dp": ("rounds",),
     "sim-ray": ("rounds",),
     "sim-stack": ("rounds",),
+    "wire": ("rounds",),
 }
 
 

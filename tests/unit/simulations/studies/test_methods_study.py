@@ -1,0 +1,113 @@
+"""A study favours no arm, and what it tells apart was chosen under another seed."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from simulations.scenario import Options
+from simulations.studies import methods
+from simulations.studies.methods import ARMS, LORA, RATES, SEEDS, TASKS, Trial, best_of
+from simulations.sweep import Cell
+
+TASK = TASKS["ade_corpus_v2"]
+
+
+@pytest.fixture
+def options(monkeypatch: pytest.MonkeyPatch) -> list[Options]:
+    """What each run was asked for, in place of its scenario."""
+    asked: list[Options] = []
+
+    def keep(_: object, made: Options) -> Any:  # noqa: ANN401
+        asked.append(made)
+        return None
+
+    monkeypatch.setattr(methods, "load_scenario", keep)
+    return asked
+
+
+def scored(cells: list[Cell], scores: dict[tuple[str, float], float]) -> list[tuple[Cell, Any]]:
+    """Made-up results: macro-F1 by arm and rate, at any epsilon."""
+    found = []
+    for cell in cells:
+        setting = dict(cell.setting)
+        key = str(setting["arm"]), float(str(setting["training.learning_rate"]))
+        final = SimpleNamespace(accuracy=0.5, macro_f1=scores.get(key, 0.1))
+        found.append((cell, SimpleNamespace(final=final)))
+    return found
+
+
+def test_every_arm_has_the_same_trials_on_the_same_rows(options: list[Options]) -> None:
+    cells = methods.screening(TASK)
+    by_arm: dict[object, list[object]] = {}
+    for cell in cells:
+        setting = dict(cell.setting)
+        by_arm.setdefault(setting.pop("arm"), []).append(tuple(setting.values()))
+    assert set(by_arm) == {arm.name for arm in ARMS}
+    assert len({tuple(trials) for trials in by_arm.values()}) == 1
+    assert {cell.seed for cell in cells} == {methods.SCREENING_SEED}
+    assert {made.records for made in options} == {TASK.rows}
+    assert {made.sites for made in options} == {1, methods.SITES}
+    steps = {(v["training.rounds"], v["training.local_steps"]) for v in (o.values for o in options)}
+    assert len(steps) == 1
+
+
+def test_the_best_three_and_fedavg_go_on_at_their_best_rates(options: list[Options]) -> None:
+    scores = {
+        ("rolora", RATES[2]): 0.9,
+        ("rolora", RATES[0]): 0.2,
+        ("ffa", RATES[0]): 0.8,
+        ("fedsb", RATES[1]): 0.7,
+        ("fedavg", RATES[1]): 0.3,
+    }
+    screened = scored(methods.screening(TASK), scores)
+    chosen = best_of(TASK, screened, 8.0)
+    assert [(trial.arm.name, trial.rate) for trial in chosen[:4]] == [
+        ("rolora", RATES[2]),
+        ("ffa", RATES[0]),
+        ("fedsb", RATES[1]),
+        ("fedavg", RATES[1]),
+    ]
+    assert [trial.arm.name for trial in chosen[4:]] == ["head", "central"]
+
+
+def test_fedavg_is_not_there_twice(options: list[Options]) -> None:
+    scores = {("fedavg", RATES[1]): 0.9}
+    chosen = best_of(TASK, scored(methods.screening(TASK), scores), None)
+    names = [trial.arm.name for trial in chosen]
+    assert names.count("fedavg") == 1
+    assert len(names) == 3 + 2
+    assert set(names) <= {arm.name for arm in LORA} | {"head", "central"}
+
+
+def test_what_was_chosen_runs_on_all_rows_under_seeds_that_chose_nothing(
+    options: list[Options],
+) -> None:
+    screened = scored(methods.screening(TASK), {("flora", RATES[0]): 0.9})
+    options.clear()
+    cells = methods.finals(TASK, screened)
+    assert {cell.seed for cell in cells} == set(SEEDS)
+    assert methods.SCREENING_SEED not in SEEDS
+    assert {made.records for made in options} == {None}
+    epsilons = {dict(cell.setting)["privacy.epsilon"] for cell in cells}
+    assert epsilons == {3.0, 8.0, "none"}
+    of = {
+        epsilon: {
+            dict(cell.setting)["arm"]
+            for cell in cells
+            if dict(cell.setting)["privacy.epsilon"] == epsilon
+        }
+        for epsilon in epsilons
+    }
+    assert of[3.0] == of[8.0]
+    assert "flora" in of["none"]
+
+
+def test_a_run_without_privacy_has_none(options: list[Options]) -> None:
+    methods.cell_of(TASK, Trial(ARMS[0], None, 1.0), seed=1, rows=None)
+    methods.cell_of(TASK, Trial(ARMS[0], 3.0, 1.0), seed=1, rows=None)
+    without, private = options
+    assert without.no_privacy
+    assert not private.no_privacy
+    assert "privacy.epsilon" not in without.values
+    assert private.values["privacy.epsilon"] == 3.0
