@@ -57,6 +57,11 @@ class Federation:
         return self.work / "sites" / site
 
     @property
+    def root_key(self) -> Path:
+        """The root's key, which an operator would keep elsewhere."""
+        return self.server_home / "pki" / "root.key"
+
+    @property
     def outcome(self) -> Path:
         """Where the server leaves what the job made."""
         return self.server_home / "jobs" / self.job.sha256
@@ -68,8 +73,7 @@ class Federation:
             self.start_server()
             for site in self.job.sites:
                 self._enrol(site)
-            root_key = self.server_home / "pki" / "root.key"
-            self.command("fl-server", "roster", "--sign-with", str(root_key))
+            self.command("fl-server", "roster", "--sign-with", str(self.root_key))
             for site in self.job.sites:
                 self.start_site(site)
         except BaseException:

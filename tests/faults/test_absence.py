@@ -209,3 +209,7 @@ def test_a_site_revoked_in_a_job_is_cut_off_and_the_job_goes_on(
         # Its ledger was signed by the key that is gone: a person takes it on.
         said = hospitals.command("fl-client", "ledger", "rekey", "--yes", site="C")
         assert "accepted without the key before" in said
+        # A peer with the roster of before would take the new key for a forgery.
+        hospitals.command("fl-server", "roster", "--sign-with", str(hospitals.root_key))
+        for site in "ABP":
+            hospitals.terminate(site)  # it asks for the roster when it starts
