@@ -4,6 +4,7 @@ Runs are kept in ``--out``, so that a study which was killed goes on where it st
 """
 
 import json
+import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +20,7 @@ from common.result import Result
 from simulations import leaderboard, runs, sweep_page
 from simulations.scenario import Scenario
 from simulations.show import Cells, Steps
-from simulations.studies import methods, poisoning
+from simulations.studies import linear_head, methods, poisoning
 from simulations.sweep import Cell, perform
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -49,6 +50,36 @@ def _methods(
     of = methods.TASKS[task]
     screened = _perform(methods.screening(of), out, f"{task}-screening", of.measure)
     _perform(methods.finals(of, screened), out, f"{task}-finals", of.measure)
+
+
+@app.command("linear-head")
+def _linear_head(
+    task: Annotated[TaskName, typer.Option(help="The data set.")] = "banking77",
+    out: Out = Path("veiltune-study"),
+) -> None:
+    """A private linear head on frozen features, in the place of a method."""
+    make_folder(out)
+    trials = len(methods.RATES) * len(set(methods.SCREENED.values()))
+    with Steps(console, trials + len(methods.EPSILONS) * len(methods.SEEDS)) as shown:
+        found = linear_head.study(methods.TASKS[task], shown)
+    content = json.dumps([asdict(run) for run in found], indent=2).encode()
+    write_file(out / f"{task}-linear-head.json", content, mode=0o644)
+    Console().print(_by_epsilon(found))
+
+
+def _by_epsilon(found: Sequence[linear_head.Run]) -> Table:
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("epsilon", "rate", "accuracy", "macro-F1"):
+        shown.add_column(name, justify="right")
+    for epsilon in methods.EPSILONS:
+        runs_of = [run for run in found if run.epsilon == epsilon]
+        means = (
+            statistics.fmean(getattr(run.score, measure) for run in runs_of)
+            for measure in ("accuracy", "macro_f1")
+        )
+        words = "none" if epsilon is None else f"{epsilon:g}"
+        shown.add_row(words, f"{runs_of[0].rate:g}", *(f"{mean:.3f}" for mean in means))
+    return shown
 
 
 @app.command("poisoning")
