@@ -9,6 +9,7 @@ import io
 import json
 import re
 import stat
+import struct
 import sys
 import zipfile
 from collections.abc import Callable
@@ -49,6 +50,7 @@ from tests.story import (
     make_job,
     told,
     told_with_counts,
+    weights,
 )
 
 BYTES, SIGNED, LEDGER, CLAIM = "the file", "the server's word", "a site's ledger", "what is claimed"
@@ -56,12 +58,13 @@ BYTES, SIGNED, LEDGER, CLAIM = "the file", "the server's word", "a site's ledger
 
 @dataclass(frozen=True)
 class Planted:
-    """``make`` gives the bundle and the root (PEM) that an auditor has."""
+    """``make`` gives the bundle and the root (PEM) that an auditor has, with the adapter's file."""
 
     part: str
     fault: str
     caught: str
     make: Callable[[], tuple[bytes, bytes]]
+    adapter: bytes | None = None
 
     def __str__(self) -> str:
         """A test's name."""
@@ -72,7 +75,9 @@ PLANTED: list[Planted] = []
 Made = bytes | tuple[bytes, bytes]
 
 
-def plant(part: str, fault: str, caught: str) -> Callable[[Callable[[Story], Made]], None]:
+def plant(
+    part: str, fault: str, caught: str, adapter: bytes | None = None
+) -> Callable[[Callable[[Story], Made]], None]:
     """Enter a fault into the table; the function changes a whole story."""
 
     def enter(change: Callable[[Story], Made]) -> None:
@@ -81,7 +86,7 @@ def plant(part: str, fault: str, caught: str) -> Callable[[Callable[[Story], Mad
             made = change(story)
             return made if isinstance(made, tuple) else (made, story.by.root.certificate)
 
-        PLANTED.append(Planted(part, fault, caught, make))
+        PLANTED.append(Planted(part, fault, caught, make, adapter))
 
     return enter
 
@@ -322,6 +327,29 @@ def _(story: Story) -> Made:
 @plant(SIGNED, "a result whose adapter no round made", "links")
 def _(story: Story) -> Made:
     return altered(story, lambda result: result.update(vector_sha256=digest("another")))
+
+
+# The numbers of ``weights()`` that travel, in the order of their tensors' names in the model.
+VECTOR = struct.pack("<42f", *[0.5] * 2, *[1.0] * 8, *range(32))
+
+
+@plant(SIGNED, "a certificate with an adapter's file that no round made", "adapter", weights(9.0))
+def _(story: Story) -> Made:
+    story.make(VECTOR, weights(9.0))
+    return write_bundle(story.evidence(), documented(story), story.by.server)
+
+
+@plant(SIGNED, "another adapter's file than the certificate names", "adapter", weights(9.0))
+def _(story: Story) -> Made:
+    story.make(VECTOR, weights())
+    return write_bundle(story.evidence(), documented(story), story.by.server)
+
+
+def documented(story: Story) -> dict[str, bytes]:
+    """A true certificate of the job."""
+    evidence = story.evidence()
+    made = certificate_of(evidence, spendings(evidence), ())
+    return {"certificate.json": to_json_certificate(made)}
 
 
 @plant(SIGNED, "an update that counts without its charge", "replies")

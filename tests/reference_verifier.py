@@ -38,10 +38,12 @@ def need(holds: bool, words: str) -> None:
         raise Fault(words)
 
 
-def fault_of(data: bytes, root_pem: bytes) -> str:
+def fault_of(data: bytes, root_pem: bytes, adapter: bytes | None = None) -> str:
     """The first fault; empty for a bundle whose every claim holds under the root."""
     try:
         _verify(data, x509.load_pem_x509_certificate(root_pem))
+        if adapter is not None:
+            weighed(adapter, members(data))
     except Fault as fault:
         return str(fault)
     except (
@@ -85,6 +87,27 @@ def _verify(data: bytes, root: x509.Certificate) -> None:
     documents(files, job, result, receipts)
     if "roster.json" in files:
         rostered(files, list(asked), receipts[-1]["heads"], root)
+
+
+def weighed(adapter: bytes, files: dict[str, bytes]) -> None:
+    """The adapter's file: eight bytes of length, a JSON header, numbers."""
+    result, job = json.loads(files["result.json"]), json.loads(files["job.json"])["job"]
+    need(sha(adapter) == result["adapter_sha256"], "another file")
+    (length,) = struct.unpack_from("<Q", adapter)
+    header, start = json.loads(adapter[8 : 8 + length]), 8 + length
+    moving = {}
+    for name, said in header.items():
+        if name == "__metadata__":
+            continue
+        need(said["dtype"] == "F32", "no float32")
+        full = re.sub(r"([.]lora_[AB])[.]weight$", r"\1.default.weight", name)
+        for head in job["adapter"]["head"]:
+            full = re.sub(rf"([.]{head})[.]", r"\1.modules_to_save.default.", full)
+        first, last = said["data_offsets"]
+        if ".lora_A." not in full or job["adapter"]["method"] != "ffa":
+            moving[full] = adapter[start + first : start + last]
+    vector = b"".join(moving[name] for name in sorted(moving))
+    need(sha(vector) == result["vector_sha256"], "numbers that no round made")
 
 
 def members(data: bytes) -> dict[str, bytes]:

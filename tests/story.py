@@ -14,13 +14,16 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import safetensors.numpy
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common import pki
 from common.audit.evidence import Evidence, write_bundle
 from common.histograms import bins
+from common.initial import drawn_a
 from common.job import Job, SignedJob, sign_job
 from common.keys import public_key_sha256
+from common.layout import Matrices
 from common.measured import measured
 from common.privacy.charge import HeadOf, LedgerRow, SignedCharge, SignedEnding
 from common.privacy.entries import Closed, Created, Rekeyed, Released, Reserved, write_entry
@@ -37,6 +40,20 @@ PRIVACY = {
     "mode": "site", "unit": "patient_id", "unit_cap": 4, "epsilon": 6.0, "delta": 1e-5,
     "clip_norm": 0.75, "sampling_rate": 0.05,
 }  # fmt: skip
+
+
+def weights(bias: float = 0.5) -> bytes:
+    """An adapter's file of the job below: what stays at its start, and what a round might make."""
+    job, name = make_job(), "base_model.model.encoder.layer.0.query"
+    rank, inputs = job.adapter.rank, 6
+    start = drawn_a(job, Matrices(name, 1.0, None, None, None, None, rank, inputs, 4), 0)
+    tensors = {
+        f"{name}.lora_A.weight": start.astype(np.float32),
+        f"{name}.lora_B.weight": np.arange(4 * rank, dtype=np.float32).reshape(4, rank),
+        "base_model.model.classifier.weight": np.ones((2, 4), np.float32),
+        "base_model.model.classifier.bias": np.full(2, bias, np.float32),
+    }
+    return safetensors.numpy.save(tensors)
 
 
 def digest(words: str) -> str:
@@ -298,6 +315,12 @@ class Story:
             Released, job_sha256=job.sha256, round=number, payload_sha256=digest(f"{site}{number}")
         )
         return charge
+
+    def make(self, vector: bytes, file: bytes) -> None:
+        """Let the last round have made these numbers (float32), and the result name the file."""
+        made = hashlib.sha256(vector).hexdigest()
+        self.receipts[-1] = self.receipts[-1].model_copy(update={"output_sha256": made})
+        self.changes["adapter_sha256"] = hashlib.sha256(file).hexdigest()
 
     def signed_receipts(self) -> tuple[SignedReceipt, ...]:
         """The receipts in a chain of hashes, under the server's key."""

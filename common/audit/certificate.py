@@ -101,6 +101,8 @@ def _content(certificate: Certificate) -> dict[str, Any]:
     unsaid: dict[str, Any] = {} if certificate.counts else {"counts": True}
     if not certificate.utility.disjointness:
         unsaid["utility"] = {"disjoint_because", "disjointness"}
+    if certificate.job.vector_sha256 is None:
+        unsaid["job"] = {"vector_sha256"}
     return certificate.model_dump(mode="json", exclude=unsaid)
 
 

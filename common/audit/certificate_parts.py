@@ -25,7 +25,11 @@ class Part(Section):
 
 
 class JobNamed(Part):
-    """Which job: the manifest's sha256 names it; ``operator`` is the Ed25519 key that signed it."""
+    """Which job: the manifest's sha256 names it; ``operator`` is the Ed25519 key that signed it.
+
+    ``adapter_sha256`` is of the file, ``vector_sha256`` of its numbers as the kept round's receipt
+    names them; absent in a certificate of before.
+    """
 
     name: Name
     sha256: Sha256
@@ -35,6 +39,7 @@ class JobNamed(Part):
     base: Text
     base_sha256: Sha256
     adapter_sha256: Sha256
+    vector_sha256: Sha256 | None = None
     rounds_closed: Count
 
 

@@ -115,6 +115,7 @@ def _job(evidence: Evidence) -> Parts:
         "base": public_name(job.model.base),
         "base_sha256": job.model.sha256,
         "adapter_sha256": result.adapter_sha256,
+        "vector_sha256": result.vector_sha256,
         "rounds_closed": result.last_round,
     }
 

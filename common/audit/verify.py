@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 
 from common import pki
 from common.audit import charges, documents, roster, rounds, spent
-from common.audit.claims import Claim, checked, unchecked
+from common.audit.adapter_file import check_adapter
+from common.audit.claims import Claim, checked, judged, unchecked
 from common.audit.evidence import (
     Bundle,
     Evidence,
@@ -23,7 +24,7 @@ from common.audit.evidence import (
     require_files,
     require_sealed,
 )
-from common.errors import InvalidInput, Refusal, StorageFailed
+from common.errors import InvalidInput, Refusal
 from common.job import verify_job
 from common.words import counted
 
@@ -41,8 +42,8 @@ _INVENTED = (
     "this with its own ledger"
 )
 _AFTER_BYTES = (
-    "content", "issuer", "roster", "job", "receipts", "rounds", "links", "replies",
-    "result", "epsilon by round", "documents", "printed",
+    "content", "issuer", "roster", "job", "receipts", "rounds", "links", "adapter",
+    "replies",    "result", "epsilon by round", "documents", "printed",
 )  # fmt: skip
 
 
@@ -67,13 +68,14 @@ class Report:
         return NOT_CHECKED if rostered else (NOT_CHECKED[0], _INVENTED, *NOT_CHECKED[1:])
 
 
-def verify(data: bytes, roots: bytes | None) -> Report:
+def verify(data: bytes, roots: bytes | None, adapter: bytes | None = None) -> Report:
     """Check a bundle's every claim.
 
     Args:
         data: the whole file.
         roots: the root that is trusted (PEM), or both while one follows the other; None where the
             auditor has none, and then the issuer is not checkable.
+        adapter: the adapter's file (safetensors), to hold against the kept round; None for none.
 
     Raises:
         InvalidInput: ``roots`` is no certificate. Whatever is wrong with ``data`` is a claim.
@@ -92,7 +94,7 @@ def verify(data: bytes, roots: bytes | None) -> Report:
         claims += [unchecked(name, "the content cannot be read") for name in _AFTER_BYTES[1:]]
         return Report(tuple(claims), roots is not None, bundle.manifest)
     claims.append(Claim("content", "", "pass", f"job {evidence.job.job.job.name}, parsed whole"))
-    claims += _content(bundle, evidence, roots)
+    claims += _content(bundle, evidence, roots, adapter)
     return Report(tuple(claims), roots is not None, bundle.manifest, evidence)
 
 
@@ -116,7 +118,9 @@ def _bytes(data: bytes) -> tuple[list[Claim], Bundle | None]:
     return [container, checked("manifest", sealed), checked("files", whole)], bundle
 
 
-def _content(bundle: Bundle, evidence: Evidence, roots: bytes | None) -> Iterator[Claim]:
+def _content(
+    bundle: Bundle, evidence: Evidence, roots: bytes | None, adapter: bytes | None
+) -> Iterator[Claim]:
     """Whatever the content claims; the root first, on which the rest stands."""
     trusted = _named_authorities(bundle, evidence) if roots is None else roots
     if roots is None:
@@ -128,6 +132,7 @@ def _content(bundle: Bundle, evidence: Evidence, roots: bytes | None) -> Iterato
     yield checked("receipts", lambda: rounds.check_signatures(evidence, trusted))
     yield checked("rounds", lambda: rounds.check_chain(evidence))
     yield checked("links", lambda: rounds.check_links(evidence))
+    yield judged("adapter", lambda: check_adapter(adapter, evidence))
     yield checked("replies", lambda: rounds.check_replies(evidence))
     of_site: tuple[tuple[str, Callable[[str], str]], ...] = (
         ("certificate", lambda site: charges.check_certificates(site, evidence, trusted)),
@@ -142,14 +147,7 @@ def _content(bundle: Bundle, evidence: Evidence, roots: bytes | None) -> Iterato
     yield checked("result", lambda: spent.check_statement(evidence))
     yield checked("epsilon by round", lambda: spent.check_rounds(evidence))
     yield checked("documents", lambda: documents.check_documents(bundle.documents, evidence))
-    yield _printed(bundle, evidence)
-
-
-def _printed(bundle: Bundle, evidence: Evidence) -> Claim:
-    try:
-        return documents.check_printed(bundle.documents, evidence)
-    except (Refusal, InvalidInput, StorageFailed) as error:
-        return Claim("printed", "", "fail", str(error))
+    yield judged("printed", lambda: documents.check_printed(bundle.documents, evidence))
 
 
 def _of_site(name: str, site: str, check: Callable[[str], str]) -> Claim:

@@ -111,6 +111,8 @@ def _who(certificate: Certificate) -> Section:
         ("Description", job.description),
         ("Against whom", ADVERSARY),
         ("Job (sha256)", Code(job.sha256)),
+        ("Adapter's file (sha256)", Code(job.adapter_sha256)),
+        ("Its numbers (sha256)", Code(job.vector_sha256 or "")),
     ]
     return section("Whom it covers", Terms(tuple(pair for pair in pairs if pair[1])))
 
