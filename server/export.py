@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common import pki
+from common.audit.adapter_file import MAX_ADAPTER_BYTES
 from common.audit.certificate_parts import Audit
 from common.audit.claims import Claim
 from common.audit.evidence import Evidence, write_bundle
@@ -24,9 +25,10 @@ from common.audit.verify import verify
 from common.certificates import read_certificate
 from common.cli import installed_version
 from common.errors import InvalidInput, Refusal
-from common.files import exists, write_file
+from common.files import exists, read_file, write_file
 from common.receipt import SignedEnding, SignedReceipt
 from common.result import read_result
+from common.saved import WEIGHTS
 from server.authority import read_authorities
 from server.checkpoint import Checkpoints
 from server.config import load_server_config
@@ -35,6 +37,7 @@ from server.enrolment import ROSTER_FILE
 from server.home import require_home
 from server.notices import read_documents
 from server.roster import Roster
+from server.unended import counted_in_full
 
 OUTCOMES = "jobs"
 _MOST_SIGNIFICANCE = 0.05  # of a report: one that is wrong more often says nothing for a claim
@@ -73,17 +76,18 @@ def export(
     require_home(home)
     if exists(file):
         raise InvalidInput(f"{file} must not exist yet, got a file there")
-    evidence, roots = read_evidence(home, job), read_authorities(home).roots
+    evidence, roots = counted_in_full(read_evidence(home, job)), read_authorities(home).roots
     if not with_roster:
         evidence = replace(evidence, roster=b"")
     server = pki.Credential(
         read_certificate(home / "pki" / "server.pem"), pki.read_key(home / "pki" / "server.key")
     )
     # Before any document is made from it: those take its claims as they are.
-    require_sound(write_bundle(evidence, {}, server), roots)
+    weights = _weights(home, evidence)
+    require_sound(write_bundle(evidence, {}, server), roots, weights)
     audits = [_checked(read_report(path), evidence) for path in reports]
     data = write_bundle(evidence, write_documents(evidence, audits), server)
-    claims = require_sound(data, roots)
+    claims = require_sound(data, roots, weights)
     write_file(file, data, mode=0o644, overwrite=False)
     return Exported(file, hashlib.sha256(data).hexdigest(), len(data), claims, _root(roots))
 
@@ -119,13 +123,19 @@ def read_evidence(home: Path, job: str) -> Evidence:
     )
 
 
-def require_sound(data: bytes, roots: bytes) -> tuple[Claim, ...]:
-    """Every claim of a bundle, none of which fails.
+def _weights(home: Path, evidence: Evidence) -> bytes | None:
+    """The adapter's file that the job left behind, while it is there."""
+    path = home / OUTCOMES / evidence.result.job_sha256 / "adapter" / WEIGHTS
+    return read_file(path, max_bytes=MAX_ADAPTER_BYTES) if path.is_file() else None
+
+
+def require_sound(data: bytes, roots: bytes, weights: bytes | None = None) -> tuple[Claim, ...]:
+    """Every claim of a bundle, with the adapter's file where it is there; none of them fails.
 
     Raises:
         Refusal: one does; all that do are named.
     """
-    report = verify(data, roots)
+    report = verify(data, roots, weights)
     if report.failed:
         told = (
             f"{c.name}{' of ' + c.subject if c.subject else ''}: {c.found}" for c in report.failed

@@ -410,6 +410,33 @@ def _(_: Story) -> Made:
     return altered(story, ended), story.by.root.certificate
 
 
+@plant(SIGNED, "a site's last round kept out, and its last word with it", "epsilon")
+def _(story: Story) -> Made:
+    hide_last(story, 1)
+    return story.bundle(result=story.result())
+
+
+@plant(SIGNED, "a site's counts kept out, and its last word with them", "epsilon")
+def _(_: Story) -> Made:
+    story = told_with_counts()
+    hide_last(story, 2)
+    return story.bundle(result=story.result()), story.by.root.certificate
+
+
+def hide_last(story: Story, index: int) -> None:
+    """B was not asked, as the receipt has it, and gives no last word."""
+    receipt, before = story.receipts[index], story.receipts[index - 1]
+    change(
+        story,
+        index,
+        asked=("A",),
+        charges={"A": receipt.charges["A"]},
+        replies=tuple(reply for reply in receipt.replies if reply.site == "A"),
+        heads=receipt.heads | {"B": before.heads["B"]},
+    )
+    story.away = ("B",)
+
+
 def charged(**charge: object) -> Story:
     """A story in whose second round all sites wrote another charge into their ledgers."""
     story = begin()

@@ -74,19 +74,31 @@ def _verify(data: bytes, root: x509.Certificate) -> None:
     counting = receipts[-1] if "metrics" in job else None
     rounds = [receipt for receipt in receipts if receipt is not counting]
     asked = {site: [site in r["asked"] for r in rounds] for site in job["data"]["population"]}
+    unended = {site for site in asked if f"sites/{site}/ending.json" not in files}
     for site in asked:
         pem = files[f"sites/{site}/certificate.pem"]
         site_story(site, receipts, pem, job, result, root)
         said = files.get(f"sites/{site}/ending.json")
         if said is not None:
             last_word(site, said, receipts, pem, job, root)
-    claims(job, result, manifest, asked, set(counting["asked"]) if counting else set())
+    for site in unended:
+        asked[site] = perhaps(site, receipts, asked[site], job)
+    claims(job, result, manifest, asked, {*counting["asked"], *unended} if counting else set())
     if counting:
         counts(counting, job, result)
     need((result["metrics"] is None) == (counting is None), "counts")
     documents(files, job, result, receipts)
     if "roster.json" in files:
         rostered(files, list(asked), receipts[-1]["heads"], root)
+
+
+def perhaps(
+    site: str, receipts: list[dict[str, Any]], asked: list[bool], job: dict[str, Any]
+) -> list[bool]:
+    """Without its last word a site may have been asked in every round after its last charge."""
+    last = max((r["round"] for r in receipts if site in r["charges"]), default=0)
+    rounds = range(1, job["training"]["rounds"] + 1)
+    return [n > last or asked[n - 1] for n in rounds if n > last or n <= len(asked)]
 
 
 def weighed(adapter: bytes, files: dict[str, bytes]) -> None:

@@ -32,6 +32,7 @@ from common.privacy.ledger import Chain, Row, public_hex
 from common.receipt import Reply, RoundReceipt, ServerKey, SignedReceipt
 from common.result import Result, privacy_statement, site_result
 from common.signed import SignedRoster, sign
+from server.unended import counted_in_full
 
 AT = dt.datetime(2026, 11, 20, 9, 30, tzinfo=dt.UTC)
 BEFORE = AT - dt.timedelta(days=90)  # when root and intermediate were made
@@ -386,7 +387,7 @@ class Story:
 
     def evidence(self) -> Evidence:
         """All of it."""
-        return Evidence(
+        found = Evidence(
             job=self.signed,
             receipts=self.signed_receipts(),
             certificates=self.certificates,
@@ -397,6 +398,7 @@ class Story:
             endings=self.endings(),
             roster=self.roster(),
         )
+        return counted_in_full(found)
 
     def roster(self, by: pki.Credential | None = None, **changes: object) -> bytes:
         """Who the root says takes part: every ledger's key, or the one (PEM) that it ``known``."""

@@ -103,6 +103,8 @@ def _content(certificate: Certificate) -> dict[str, Any]:
         unsaid["utility"] = {"disjoint_because", "disjointness"}
     if certificate.job.vector_sha256 is None:
         unsaid["job"] = {"vector_sha256"}
+    if all(site.last_word_shown is None for site in certificate.sites):
+        unsaid["sites"] = {"__all__": {"last_word_shown"}}
     return certificate.model_dump(mode="json", exclude=unsaid)
 
 

@@ -158,6 +158,8 @@ class SiteSpent(Part):
         population: declared in the job, never counted.
         steps: charged to it; ``steps_signed`` of them by rows that it signed, the rest for rounds
             that it was asked for and never answered, or that were not closed.
+        last_word_shown: whether its last word on the job is in the evidence. Without it every round
+            of the plan after its last charge counts as charged; absent in a certificate of before.
         releases_of_counts: that are charged to it, 0 or 1; ``epsilon`` is with them.
         person_epsilon: of somebody with ``person_records`` records at this site.
     """
@@ -167,6 +169,7 @@ class SiteSpent(Part):
     steps: Count
     steps_signed: Count
     rounds_asked: Count
+    last_word_shown: bool | None = None
     releases_of_counts: Count
     epsilon: Epsilon | None
     delta: Delta

@@ -209,6 +209,7 @@ def _site(spent: Spending) -> Parts:
         "steps": promise.steps,
         "steps_signed": min(spent.signed, promise.steps),
         "rounds_asked": spent.asked,
+        "last_word_shown": spent.is_ended,
         "releases_of_counts": spent.counts,
         "epsilon": number(promise.epsilon),
         "delta": promise.delta,

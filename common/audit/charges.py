@@ -148,6 +148,28 @@ def asked_steps(site: str, evidence: Evidence, last: int | None = None) -> int:
     return asked_rounds(site, evidence, last) * evidence.job.job.training.local_steps
 
 
+def due_rounds(site: str, evidence: Evidence, last: int | None = None) -> int:
+    """How many rounds, up to ``last``, the site counts as charged for.
+
+    Those that it was asked for. Where its last word is missing, every round of the plan after its
+    last charge as well: that one was asked of it, and kept back with its last word, looks the same.
+    """
+    planned = evidence.job.job.training.rounds
+    last = planned if last is None else last
+    if site in evidence.endings:
+        return asked_rounds(site, evidence, last)
+    charged = (s.receipt.round for s in evidence.receipts if site in s.receipt.charges)
+    known = min(last, max(charged, default=0))
+    return asked_rounds(site, evidence, known) + last - known
+
+
+def due_counts(site: str, evidence: Evidence) -> int:
+    """1 where the site may have been asked for its counts, else 0."""
+    if site in evidence.endings or evidence.job.job.metrics is None:
+        return asked_counts(site, evidence)
+    return 1
+
+
 def asked_counts(site: str, evidence: Evidence) -> int:
     """1 where the site was asked for its counts, else 0."""
     return int(evidence.counting is not None and site in evidence.counting.asked)

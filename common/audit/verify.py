@@ -158,7 +158,7 @@ def _ending(site: str, evidence: Evidence, roots: bytes) -> Claim:
     if site in evidence.endings:
         return _of_site("ending", site, lambda name: charges.check_last_word(name, evidence, roots))
     # Away when the job ended, or kept back by the server: which of them a bundle cannot show.
-    why = "the site's last word is not here: rounds after its last charge cannot be excluded"
+    why = "the site's last word is not here: every round after its last charge counts as charged"
     return unchecked("ending", why, site)
 
 

@@ -193,6 +193,36 @@ def test_a_last_word_that_is_missing_leaves_its_claim_open() -> None:
     assert fault_of(data, root) == ""
 
 
+@pytest.mark.parametrize("rounds", [3, 4])
+def test_a_site_without_a_last_word_is_counted_for_all_that_it_may_have_done(rounds: int) -> None:
+    """B was asked once, of rounds that patience may end; the oracle is the plan."""
+    story = begin(rounds=rounds, training={"patience": 2})
+    story.round()
+    story.round(away=["B"])
+    story.round(away=["B"])
+    story.changes["kept_round"] = 1
+    story.changes["vector_sha256"] = story.receipts[0].output_sha256
+    assert spent(story) == {"A": 6, "B": 2}
+    story.away = ("B",)
+    assert spent(story) == {"A": 6, "B": 2 * rounds}
+    evidence, root = story.evidence(), story.by.root.certificate
+    documents = write_documents(evidence, [])
+    data = write_bundle(evidence, documents, story.by.server)
+    assert not failed(data, root)
+    assert fault_of(data, root) == ""
+    said = "no last word on the job of B"
+    assert said in documents["certificate.html"].decode()
+    assert said in documents["sites/B/certificate.html"].decode()
+    assert said not in documents["sites/A/certificate.html"].decode()
+    stated = read_certificate(documents["sites/B/certificate.json"]).promise.epsilon
+    assert stated == privacy_statement(story.job, seeded=False).epsilon(2 * rounds)
+    assert failed(story.bundle(result=story.result()), root) == {"epsilon"}
+
+
+def spent(story: Story) -> dict[str, int]:
+    return {site.name: site.steps for site in story.evidence().result.sites}
+
+
 @pytest.mark.parametrize("planted", PLANTED, ids=str)
 def test_a_planted_fault_is_caught_by_its_claim(planted: Planted) -> None:
     data, root = planted.make()
