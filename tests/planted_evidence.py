@@ -19,14 +19,16 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common import pki
-from common.audit.certificate import id_of, identified
+from common.audit.certificate import id_of, identified, read_certificate
 from common.audit.certificate import to_json as to_json_certificate
 from common.audit.certificate_parts import Audit
 from common.audit.certification import certificate_of
 from common.audit.data_card import data_card_json
 from common.audit.evidence import DOCUMENTS, MANIFEST, RESULT, SEAL, Manifest, seal, write_bundle
 from common.audit.spending import spendings
+from common.documents.certificate_sheet import certificate_sheet
 from common.documents.pages import sheets
+from common.documents.paper import pdf_of
 from common.documents.screen import html_of
 from common.job import sign_job
 from common.keys import public_key_sha256
@@ -951,6 +953,34 @@ plant_page(
     "receipts.html",
     f"<tr>(?:(?!<tr>).)*{digest('adapter 2')[:16]}.*?</tr>",
     "",
+)
+
+
+def plant_print(fault: str, alter: Callable[[bytes, Story], bytes]) -> None:
+    """A PDF of the certificate that says something else beside its true JSON and page."""
+
+    @plant(CLAIM, fault, "printed")
+    def _(story: Story) -> Made:
+        files = pages(story)
+        files = {name: data for name, data in files.items() if name.startswith("certificate.")}
+        true = pdf_of(certificate_sheet(read_certificate(files["certificate.json"])))
+        changed = alter(true, story)
+        assert changed != true
+        return write_bundle(story.evidence(), files | {"certificate.pdf": changed}, story.by.server)
+
+
+def with_half_of_epsilon(_: bytes, story: Story) -> bytes:
+    parts = certified(story)
+    halve_epsilon(parts)
+    return pdf_of(certificate_sheet(identified(**parts)))
+
+
+plant_print("a certificate's PDF with half the epsilon", with_half_of_epsilon)
+plant_print("a certificate's PDF that is none", lambda *_: b"%PDF-1.4 epsilon 0.1 for everybody")
+plant_print("a certificate's PDF with a second document at its end", lambda true, _: true + true)
+plant_print(
+    "a certificate's PDF without its last pages",
+    lambda true, _: re.sub(rb"(/Kids \[\d+ 0 R)[^\]]*", rb"\1", true),
 )
 
 

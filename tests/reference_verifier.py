@@ -7,6 +7,7 @@ answers with the first fault that it finds, in its own words, or with nothing.
 
 import datetime as dt
 import hashlib
+import html
 import io
 import json
 import math
@@ -439,6 +440,8 @@ def documents(
     for name in named:
         if name.endswith(".html"):
             paged(name, files, job, result, receipts)
+        if name.endswith(".pdf"):
+            printed(name, files)
     rows = [row for r in receipts for c in r["charges"].values() for row in c["hand_overs"]]
     entries = [json.loads(row["body"]) for row in rows]
     caps = {entry["site"]: entry["cap"] for entry in entries if entry["kind"] == "created"}
@@ -468,6 +471,41 @@ def paged(
             need(receipt["output_sha256"][:16] in text, f"{name}: a round is missing")
         for head in receipts[-1]["heads"].values():
             need(head["root"] in text, f"{name}: a ledger is missing")
+
+
+def printed(name: str, files: dict[str, bytes]) -> None:
+    """Whatever a PDF draws, line by line, is on the page beside it; its letters are believed."""
+    page = re.sub(r"<style.*?</style>|<[^>]*>", "", files[name[:-3] + "html"].decode(), flags=re.S)
+    beside = re.sub(r"\s", "", html.unescape(page))
+    data = files[name]
+    need(data.startswith(b"%PDF-") and b"/Producer (fpdf2 " in data, f"{name}: no PDF of ours")
+    objects = dict(re.findall(rb"\n(\d+) 0 obj\n(.*?)\nendobj", data, flags=re.DOTALL))
+    letters = {}
+    for font, number in re.findall(rb"/F(\d) (\d+) 0 R", data):
+        (table,) = re.findall(rb"/ToUnicode (\d+) 0 R", objects[number])
+        pairs = re.findall(rb"<([0-9A-F]{4})> <([0-9A-F]{4,8})>", objects[table])
+        letters[font] = {
+            int(a, 16): bytes.fromhex(b.decode()).decode("utf-16-be") for a, b in pairs
+        }
+    pages = re.findall(rb"/Contents (\d+) 0 R", data)
+    need(len(pages) > 0, f"{name}: no page")
+    (kids,) = re.findall(rb"/Kids \[([^]]*)\]", data)
+    need(kids.count(b" 0 R") == len(pages), f"{name}: other pages")
+    for number in pages:
+        stream = objects[number].partition(b"stream\n")[2].removesuffix(b"\nendstream")
+        font = b""
+        drawn = rb"/F(\d) [\d.]+ Tf|\(((?:[^\\()]|\\.)*)\) Tj"
+        for chosen, raw in re.findall(drawn, zlib.decompress(stream), flags=re.DOTALL):
+            font = chosen or font
+            said = re.sub(rb"\\(.)", _escaped, raw, flags=re.DOTALL)
+            codes = struct.unpack(f">{len(said) // 2}H", said)
+            line = re.sub(r"\s", "", "".join(letters[font][code] for code in codes))
+            is_number = re.fullmatch(r"\d+/?\d*", line) or line == "\N{EN DASH}"
+            need(bool(is_number) or line in beside, f"{name}: draws {line[:60]}")
+
+
+def _escaped(found: re.Match[bytes]) -> bytes:
+    return {b"r": b"\r", b"n": b"\n"}.get(found[1], found[1])
 
 
 def epsilons(tree: Any, key: str = "") -> list[float]:  # noqa: ANN401

@@ -24,6 +24,7 @@ from common.audit.evidence import (
     require_files,
     require_sealed,
 )
+from common.audit.printed import check_printed
 from common.errors import InvalidInput, Refusal
 from common.job import verify_job
 from common.words import counted
@@ -147,7 +148,7 @@ def _content(
     yield checked("result", lambda: spent.check_statement(evidence))
     yield checked("epsilon by round", lambda: spent.check_rounds(evidence))
     yield checked("documents", lambda: documents.check_documents(bundle.documents, evidence))
-    yield judged("printed", lambda: documents.check_printed(bundle.documents, evidence))
+    yield judged("printed", lambda: check_printed(bundle.documents, evidence))
 
 
 def _of_site(name: str, site: str, check: Callable[[str], str]) -> Claim:

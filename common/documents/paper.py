@@ -8,6 +8,7 @@ scripts; tags for screen readers, for whom the HTML is.
 import math
 import tempfile
 from datetime import datetime
+from importlib.metadata import version
 from pathlib import Path
 
 from fpdf import FPDF, FontFace, XPos, YPos
@@ -28,6 +29,8 @@ from common.documents.sheet import (
     Terms,
 )
 
+# Other versions may draw otherwise, so a PDF names those that drew it.
+PRODUCER = ", ".join(f"{name} {version(name)}" for name in ("fpdf2", "fonttools", "pymupdf-fonts"))
 _INK, _SOFT, _RULE = (27, 36, 48), (90, 100, 114), (214, 210, 200)
 _STYLES = {"lead": (18, 96, 122), "cost": (165, 86, 29), "": _INK}
 _ALARM = (140, 21, 18)
@@ -82,7 +85,7 @@ def _describe(paper: FPDF, sheet: Sheet) -> None:
     paper.set_creation_date(datetime.fromisoformat(sheet.made_at))
     paper.set_title(drawn(f"{sheet.title}: {sheet.kind}"))
     paper.set_author("Veiltune")
-    paper.set_producer("fpdf2")
+    paper.set_producer(PRODUCER)
     paper.set_lang("en")
 
 
