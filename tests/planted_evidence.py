@@ -862,29 +862,45 @@ plant_certificate(
     "a certificate on which somebody checked the hold-out",
     lambda parts: parts["utility"].update(disjointness="Checked: no patient of a site is in it."),
 )
-AUDIT: dict[str, Any] = {
-    "name": "canary",
-    "site": "A",
-    "code_sha256": digest("code"),
-    "runs": 1,
-    "lower_bound": 0.5,
-    "significance": 0.05,
-    "epsilon": 6.0,
-}
-plant_certificate(
-    "a certificate with an audit whose bound refutes it",
-    lambda parts: parts.update(
-        audits=[
-            AUDIT | {"lower_bound": 6.5, "epsilon": 7.0, "verdict": "consistent with the claim"}
-        ]
-    ),
-)
+
+
+def audit_of(story: Story, **changes: object) -> dict[str, Any]:
+    """An audit that was handed in, with what its job costs."""
+    true = {
+        "name": "canary",
+        "site": "A",
+        "code_sha256": digest("code"),
+        "runs": 1,
+        "lower_bound": 0.5,
+        "significance": 0.05,
+        "epsilon": privacy_statement(story.job, seeded=False).epsilon(story.job.steps),
+        "verdict": "consistent with the claim",
+    }
+    return true | changes
+
+
+def plant_audit(fault: str, *, times: int = 1, **changes: object) -> None:
+    """A certificate with an audit that is none of this job's."""
+
+    @plant(CLAIM, fault, "documents")
+    def _(story: Story) -> Made:
+        return bundled(story, certified(story) | {"audits": [audit_of(story, **changes)] * times})
+
+
+plant_audit("a certificate with an audit whose bound refutes it", lower_bound=6.5, epsilon=7.0)
+plant_audit("a certificate with an audit of a site that took no part", site="Z")
+plant_audit("a certificate with an audit of code that nobody ran", code_sha256=digest("other"))
+plant_audit("a certificate with an audit that is mostly wrong", significance=0.999)
+plant_audit("a certificate with an audit of a claim of 100", epsilon=100.0)
+plant_audit("a certificate with an audit of a claim of 0", epsilon=0.0, lower_bound=0.0)
+plant_audit("a certificate with an audit that no chance could refute", significance=1e-300)
+plant_audit("a certificate with one audit three times", times=3)
 
 
 @plant(CLAIM, "a certificate with an audit that measured epsilon", "documents")
 def _(story: Story) -> Made:
     evidence = story.evidence()
-    audit = Audit.model_construct(**AUDIT, verdict="epsilon measured")
+    audit = Audit.model_construct(**audit_of(story, verdict="epsilon measured"))
     true = certificate_of(evidence, spendings(evidence), ())
     forged = true.model_copy(update={"audits": (audit,)})
     said = to_json_certificate(forged.model_copy(update={"id": id_of(forged)}))

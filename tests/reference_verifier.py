@@ -450,6 +450,7 @@ def documents(
         need(beside in files, "a page of a certificate alone")
         site = re.sub("^documents/(sites/)?|/?certificate.*$", "", name)
         certified(json.loads(files[beside]), site, job, result, caps)
+        audited(json.loads(files[beside])["audits"], job, result, receipts)
 
 
 def paged(
@@ -555,9 +556,30 @@ def certified(
     need("checked by nobody" in use["disjointness"] or told is None, "a checked hold-out")
     need("Nobody declared" in use["disjointness"] or told is not None, "an undeclared hold-out")
     together(certificate["known_to_several_sites"], result)
-    for audit in certificate["audits"]:
+
+
+def audited(
+    audits: list[dict[str, Any]],
+    job: dict[str, Any],
+    result: dict[str, Any],
+    receipts: list[dict[str, Any]],
+) -> None:
+    """Each is of what all steps would cost, and of code that its site signed a charge under."""
+    privacy, training = result["privacy"], job["training"]
+    rate, noise, delta = (privacy[n] for n in ("sampling_rate", "noise_multiplier", "delta"))
+    for audit in audits:
+        whole = by_pld(rate, noise, training["rounds"] * training["local_steps"], delta)
+        charges = [r["charges"].get(audit["site"]) for r in receipts]
+        bodies = [json.loads(charge["row"]["body"]) for charge in charges if charge is not None]
+        need(
+            audit["code_sha256"] in {body["code_sha256"] for body in bodies}, "audit of other code"
+        )
+        need(math.isclose(audit["epsilon"], whole, rel_tol=0.004), "audit of another claim")
+        need(audit["lower_bound"] <= audit["epsilon"], "refuted")
+        need(1e-9 <= audit["significance"] <= 0.05, "audit that says nothing")
         need(audit["verdict"] == "consistent with the claim", "an audit that is no verdict")
-        need(audit["lower_bound"] <= max(s["epsilon"] for s in result["sites"]), "refuted")
+        alike = [a for a in audits if (a["name"], a["site"]) == (audit["name"], audit["site"])]
+        need(len(alike) <= audit["runs"] and alike.count(audit) == 1, "one audit more than once")
 
 
 def site_certified(

@@ -241,7 +241,7 @@ class Audit(Part):
     name: AuditName
     site: Name
     code_sha256: Sha256
-    runs: Annotated[int, Field(ge=1)]
+    runs: Annotated[int, Field(ge=1, le=100_000)]
     lower_bound: Epsilon
     significance: Annotated[float, Field(gt=0, lt=1)]
     epsilon: Epsilon

@@ -36,6 +36,7 @@ NOT_CHECKED = (
     "that every site's ledger continues elsewhere: compare a head with the site's own",
     "accuracy and F1: the hold-out is not in the bundle; that it shares no unit with a site: the "
     "operator's word, where there is one",
+    "that audits on a certificate were run, and found what stands there: the server's word",
     "the model card and the list of what is installed: they are as the server signed them",
 )
 _INVENTED = (

@@ -223,24 +223,26 @@ def _audits(audits: tuple[Audit, ...]) -> Section:
         return section(
             title,
             Prose(
-                "No report of an audit was handed in with this evidence. fl-audit mechanism, "
-                "canary and membership make such reports on public or synthetic records."
+                "No report of an audit was handed in with this evidence. fl-audit mechanism and "
+                "canary make such reports on public or synthetic records."
             ),
         )
     rows = tuple(
         (
             f"{audit.name} at {audit.site}",
-            f"{audit.lower_bound:.3f}",
+            f"ε {audit.lower_bound:.3f}",
             f"{audit.significance:g} over {counted(audit.runs, 'run')}",
-            figure(audit.epsilon),
+            f"ε {figure(audit.epsilon)}",
             audit.verdict,
         )
         for audit in audits
     )
-    heads = ("Audit", "ε is at least", "but for a chance of", "ε claimed", "Verdict")
+    heads = ("Audit", "Refuted below", "but for a chance of", "Claim audited", "Verdict")
     note = (
-        "A lower bound that stays under the claim is consistent with it and measures nothing: an "
-        "attack that found little may have been weak."
+        "Both figures are the ε of all steps of the plan, whatever part of them a site was "
+        "charged: they are compared with each other, and with no other ε of this document. A claim "
+        "below the first would have been refuted. A claim above it is consistent with what was "
+        "seen, and nothing was measured: an attack that found little may have been weak."
     )
     table: Block = Table(heads, rows, frozenset({1, 2, 3}), (40, 28, 32, 24, 46))
     return section(title, table, Prose(note))

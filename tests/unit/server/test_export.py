@@ -306,3 +306,11 @@ def test_an_adapter_file_that_no_round_made_is_not_exported(
         assert run(app, [*words, str(bundle)], "fl-server") == status
         assert bundle.exists() == (status == 0)
     assert "adapter's file must have the sha256" in capsys.readouterr().err
+
+
+def test_one_report_is_handed_in_once(export: Export, story: Story, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(report(story))
+    twice = ["--audit", str(tmp_path / "a.json")] * 2
+    status, said = export(tmp_path / "e.zip", *twice)
+    assert status == 1
+    assert "no more than the 1 that share their significance" in said
