@@ -42,6 +42,7 @@ from common.result import PrivacyStatement, Result, privacy_statement, to_json
 from common.signed import SignedRoster, read
 from common.stored_zip import pack, unpack
 from tests.story import (
+    AT,
     BEFORE,
     COUNTS,
     Ledger,
@@ -563,6 +564,46 @@ def _(_: Story) -> Made:
     lost = charge.model_copy(update={"hand_overs": ()})
     recharge(story, 1, "A", lost)
     return shown(story)
+
+
+def plant_ledger(fault: str, **created: object) -> None:
+    """A ledger whose first entry says something else."""
+
+    @plant(LEDGER, fault, "charges")
+    def _(_: Story) -> Made:
+        story = begin()
+        story.ledgers["A"] = Ledger("A", story.ledgers["A"].pem, **created)
+        story.round()
+        story.round()
+        return shown(story)
+
+
+plant_ledger("a ledger that began as another site's", site="Z")
+plant_ledger("a ledger about records where the job speaks of patients", unit="record")
+plant_ledger("a ledger under a key that was made for it alone", is_ephemeral=True)
+
+
+@plant(LEDGER, "a made-up site with the ledger and key of another", "charges")
+def _(_: Story) -> Made:
+    story = begin()
+    story.round(away=["B"])
+    story.round(away=["B"])
+    csr = pki.create_csr("B", story.ledgers["A"].pem)
+    story.certificates["B"] = pki.issue_site(csr, story.by.intermediate, now=AT)
+    for index, receipt in enumerate(story.receipts):
+        (reply,), charge, head = receipt.replies, receipt.charges["A"], receipt.heads["A"]
+        other = reply.model_copy(update={"site": "B", "payload_sha256": digest(f"B{index}")})
+        change(
+            story,
+            index,
+            asked=("A", "B"),
+            charges={"A": charge, "B": charge},
+            heads={"A": head, "B": head},
+            replies=(reply, other),
+        )
+    ends = story.ledgers["A"].last_word(story.job.sha256, story.receipts[-1].heads["A"], 4, 0)
+    story.ledgers["B"] = story.ledgers["A"]
+    return story.bundle(endings={"A": ends, "B": ends}), story.by.root.certificate
 
 
 @plant(LEDGER, "two ledgers of equal size with different roots", "heads")

@@ -81,7 +81,8 @@ def _verify(data: bytes, root: x509.Certificate) -> None:
         site_story(site, receipts, pem, job, result, root)
         said = files.get(f"sites/{site}/ending.json")
         if said is not None:
-            last_word(site, said, receipts, pem, job, root)
+            last_word(site, said, receipts, pem, job, result, root)
+    own(receipts, {s: json.loads(files[f"sites/{s}/ending.json"]) for s in {*asked} - unended})
     for site in unended:
         asked[site] = perhaps(site, receipts, asked[site], job)
     claims(job, result, manifest, asked, {*counting["asked"], *unended} if counting else set())
@@ -245,6 +246,7 @@ def site_story(
             since = charge["since"]
             need(last is None or (since is not None and entries(since) == entries(last)), "since")
             one_charge(charge, keys)
+            begun(charge, site, job, result)
             entry = json.loads(charge["row"]["body"])
             planned(entry, receipt, job, result)
             most = due(site, receipts, job, receipt["round"])
@@ -288,12 +290,14 @@ def last_word(
     receipts: list[dict[str, Any]],
     pem: bytes,
     job: dict[str, Any],
+    result: dict[str, Any],
     root: x509.Certificate,
 ) -> None:
     """All that the site's ledger charged the job, by the entry that ended it."""
     ending, last = json.loads(raw), receipts[-1]
     need(canonical(ending) == raw, "ending is not canonical")
     one_charge(ending, site_keys(site, pem, root, when(last["closed_at"])))
+    begun(ending, site, job, result)
     known, since = last["heads"].get(site), ending["since"]
     need(known is None or (since and entries(since) == entries(known)), "ending of another ledger")
     entry = json.loads(ending["row"]["body"])
@@ -305,6 +309,28 @@ def last_word(
     need(entry["steps"] >= max(shown, default=0), "fewer steps")
     asked = [site in r["asked"] for r in receipts if r["round"] > job["training"]["rounds"]]
     need(entry["counts"] <= sum(asked), "counts that nobody asked for")
+
+
+def begun(charge: dict[str, Any], site: str, job: dict[str, Any], result: dict[str, Any]) -> None:
+    """What the entries say that named a key."""
+    unit = job["privacy"]["unit"]
+    for row in charge["hand_overs"]:
+        body = json.loads(row["body"])
+        need(result["privacy"]["seeded"] or not body["is_ephemeral"], "a key for the ledger alone")
+        if body["kind"] == "created":
+            need(body["site"] == site, "another site's ledger")
+            need(body["unit"] in ("", unit) or job["privacy"]["mode"] == "none", "another unit")
+
+
+def own(receipts: list[dict[str, Any]], endings: dict[str, Any]) -> None:
+    """No two sites show the same ledger."""
+    shown = [item for r in receipts for item in (*r["charges"].items(), *r["heads"].items())]
+    owner: dict[str, str] = {}
+    for site, one in [*shown, *endings.items()]:
+        head = one.get("head", one)
+        rows = [row["hash"] for row in one.get("hand_overs", ()) if row["seq"] == 0]
+        for mark in (head["root"], head["public_key"], *rows):
+            need(owner.setdefault(mark, site) == site, "one ledger of two sites")
 
 
 def one_charge(charge: dict[str, Any], keys: set[str]) -> None:
@@ -540,7 +566,7 @@ def certified(
     due = {site["name"]: site for site in result["sites"] if of in ("", site["name"])}
     need([s["name"] for s in certificate["sites"]] == list(due), "certificate of other sites")
     for site in certificate["sites"]:
-        site_certified(site, due[site["name"]], job, result, caps[site["name"]])
+        site_certified(site, due[site["name"]], job, result, caps.get(site["name"]))
     promise, policy = certificate["promise"], certificate["budget_policy"]
     most, delta = max(site["epsilon"] for site in due.values()), result["privacy"]["delta"]
     need((promise["epsilon"], promise["delta"]) == (most, delta), "certificate's promise")
@@ -587,7 +613,7 @@ def site_certified(
     due: dict[str, Any],
     job: dict[str, Any],
     result: dict[str, Any],
-    cap: dict[str, Any],
+    cap: dict[str, Any] | None,
 ) -> None:
     need(site["epsilon"] == due["epsilon"] and site["delta"] == due["delta"], "epsilon")
     need((site["steps"], site["releases_of_counts"]) == (due["steps"], due["counts"]), "steps")
@@ -604,7 +630,8 @@ def site_certified(
     need(math.isclose(figures["rdp"], by_rdp(*asked, beside), rel_tol=0.01), "RDP")
     need(figures["doubt"] == "", "accountants that do not agree")
     need(math.isclose(life["epsilon_shown"], due["epsilon"], rel_tol=1e-6), "life's epsilon")
-    need((life["cap_epsilon"], life["cap_delta"]) == (cap["epsilon"], cap["delta"]), "cap")
+    shown = (None, None) if cap is None else (cap["epsilon"], cap["delta"])
+    need((life["cap_epsilon"], life["cap_delta"]) == shown, "cap")
 
 
 def worded(promise: dict[str, Any]) -> None:

@@ -98,14 +98,15 @@ def make_job(
 class Ledger:
     """A site's whole ledger with its key."""
 
-    def __init__(self, site: str, key: bytes) -> None:
+    def __init__(self, site: str, key: bytes, /, **created: object) -> None:
         self.site, self.pem, self.key = site, key, pki.load_key(key)
         self.chain, self.rows = Chain(), list[Row]()
         cap = {"kind": "pld-schedule", "jobs": [digest("jobs")], "epsilon": 12.0, "delta": 1e-5}
-        self.append(
-            Created, public_key=public_hex(self.key), is_ephemeral=False, site=site,
-            unit="patient_id", cap=cap, binds_keys=True,
-        )  # fmt: skip
+        said: dict[str, object] = {
+            "public_key": public_hex(self.key), "is_ephemeral": False, "site": site,
+            "unit": "", "cap": cap, "binds_keys": True,
+        }  # fmt: skip
+        self.append(Created, **(said | created))
 
     def append(self, model: type[Any], **fields: object) -> int:
         """Write the next entry; its number."""

@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from common import pki
 from common.audit.evidence import Evidence
 from common.errors import InvalidInput, Refusal
-from common.privacy.charge import HeadOf, SignedCharge, check_charge, check_ending
-from common.privacy.entries import Reserved
+from common.privacy.charge import HeadOf, SignedCharge, SignedEntry, check_charge, check_ending
+from common.privacy.entries import Created, Reserved
 from common.receipt import RoundReceipt
 from common.words import counted
 
@@ -81,10 +81,13 @@ def check_certificates(site: str, evidence: Evidence, roots: bytes) -> str:
 def check_charges(site: str, evidence: Evidence, roots: bytes) -> str:
     """Each charge is signed, under its head, and what the job's plan says of it."""
     keys, count = certified_keys(site, evidence), 0
+    if other := evidence.twins.get(site):
+        raise Refusal(f"ledger of {site} must be its own, got entries or a key of {other}'s")
     for receipt, charge in _charges(site, evidence):
         valid = _valid(keys, site, roots, receipt)
         try:
             entry = check_charge(charge, valid.__contains__)
+            _require_named(charge, site, evidence)
             _require_plan(entry, receipt, evidence)
             _require_asked(entry.job_steps, asked_steps(site, evidence, receipt.round))
         except Refusal as error:
@@ -122,6 +125,7 @@ def check_last_word(site: str, evidence: Evidence, roots: bytes) -> str:
     valid, known = _valid(certified_keys(site, evidence), site, roots, last), last.heads.get(site)
     ending = evidence.endings[site]
     entry = check_ending(ending, valid.__contains__)
+    _require_named(ending, site, evidence)
     if entry.job_sha256 != evidence.job.job.sha256:
         raise Refusal(f"ending must be of this job, got one of {entry.job_sha256[:16]}")
     if known is not None and not known.is_same(ending.since):
@@ -135,6 +139,23 @@ def check_last_word(site: str, evidence: Evidence, roots: bytes) -> str:
         raise Refusal(f"ending must state no counts that nobody asked for, got {counts}")
     words = f"{counted(entry.steps, 'step')} charged in all"
     return f"{words}, and its counts" if counts else words
+
+
+def _require_named(shown: SignedEntry, site: str, evidence: Evidence) -> None:
+    """Entries that name a key say that the ledger is this site's, and is about the job's unit.
+
+    A ledger may be made before its site insists on a unit, and then says none.
+    """
+    job = evidence.job.job
+    for entry in shown.named:
+        if entry.is_ephemeral and not evidence.is_simulation:
+            raise Refusal(f"ledger must be under {site}'s own key, got one made for it alone")
+        if not isinstance(entry, Created):
+            continue
+        if entry.site != site:
+            raise Refusal(f"ledger must begin as {site}'s, got {entry.site:.80}'s")
+        if job.is_private and entry.unit not in ("", job.privacy.unit):
+            raise Refusal(f"ledger's unit must be {job.privacy.unit}, got {entry.unit:.80}")
 
 
 def asked_rounds(site: str, evidence: Evidence, last: int | None = None) -> int:
