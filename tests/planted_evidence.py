@@ -585,24 +585,35 @@ plant_ledger("a ledger under a key that was made for it alone", is_ephemeral=Tru
 
 @plant(LEDGER, "a made-up site with the ledger and key of another", "charges")
 def _(_: Story) -> Made:
-    story = begin()
+    return with_a_twin(begin(rounds=1))
+
+
+@plant(LEDGER, "a made-up site with another's ledger, whose beginning is not shown", "charges")
+def _(_: Story) -> Made:
+    return with_a_twin(begin(rounds=1), since=1)
+
+
+def with_a_twin(story: Story, since: int = 0) -> Made:
+    """A alone takes part; B is made up, with a certificate for the key of A."""
     story.round(away=["B"])
-    story.round(away=["B"])
-    csr = pki.create_csr("B", story.ledgers["A"].pem)
+    ledger = story.ledgers["A"]
+    if since:
+        seq = story.receipts[0].charges["A"].row.seq
+        recharge(story, 0, "A", ledger.charge(seq, smaller(story, since)))
+    csr = pki.create_csr("B", ledger.pem)
     story.certificates["B"] = pki.issue_site(csr, story.by.intermediate, now=AT)
-    for index, receipt in enumerate(story.receipts):
-        (reply,), charge, head = receipt.replies, receipt.charges["A"], receipt.heads["A"]
-        other = reply.model_copy(update={"site": "B", "payload_sha256": digest(f"B{index}")})
-        change(
-            story,
-            index,
-            asked=("A", "B"),
-            charges={"A": charge, "B": charge},
-            heads={"A": head, "B": head},
-            replies=(reply, other),
-        )
-    ends = story.ledgers["A"].last_word(story.job.sha256, story.receipts[-1].heads["A"], 4, 0)
-    story.ledgers["B"] = story.ledgers["A"]
+    receipt = story.receipts[0]
+    (reply,), charge, head = receipt.replies, receipt.charges["A"], receipt.heads["A"]
+    change(
+        story,
+        0,
+        asked=("A", "B"),
+        charges={"A": charge, "B": charge},
+        heads={"A": head, "B": head},
+        replies=(reply, reply.model_copy(update={"site": "B"})),
+    )
+    ends = ledger.last_word(story.job.sha256, head, 2, 0)
+    story.ledgers["B"] = ledger
     return story.bundle(endings={"A": ends, "B": ends}), story.by.root.certificate
 
 
