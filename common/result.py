@@ -25,11 +25,12 @@ from common.strict_json import read_json
 from common.words import public_name
 
 MAX_RESULT_BYTES = 32 * 1024 * 1024
+MOST_NOISE = 2.0**20  # more than any job is calibrated to, and within what accountants can square
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Epsilon = Annotated[float, Field(ge=0)]
 Delta = Annotated[float, Field(gt=0, lt=1)]
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, lt=2**53)]
 
 
 class _Record(Section):
@@ -128,18 +129,18 @@ class PrivacyStatement(_Record):
 
     mode: Literal["site", "none"]
     unit: Name
-    unit_cap: Annotated[int, Field(ge=1)] | None = None
+    unit_cap: Annotated[int, Field(ge=1, lt=2**53)] | None = None
     neighbours: Literal["add-or-remove-one"]
     sampler: Literal["poisson"]
     sampling_rate: Annotated[float, Field(gt=0, le=1)]
     clip_norm: Annotated[float, Field(gt=0)] | None
-    noise_multiplier: Annotated[float, Field(ge=0)]
-    local_steps: Annotated[int, Field(ge=1)]
+    noise_multiplier: Annotated[float, Field(ge=0, le=MOST_NOISE)]
+    local_steps: Annotated[int, Field(ge=1, lt=2**53)]
     delta: Delta | None
     accountant: Literal["pld"]
     accountant_version: Annotated[str, Field(min_length=1, max_length=100)]
     seeded: bool
-    metrics_noise_multiplier: Annotated[float, Field(gt=0)] | None = None
+    metrics_noise_multiplier: Annotated[float, Field(gt=0, le=MOST_NOISE)] | None = None
 
     @property
     def is_private(self) -> bool:

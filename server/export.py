@@ -7,7 +7,6 @@ claim or other code than they are.
 Not covered: what the documents say (common/documents).
 """
 
-import datetime as dt
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -35,6 +34,7 @@ from server.documents import write_documents
 from server.enrolment import ROSTER_FILE
 from server.home import require_home
 from server.notices import read_documents
+from server.receipts import now
 from server.roster import Roster
 from server.unended import counted_in_full
 
@@ -116,7 +116,7 @@ def read_evidence(home: Path, job: str) -> Evidence:
         endings=endings,
         result=result,
         is_simulation=result.privacy.seeded,
-        made_at=f"{dt.datetime.now(dt.UTC):%Y-%m-%dT%H:%M:%SZ}",
+        made_at=max(now(), receipts[-1].receipt.closed_at),
         software=f"veiltune {installed_version()}",
         roster=read_documents(home).roster,
     )

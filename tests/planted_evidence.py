@@ -281,6 +281,17 @@ def _(story: Story) -> Made:
     return story.bundle()
 
 
+@plant(SIGNED, "a round closed days after the next one", "rounds")
+def _(story: Story) -> Made:
+    change(story, 0, closed_at="2026-11-20T10:30:00Z")
+    return story.bundle()
+
+
+@plant(SIGNED, "a bundle made before its rounds were closed", "rounds")
+def _(story: Story) -> Made:
+    return story.bundle(made_at="2026-11-20T09:45:00Z")
+
+
 @plant(SIGNED, "a round more than the job has", "rounds")
 def _(story: Story) -> Made:
     story.round()

@@ -181,6 +181,8 @@ def rounds_of(
         replies(receipt, job, 0 if is_counting else job["training"]["quorum"])
         before, output = sha(files[name]), receipt["output_sha256"]
         receipts.append(receipt)
+    stamps = [*(receipt["closed_at"] for receipt in receipts), manifest["made_at"]]
+    need(sorted(stamps) == stamps, "out of order in time")
     ending(receipts[:-1] if "metrics" in job else receipts, job, result)
     return receipts
 

@@ -15,6 +15,7 @@ Text = Annotated[str, StringConstraints(max_length=4000)]
 Epsilon = Annotated[float, Field(ge=0)]
 Delta = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=0, lt=2**53)]
+Several = Annotated[int, Field(ge=1, lt=2**53)]
 Sentences = Annotated[tuple[Text, ...], Field(strict=False, max_length=10_100)]
 
 
@@ -61,7 +62,7 @@ class Promise(Part):
     neighbours: Literal["add-or-remove-one"]
     unit: Name
     unit_means: Text
-    unit_cap: Annotated[int, Field(ge=1)] | None
+    unit_cap: Several | None
     epsilon: Epsilon | None
     delta: Delta
     shared_noise: SharedNoise | None
@@ -82,7 +83,7 @@ class Mechanism(Part):
     noise_deviation: Annotated[float, Field(gt=0)]
     sampling_scheme: Literal["poisson"]
     sampling_rate: Annotated[float, Field(gt=0, le=1)]
-    steps_per_round: Annotated[int, Field(ge=1)]
+    steps_per_round: Several
     most_steps: Count
     counts_noise_multiplier: Annotated[float, Field(gt=0)] | None
 
@@ -105,7 +106,7 @@ class CountsReleased(Part):
     histograms: Annotated[tuple[Text, ...], Field(strict=False, min_length=1)]
     hold_out: Annotated[float, Field(gt=0, lt=1)]
     share: Annotated[float, Field(gt=0, lt=1)]
-    records_per_unit: Annotated[int, Field(ge=1)]
+    records_per_unit: Several
     sensitivity: Annotated[float, Field(gt=0)]
     noise_multiplier: Annotated[float, Field(gt=0)]
     noise_deviation: Annotated[float, Field(gt=0)]
@@ -165,7 +166,7 @@ class SiteSpent(Part):
     """
 
     name: Name
-    population: Annotated[int, Field(ge=1)]
+    population: Several
     steps: Count
     steps_signed: Count
     rounds_asked: Count
@@ -174,7 +175,7 @@ class SiteSpent(Part):
     epsilon: Epsilon | None
     delta: Delta
     figures: Figures
-    person_records: Annotated[int, Field(ge=1)]
+    person_records: Several
     person_epsilon: Epsilon | None
     lifetime: Lifetime
 
@@ -182,7 +183,7 @@ class SiteSpent(Part):
 class Together(Part):
     """One person known to several sites: the ``sites`` that spent most, at the same delta."""
 
-    sites: Annotated[int, Field(ge=1)]
+    sites: Several
     epsilon: Epsilon | None
     delta: Delta
 

@@ -43,9 +43,11 @@ _INVENTED = (
     "that the server's intermediate key vouched for the true sites alone: each site can compare "
     "this with its own ledger"
 )
+_UNSOUND = "the result is not of the job's mechanism"
+_DOCUMENTS = ("documents", "printed")
 _AFTER_BYTES = (
     "content", "issuer", "roster", "job", "receipts", "rounds", "links", "adapter",
-    "replies",    "result", "epsilon by round", "documents", "printed",
+    "replies",    "result", "epsilon by round", *_DOCUMENTS,
 )  # fmt: skip
 
 
@@ -136,20 +138,30 @@ def _content(
     yield checked("links", lambda: rounds.check_links(evidence))
     yield judged("adapter", lambda: check_adapter(adapter, evidence))
     yield checked("replies", lambda: rounds.check_replies(evidence))
+    # Accountants are asked about the job's mechanism alone.
+    result = checked("result", lambda: spent.check_statement(evidence))
+    is_sound = result.status == "pass"
     of_site: tuple[tuple[str, Callable[[str], str]], ...] = (
         ("certificate", lambda site: charges.check_certificates(site, evidence, trusted)),
         ("charges", lambda site: charges.check_charges(site, evidence, trusted)),
         ("heads", lambda site: charges.check_heads(site, evidence, trusted)),
-        ("epsilon", lambda site: spent.check_epsilon(site, evidence)),
     )
     for site in evidence.job.job.sites:
         for name, check in of_site:
             yield _of_site(name, site, check)
+        yield _epsilon(site, evidence) if is_sound else unchecked("epsilon", _UNSOUND, site)
         yield _ending(site, evidence, trusted)
-    yield checked("result", lambda: spent.check_statement(evidence))
+    yield result
+    if not is_sound:
+        yield from (unchecked(name, _UNSOUND) for name in ("epsilon by round", *_DOCUMENTS))
+        return
     yield checked("epsilon by round", lambda: spent.check_rounds(evidence))
     yield checked("documents", lambda: documents.check_documents(bundle.documents, evidence))
     yield judged("printed", lambda: check_printed(bundle.documents, evidence))
+
+
+def _epsilon(site: str, evidence: Evidence) -> Claim:
+    return _of_site("epsilon", site, lambda name: spent.check_epsilon(name, evidence))
 
 
 def _of_site(name: str, site: str, check: Callable[[str], str]) -> Claim:
