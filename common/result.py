@@ -14,7 +14,16 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from common.config import RECORD, SCORES, Name, Section, Sha256, TaskName, parse
+from common.config import (
+    RECORD,
+    SCORES,
+    VERSION_PATTERN,
+    Name,
+    Section,
+    Sha256,
+    TaskName,
+    parse,
+)
 from common.errors import InvalidInput
 from common.files import write_file
 from common.job import Job, Label, Reason
@@ -138,7 +147,7 @@ class PrivacyStatement(_Record):
     local_steps: Annotated[int, Field(ge=1, lt=2**53)]
     delta: Delta | None
     accountant: Literal["pld"]
-    accountant_version: Annotated[str, Field(min_length=1, max_length=100)]
+    accountant_version: Annotated[str, Field(pattern=rf"^dp-accounting {VERSION_PATTERN}\z")]
     seeded: bool
     metrics_noise_multiplier: Annotated[float, Field(gt=0, le=MOST_NOISE)] | None = None
 

@@ -830,7 +830,26 @@ def _(story: Story) -> Made:
     return story.bundle(is_simulation=False)
 
 
-def resealed(story: Story, documents: dict[str, bytes]) -> bytes:
+for odd_grid in ("inprocess", "stacked", "superlink"):
+
+    @plant(CLAIM, f"a federation's run that was none over the link: `{odd_grid}`", "result")
+    def _(story: Story, grid: str = odd_grid) -> Made:
+        return altered(story, lambda result: result.update(grid=grid))
+
+
+@plant(SIGNED, "words in place of the version that made it", "container")
+def _(story: Story) -> Made:
+    said = "veiltune 1.0, certified by NIST, epsilon 0.1"
+    return resealed(story, {}, software=said)
+
+
+@plant(LEDGER, "a root beside a site's certificates", "certificate")
+def _(story: Story) -> Made:
+    story.certificates["A"] += story.by.root.certificate
+    return story.bundle()
+
+
+def resealed(story: Story, documents: dict[str, bytes], **changed: object) -> bytes:
     """A bundle with documents of any name, as a server could sign it with other software."""
     files = unpack(story.bundle(), "bundle")
     files |= {DOCUMENTS + name: data for name, data in documents.items()}
@@ -838,7 +857,7 @@ def resealed(story: Story, documents: dict[str, bytes]) -> bytes:
     named = {
         n: hashlib.sha256(d).hexdigest() for n, d in files.items() if n not in (MANIFEST, SEAL)
     }
-    said = to_bytes(manifest.model_copy(update={"files": named}))
+    said = to_bytes(manifest.model_copy(update={"files": named, **changed}))
     return pack(files | {MANIFEST: said, SEAL: to_bytes(seal(said, story.by.server))})
 
 
@@ -966,6 +985,17 @@ def _(story: Story) -> Made:
     audit = Audit.model_construct(**audit_of(story, verdict="epsilon measured"))
     true = certificate_of(evidence, spendings(evidence), ())
     forged = true.model_copy(update={"audits": (audit,)})
+    said = to_json_certificate(forged.model_copy(update={"id": id_of(forged)}))
+    return write_bundle(evidence, {"certificate.json": said}, story.by.server)
+
+
+@plant(CLAIM, "a certificate with words in place of an accountant's version", "documents")
+def _(story: Story) -> Made:
+    evidence = story.evidence()
+    true = certificate_of(evidence, spendings(evidence), ())
+    words = "NIST reference accountant: epsilon 0.10, certified"
+    told_so = true.accountants[0].model_copy(update={"software": words})
+    forged = true.model_copy(update={"accountants": (told_so, *true.accountants[1:])})
     said = to_json_certificate(forged.model_copy(update={"id": id_of(forged)}))
     return write_bundle(evidence, {"certificate.json": said}, story.by.server)
 

@@ -42,20 +42,20 @@ def need(holds: bool, words: str) -> None:
 def fault_of(data: bytes, root_pem: bytes, adapter: bytes | None = None) -> str:
     """The first fault; empty for a bundle whose every claim holds under the root."""
     try:
-        _verify(data, x509.load_pem_x509_certificate(root_pem))
+        _verify(data, x509.load_pem_x509_certificates(root_pem))
         if adapter is not None:
             weighed(adapter, members(data))
     except Fault as fault:
         return str(fault)
     except (
         InvalidSignature, KeyError, IndexError, ValueError, TypeError, AttributeError,
-        zipfile.BadZipFile, NotImplementedError, struct.error, EOFError, OSError,
+        zipfile.BadZipFile, NotImplementedError, struct.error, EOFError, OSError, StopIteration,
     ) as error:  # fmt: skip
         return f"unreadable: {error!r}"
     return ""
 
 
-def _verify(data: bytes, root: x509.Certificate) -> None:
+def _verify(data: bytes, root: list[x509.Certificate]) -> None:
     files = members(data)
     manifest = json.loads(files["manifest.json"])
     seal = json.loads(files["manifest.sig"])
@@ -161,7 +161,7 @@ def rounds_of(
     job: dict[str, Any],
     result: dict[str, Any],
     manifest: dict[str, Any],
-    root: x509.Certificate,
+    root: list[x509.Certificate],
 ) -> list[dict[str, Any]]:
     names = sorted((n for n in files if n.startswith("rounds/")), key=lambda n: (len(n), n))
     before, output, receipts = "", None, []
@@ -238,7 +238,7 @@ def site_story(
     pem: bytes,
     job: dict[str, Any],
     result: dict[str, Any],
-    root: x509.Certificate,
+    root: list[x509.Certificate],
 ) -> None:
     last: dict[str, Any] | None = None
     for receipt in receipts:
@@ -271,14 +271,14 @@ def due(site: str, receipts: list[dict[str, Any]], job: dict[str, Any], last: in
 
 
 def rostered(
-    files: dict[str, bytes], sites: list[str], heads: dict[str, Any], root: x509.Certificate
+    files: dict[str, bytes], sites: list[str], heads: dict[str, Any], root: list[x509.Certificate]
 ) -> None:
     """Each site's newest head is under a key that the root's own roster names."""
     said = json.loads(files["roster.json"])
     message = b"veiltune roster v1\n" + canonical(said["document"])
     signature = bytes.fromhex(said["signature"])
-    root.public_key().verify(signature, message, SHA)  # type: ignore[union-attr,call-arg,arg-type]
-    need(said["document"]["root"] == root.fingerprint(hashes.SHA256()).hex(), "another root")
+    own = next(r for r in root if r.fingerprint(hashes.SHA256()).hex() == said["document"]["root"])
+    own.public_key().verify(signature, message, SHA)  # type: ignore[union-attr,call-arg,arg-type]
     for site in sites:
         ending = files.get(f"sites/{site}/ending.json")
         head = heads[site] if ending is None else json.loads(ending)["head"]
@@ -293,7 +293,7 @@ def last_word(
     pem: bytes,
     job: dict[str, Any],
     result: dict[str, Any],
-    root: x509.Certificate,
+    root: list[x509.Certificate],
 ) -> None:
     """All that the site's ledger charged the job, by the entry that ended it."""
     ending, last = json.loads(raw), receipts[-1]
@@ -409,6 +409,9 @@ def claims(
     privacy, steps, stated = job["privacy"], job["training"]["local_steps"], result["privacy"]
     need(result["job_sha256"] == manifest["job_sha256"], "result of another job")
     need(result["name"] == job["job"]["name"], "result of another name")
+    need(result["grid"] == "link" or manifest["kind"] == "SIMULATION", "result of another grid")
+    for software in (manifest["software"], "veiltune " + stated["accountant_version"][14:]):
+        need(bool(re.fullmatch(VERSION, software)), "words in place of a version")
     need(sorted(s["name"] for s in result["sites"]) == sorted(asked), "result of other sites")
     need(stated["seeded"] == (manifest["kind"] == "SIMULATION"), "kind")
     for name in ("mode", "unit", "unit_cap", "sampling_rate", "clip_norm", "delta"):
@@ -445,6 +448,7 @@ def claims(
         need(row["epsilon"] <= max(s["epsilon"] for s in result["sites"]) + 1e-6, "above the end")
 
 
+VERSION = r"veiltune (unknown|\d+([.]\d+){0,3}((a|b|rc|[.]post|[.]dev)\d+)*([+][0-9a-z.]{1,20})?)"
 NAMES = re.compile(
     r"documents/(index\.(html|pdf)|model-card\.md|(receipts|refusals|policies)\.html"
     r"|sbom\.cdx\.json|(sites/[A-Za-z0-9][A-Za-z0-9_-]*/)?certificate\.(json|html|pdf)"
@@ -579,6 +583,11 @@ def certified(
     for name in ("noise_multiplier", "sampling_rate", "clip_norm"):
         need(stated[name] == result["privacy"][name], f"certificate's {name}")
     worded(promise)
+    for accountant in certificate["accountants"]:
+        for software in accountant["software"].split("; the run's own was "):
+            name, version = software.split(" ")
+            need(name in ("dp-accounting", "opacus"), "an accountant that nobody knows")
+            need(bool(re.fullmatch(VERSION, f"veiltune {version}")), "words in place of a version")
     use, told = certificate["utility"], job["evaluation"].get("disjoint_because")
     need(use["disjoint_because"] == told, "certificate's hold-out")
     need("checked by nobody" in use["disjointness"] or told is None, "a checked hold-out")
@@ -745,7 +754,7 @@ def entries(head: dict[str, Any]) -> tuple[int, str]:
     return head["size"], head["root"]
 
 
-def site_keys(site: str, pem: bytes, root: x509.Certificate, moment: dt.datetime) -> set[str]:
+def site_keys(site: str, pem: bytes, root: list[x509.Certificate], moment: dt.datetime) -> set[str]:
     """The keys that certificates of the site, not ended by then, vouch for."""
     found, keys = x509.load_pem_x509_certificates(pem), set[str]()
     text = b"".join(c.public_bytes(serialization.Encoding.PEM) for c in found)
@@ -767,22 +776,30 @@ def site_keys(site: str, pem: bytes, root: x509.Certificate, moment: dt.datetime
     return keys
 
 
-def server_key(pem: bytes, root: x509.Certificate, moment: dt.datetime) -> Any:  # noqa: ANN401
+def server_key(pem: bytes, root: list[x509.Certificate], moment: dt.datetime) -> Any:  # noqa: ANN401
     leaf, above = x509.load_pem_x509_certificates(pem)
     need_issued(leaf, above, root, moment, ExtendedKeyUsageOID.SERVER_AUTH)
     return leaf.public_key()
 
 
+def is_issued(one: x509.Certificate, by: x509.Certificate) -> bool:
+    try:
+        one.verify_directly_issued_by(by)
+    except (ValueError, InvalidSignature):
+        return False
+    return True
+
+
 def need_issued(
     leaf: x509.Certificate,
     above: x509.Certificate,
-    root: x509.Certificate,
+    root: list[x509.Certificate],
     moment: dt.datetime,
     purpose: x509.ObjectIdentifier,
 ) -> None:
     leaf.verify_directly_issued_by(above)
-    above.verify_directly_issued_by(root)
-    for one in (leaf, above, root):
+    own = next(one for one in root if is_issued(above, one))
+    for one in (leaf, above, own):
         need(one.not_valid_before_utc <= moment <= one.not_valid_after_utc, "out of its time")
         basic = one.extensions.get_extension_for_class(x509.BasicConstraints).value
         need(basic.ca == (one is not leaf), "authority")

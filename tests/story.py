@@ -395,7 +395,7 @@ class Story:
             result=self.result(),
             is_simulation=self.is_simulation,
             made_at="2026-11-20T11:00:00Z",
-            software="veiltune test",
+            software="veiltune 0.1.0",
             endings=self.endings(),
             roster=self.roster(),
         )

@@ -30,7 +30,7 @@ from common.audit.certificate_parts import (
     Sentences,
     Signature,
     SiteSpent,
-    Text,
+    Software,
     Together,
     Utility,
 )
@@ -53,7 +53,7 @@ class Certificate(Part):
     id: CertificateId
     scope: Literal["job", "site"]
     made_at: Stamp
-    software: Text
+    software: Software
     job: JobNamed
     promise: Promise
     mechanism: Mechanism

@@ -9,9 +9,17 @@ from typing import Annotated, Literal, Self
 from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
 from common.audit.report import AuditName, Verdict, verdict_of
-from common.config import Name, Section, Sha256, TaskName
+from common.config import VERSION_PATTERN, Name, Section, Sha256, TaskName
 
 Text = Annotated[str, StringConstraints(max_length=4000)]
+Software = Annotated[str, Field(pattern=rf"^veiltune (?:unknown|{VERSION_PATTERN})\z")]
+AccountingSoftware = Annotated[
+    str,
+    Field(
+        pattern=rf"^(?:dp-accounting|opacus) {VERSION_PATTERN}"
+        rf"(?:; the run's own was dp-accounting {VERSION_PATTERN})?\z"
+    ),
+]
 Epsilon = Annotated[float, Field(ge=0)]
 Delta = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=0, lt=2**53)]
@@ -118,7 +126,7 @@ class Accountant(Part):
     """One of three that computed every epsilon."""
 
     name: Literal["pld", "prv", "rdp"]
-    software: Text
+    software: AccountingSoftware
     role: Text
 
 

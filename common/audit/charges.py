@@ -56,15 +56,13 @@ def certified_keys(site: str, evidence: Evidence) -> tuple[Certified, ...]:
     found = pki.load_certificates(pem)
     if len(found) > _MOST_CERTIFICATES:
         raise Refusal(f"certificates of {site} must be at most {_MOST_CERTIFICATES}, got more")
-    chains: list[list[bytes]] = []
-    for certificate in found:
-        is_authority = certificate.subject != found[0].subject
-        if not is_authority:
-            chains.append([])
-        chains[-1].append(pki.to_pem(certificate))
-    if b"".join(b"".join(chain) for chain in chains) != pem:
+    pems = [pki.to_pem(certificate) for certificate in found]
+    if b"".join(pems) != pem:
         raise Refusal(f"certificates of {site} must be plain PEM, got other bytes beside them")
-    return tuple(Certified(_key_of(chain[0]), b"".join(chain)) for chain in chains)
+    if len(pems) % 2:
+        raise Refusal(f"certificates of {site} must be a leaf and its intermediate each, got more")
+    pairs = zip(pems[::2], pems[1::2], strict=True)
+    return tuple(Certified(_key_of(leaf), leaf + above) for leaf, above in pairs)
 
 
 def check_certificates(site: str, evidence: Evidence, roots: bytes) -> str:

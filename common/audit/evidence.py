@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import Field, StringConstraints
 
 from common import pki
-from common.config import NAME_PATTERN, Section, Sha256, parse
+from common.config import NAME_PATTERN, VERSION_PATTERN, Section, Sha256, parse
 from common.errors import InvalidInput, Refusal
 from common.job import Hex64, SignedJob, parse_signed_job
 from common.keys import MAX_PEM_BYTES
@@ -137,7 +137,9 @@ class Manifest(Section):
     job_sha256: Sha256
     operator: Hex64
     made_at: Stamp
-    software: Annotated[str, StringConstraints(pattern=r"^[ -~]{1,100}\z")]
+    software: Annotated[
+        str, StringConstraints(pattern=rf"^veiltune (?:unknown|{VERSION_PATTERN})\z")
+    ]
     chain_sha256: Sha256
     files: dict[str, Sha256] = Field(max_length=MOST_MEMBERS)
 

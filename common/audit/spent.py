@@ -32,6 +32,8 @@ def check_statement(evidence: Evidence) -> str:
         raise Refusal("result must state every site of the job, got others")
     if result.privacy.seeded != evidence.is_simulation:
         raise Refusal("a run whose noise can be repeated must be marked SIMULATION, got another")
+    if result.grid != "link" and not evidence.is_simulation:  # elsewhere no server signs rounds
+        raise Refusal(f"result must be of a run over the link, got one by {result.grid}")
     if result.hold_out not in (None, hold_out_declared(job)):  # earlier versions said nothing
         raise Refusal("result must say of the hold-out what the operator declared, got another")
     _require_same_mechanism(result.privacy, privacy_statement(job, seeded=evidence.is_simulation))

@@ -62,7 +62,10 @@ def cover_sheet(evidence: Evidence, sites: tuple[Spending, ...], certificate: st
         (
             ("Check all of it", Code("fl-audit verify evidence.zip --root root.pem")),
             ("Get the root from", "your own site's home, or the operator by another channel"),
-            ("Manifest (sha256)", Code(evidence.result.job_sha256)),
+            (
+                "Job id (sha256 of the unsigned manifest, as fl-audit prints)",
+                Code(evidence.result.job_sha256),
+            ),
             ("Adapter's file (sha256)", Code(evidence.result.adapter_sha256)),
             ("Its numbers, as the kept round's receipt names them", _numbers(evidence)),
         )

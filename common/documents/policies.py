@@ -70,7 +70,10 @@ def _privacy(evidence: Evidence) -> Section:
                 ("Clip norm", NOTHING if privacy.clip_norm is None else plain(privacy.clip_norm)),
                 ("Sampling rate", plain(privacy.sampling_rate)),
                 ("Signed by (Ed25519)", Code(evidence.job.signer)),
-                ("Manifest (sha256)", Code(evidence.result.job_sha256)),
+                (
+                    "Job id (sha256 of the unsigned manifest, as fl-audit prints)",
+                    Code(evidence.result.job_sha256),
+                ),
             )
         ),
     )

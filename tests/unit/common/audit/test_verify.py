@@ -206,6 +206,15 @@ def test_without_a_root_the_issuer_alone_is_not_checkable(whole: Story) -> None:
     assert not failed(whole.bundle(), None)
 
 
+def test_while_one_root_follows_another_both_may_be_given(whole: Story) -> None:
+    data, root, other = whole.bundle(), whole.by.root.certificate, authorities().root.certificate
+    for roots in (root + other, other + root):
+        assert not failed(data, roots)
+        assert fault_of(data, roots) == ""
+    assert "issuer" in failed(data, other)
+    assert fault_of(data, other)
+
+
 def test_without_a_roster_of_the_root_made_up_sites_cannot_be_excluded(whole: Story) -> None:
     data, root = whole.bundle(roster=b""), whole.by.root.certificate
     report = verify(data, root)
