@@ -22,6 +22,7 @@ from common.documents.sheet import (
     section,
 )
 from common.figures import power, share
+from common.statement import protected
 from common.words import counted
 
 _RISKS_FIRST = "Not covered by this promise"
@@ -75,11 +76,17 @@ def _figures(certificate: Certificate) -> tuple[Figure, ...]:
     return (
         Figure("epsilon, at most", f"ε {figure(promise.epsilon)}", "cost"),
         Figure("delta", f"δ {power(promise.delta)}", "cost"),
-        Figure("protects one", promise.unit, "lead"),
+        whom(promise.unit),
         Figure(whose, _names(certificate.sites)),
         Figure("rounds closed", f"{certificate.job.rounds_closed:,}"),
         Figure("steps at most", f"{certificate.mechanism.most_steps:,}"),
     )
+
+
+def whom(unit: str) -> Figure:
+    """The unit as a figure: one patient, say, and what that means."""
+    noun, meaning = protected(unit)
+    return Figure(f"protects one ({meaning})" if meaning else "protects one", noun, "lead")
 
 
 def _names(sites: tuple[SiteSpent, ...]) -> str:
