@@ -47,8 +47,8 @@ def test_what_peft_wrote_has_the_rounds_own_vector(
     """The oracle is the vector that was saved, which rounds name by ``vector_sha256``."""
     made = job(adapter=adapter)
     loaded = load_adapter(made, Path(made.model.base), "cpu")
-    state = loaded.initial + np.random.default_rng(5).normal(size=loaded.table.size)
-    state = state.astype(np.float32)
+    moved = np.random.default_rng(5).normal(size=loaded.table.size).astype(np.float32)
+    state = loaded.initial + moved
     save_adapter(loaded, state, tmp_path, "base")
     tensors = read_tensors((tmp_path / WEIGHTS).read_bytes())
     assert vector_sha256(vector_of(tensors, made)) == vector_sha256(state)

@@ -219,8 +219,8 @@ def test_an_audit_says_one_of_two_words_that_its_bound_bears_out(evidence: Evide
         with pytest.raises(ValueError, match="verdict"):
             Audit.model_validate(parts | {"verdict": verdict})
     # Consistent with the figure that it was compared with, which is none of this job's.
-    beyond = {"lower_bound": 3.5, "epsilon": 4.0}
-    wrong = [
+    beyond: dict[str, object] = {"lower_bound": 3.5, "epsilon": 4.0}
+    wrong: list[tuple[dict[str, object], str]] = [
         ({"lower_bound": 3.5, "verdict": REFUTED}, "the claim is refuted"),
         (beyond, "epsilon must be 2.99696"),
         ({"epsilon": 0.0, "lower_bound": 0.0}, "epsilon must be 2.99696"),
