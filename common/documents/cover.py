@@ -3,6 +3,8 @@
 It maps; it claims no compliance. Not covered: other rules; whether a rule applies.
 """
 
+from collections.abc import Sequence
+
 from common.audit.certification import promises, worst
 from common.audit.evidence import Evidence
 from common.audit.spending import Spending
@@ -154,16 +156,35 @@ def _figures(
 def _sites(evidence: Evidence, sites: tuple[Spending, ...]) -> tuple[Block, ...]:
     """What each spent, the most first, with where its certificate is."""
     spent = sorted(sites, key=lambda one: -(one.promise.epsilon or 0.0))
-    rows = tuple(_site(evidence, one) for one in spent[:_MOST_SITES])
+    some, more = spent[:_MOST_SITES], len(spent) - _MOST_SITES
+    table = _promised(some) if promises(evidence) else _unpromised(some)
+    return (
+        (table, Prose(f"And {counted(more, 'site')} that spent no more.")) if more > 0 else (table,)
+    )
+
+
+def _promised(spent: Sequence[Spending]) -> Table:
+    rows = tuple(
+        (
+            one.promise.name,
+            bound(one.promise.epsilon),
+            power(one.promise.delta),
+            f"{one.promise.steps:,}",
+            Link("certificate", f"sites/{one.promise.name}/certificate.html"),
+        )
+        for one in spent
+    )
     heads = ("Site", "ε, at most", "δ", "Steps", "Its own documents")
-    table = Table(heads, rows, frozenset({1, 2, 3}), (46, 24, 24, 24, 52))
-    more = len(spent) - len(rows)
-    return (table, Prose(f"And {counted(more, 'site')} that spent no more.")) if more else (table,)
+    return Table(heads, rows, frozenset({1, 2, 3}), (46, 24, 24, 24, 52))
 
 
-def _site(evidence: Evidence, spent: Spending) -> tuple[str, ...]:
-    name, steps = spent.promise.name, f"{spent.promise.steps:,}"
-    if not promises(evidence):
-        return name, NOTHING, NOTHING, steps, Link("data card", f"sites/{name}/data-card.html")
-    epsilon, delta = bound(spent.promise.epsilon), power(spent.promise.delta)
-    return name, epsilon, delta, steps, Link("certificate", f"sites/{name}/certificate.html")
+def _unpromised(spent: Sequence[Spending]) -> Table:
+    rows = tuple(
+        (
+            one.promise.name,
+            f"{one.promise.steps:,}, no promise",
+            Link("data card", f"sites/{one.promise.name}/data-card.html"),
+        )
+        for one in spent
+    )
+    return Table(("Site", "Steps", "Its own documents"), rows, frozenset(), (60, 58, 52))
