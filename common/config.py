@@ -21,6 +21,11 @@ MAX_CONFIG_BYTES = 256 * 1024
 
 # One path component, one certificate URI segment, one line of a log: nothing else fits.
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}"
+# A released version's number (PEP 440, the usual ones), so that no other words stand in its place.
+VERSION_PATTERN = (
+    r"[0-9]{1,6}(?:\.[0-9]{1,6}){0,3}(?:(?:a|b|rc|\.post|\.dev)[0-9]{1,6}){0,2}"
+    r"(?:\+[0-9a-z.]{1,20})?"
+)
 Name = Annotated[str, StringConstraints(pattern=rf"^{NAME_PATTERN}\z")]
 # As they are written in TOML, and nothing that could be taken for them.
 Flag = Annotated[bool, Strict()]

@@ -559,7 +559,7 @@ def verify_job(signed: SignedJob, allowed_signers: tuple[str, ...]) -> Job:
     key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(signed.signer))
     try:
         key.verify(bytes.fromhex(signed.signature), SIGNATURE_DOMAIN + signed.job.canonical)
-    except InvalidSignature as error:
+    except (InvalidSignature, rfc8785.CanonicalizationError) as error:
         raise JobRefused(
             "job signature must be over this manifest, got another (edited after signing?)"
         ) from error

@@ -14,7 +14,16 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from common.config import RECORD, SCORES, Name, Section, Sha256, TaskName, parse
+from common.config import (
+    RECORD,
+    SCORES,
+    VERSION_PATTERN,
+    Name,
+    Section,
+    Sha256,
+    TaskName,
+    parse,
+)
 from common.errors import InvalidInput
 from common.files import write_file
 from common.job import Job, Label, Reason
@@ -25,11 +34,12 @@ from common.strict_json import read_json
 from common.words import public_name
 
 MAX_RESULT_BYTES = 32 * 1024 * 1024
+MOST_NOISE = 2.0**20  # more than any job is calibrated to, and within what accountants can square
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Epsilon = Annotated[float, Field(ge=0)]
 Delta = Annotated[float, Field(gt=0, lt=1)]
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, lt=2**53)]
 
 
 class _Record(Section):
@@ -128,18 +138,18 @@ class PrivacyStatement(_Record):
 
     mode: Literal["site", "none"]
     unit: Name
-    unit_cap: Annotated[int, Field(ge=1)] | None = None
+    unit_cap: Annotated[int, Field(ge=1, lt=2**53)] | None = None
     neighbours: Literal["add-or-remove-one"]
     sampler: Literal["poisson"]
     sampling_rate: Annotated[float, Field(gt=0, le=1)]
     clip_norm: Annotated[float, Field(gt=0)] | None
-    noise_multiplier: Annotated[float, Field(ge=0)]
-    local_steps: Annotated[int, Field(ge=1)]
+    noise_multiplier: Annotated[float, Field(ge=0, le=MOST_NOISE)]
+    local_steps: Annotated[int, Field(ge=1, lt=2**53)]
     delta: Delta | None
     accountant: Literal["pld"]
-    accountant_version: Annotated[str, Field(min_length=1, max_length=100)]
+    accountant_version: Annotated[str, Field(pattern=rf"^dp-accounting {VERSION_PATTERN}\z")]
     seeded: bool
-    metrics_noise_multiplier: Annotated[float, Field(gt=0)] | None = None
+    metrics_noise_multiplier: Annotated[float, Field(gt=0, le=MOST_NOISE)] | None = None
 
     @property
     def is_private(self) -> bool:

@@ -6,6 +6,7 @@ out. Not covered: whether the promise is good enough; that is the reader's to sa
 """
 
 import math
+import re
 from dataclasses import dataclass
 
 from common.config import RECORD
@@ -100,6 +101,19 @@ def warning(result: Result) -> str | None:
         "can take the noise off again. Each epsilon below is what the same run would have cost "
         "with fresh noise; here it promises nothing."
     )
+
+
+def protected(unit: str) -> tuple[str, str]:
+    """Whom an epsilon is about in a word, and what the unit means where that is not all of it.
+
+    >>> protected("patient_id"), protected("record"), protected("account")
+    (('patient', 'all records of one patient_id'), ('record', ''), ('account', 'all its records'))
+    """
+    if unit == RECORD:
+        return unit, ""
+    noun = re.sub("[_-](id|ids|no|nr|key|number)$", "", unit, flags=re.IGNORECASE)
+    words = noun.replace("_", " ").replace("-", " ")
+    return words, "all its records" if noun == unit else f"all records of one {unit}"
 
 
 def meaning(epsilon: float, delta: float, unit: str) -> str:

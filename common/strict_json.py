@@ -1,16 +1,22 @@
-"""JSON files that two readers cannot read differently: no key twice, no NaN, a bounded size.
+"""JSON files that two readers cannot read differently, as I-JSON (RFC 7493) has it.
+
+No key twice, no NaN, no half of a surrogate pair, no whole number beyond 2^53 - 1, a bounded size.
 
 Not covered: nothing here knows what a key means; the models do.
 """
 
 import json
 import math
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from common.errors import InvalidInput
 from common.files import read_file
+
+_MOST_EXACT = 2**53 - 1
+_HALF = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")  # of a surrogate pair, or perhaps both
 
 
 def read_json(path: Path, *, max_bytes: int) -> Any:  # noqa: ANN401 -- what JSON can hold
@@ -32,10 +38,19 @@ def parse_json(text: str | bytes) -> Any:  # noqa: ANN401 -- what JSON can hold
     Raises:
         ValueError: no JSON.
     """
+    text = text if isinstance(text, str) else text.decode("utf-8")  # json's own lets more pass
     try:
-        return json.loads(text, object_pairs_hook=_no_key_twice, parse_constant=_no_constant)
+        found = json.loads(
+            text,
+            object_pairs_hook=_no_key_twice,
+            parse_constant=_no_constant,
+            parse_int=_exact,
+        )
     except RecursionError as error:
         raise ValueError("more levels than a document of ours has") from error
+    if _HALF.search(text):
+        _require_whole(found)
+    return found
 
 
 def without_infinity(value: Any) -> Any:  # noqa: ANN401 -- what JSON can hold
@@ -59,6 +74,20 @@ def _no_key_twice(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"key {key[:80]!r} twice")
         table[key] = value
     return table
+
+
+def _exact(text: str) -> int:
+    number = int(text)
+    if abs(number) > _MOST_EXACT:
+        raise ValueError(f"{text[:40]}, which not every reader can hold")
+    return number
+
+
+def _require_whole(found: object) -> None:
+    try:
+        json.dumps(found, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("half of a surrogate pair, which is no character") from error
 
 
 def _no_constant(text: str) -> float:

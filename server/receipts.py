@@ -114,15 +114,13 @@ def make_receipt(
     found = connection.execute(sa.select(tables.charges).where(*of_round)).mappings()
     job = _job(connection, job_sha256)
     heads = {site: _head(connection, tables.confirmed_heads, site) for site in job.sites}
-    last = sa.select(tables.round_receipts.c.sha256).where(
-        tables.round_receipts.c.job_sha256 == job_sha256
-    )
-    before = connection.execute(last.order_by(tables.round_receipts.c.round.desc())).scalar()
+    before = _last_of(connection, job_sha256)
     receipt = RoundReceipt(
         job_sha256=job_sha256,
         round=round_,
-        closed_at=now(),
-        before=before or "",
+        # A clock that was put back does not make a round earlier than the one before it.
+        closed_at=max(now(), before.receipt.closed_at) if before else now(),
+        before=before.sha256 if before else "",
         input_sha256=hashes[0],
         output_sha256=hashes[1],
         asked=_asked(connection, job, round_),
@@ -136,6 +134,13 @@ def make_receipt(
             job_sha256=job_sha256, round=round_, sha256=signed.sha256, content=to_bytes(signed)
         )
     )
+
+
+def _last_of(connection: Connection, job_sha256: str) -> SignedReceipt | None:
+    table = tables.round_receipts
+    query = sa.select(table.c.content).where(table.c.job_sha256 == job_sha256)
+    content = connection.execute(query.order_by(table.c.round.desc())).scalar()
+    return None if content is None else read_receipt(bytes(content))
 
 
 def receipts_of(

@@ -9,6 +9,7 @@ import io
 import json
 import re
 import stat
+import struct
 import sys
 import zipfile
 from collections.abc import Callable
@@ -18,14 +19,16 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common import pki
-from common.audit.certificate import id_of, identified
+from common.audit.certificate import id_of, identified, read_certificate
 from common.audit.certificate import to_json as to_json_certificate
 from common.audit.certificate_parts import Audit
 from common.audit.certification import certificate_of
 from common.audit.data_card import data_card_json
 from common.audit.evidence import DOCUMENTS, MANIFEST, RESULT, SEAL, Manifest, seal, write_bundle
 from common.audit.spending import spendings
+from common.documents.certificate_sheet import certificate_sheet
 from common.documents.pages import sheets
+from common.documents.paper import pdf_of
 from common.documents.screen import html_of
 from common.job import sign_job
 from common.keys import public_key_sha256
@@ -39,6 +42,7 @@ from common.result import PrivacyStatement, Result, privacy_statement, to_json
 from common.signed import SignedRoster, read
 from common.stored_zip import pack, unpack
 from tests.story import (
+    AT,
     BEFORE,
     COUNTS,
     Ledger,
@@ -49,6 +53,7 @@ from tests.story import (
     make_job,
     told,
     told_with_counts,
+    weights,
 )
 
 BYTES, SIGNED, LEDGER, CLAIM = "the file", "the server's word", "a site's ledger", "what is claimed"
@@ -56,12 +61,13 @@ BYTES, SIGNED, LEDGER, CLAIM = "the file", "the server's word", "a site's ledger
 
 @dataclass(frozen=True)
 class Planted:
-    """``make`` gives the bundle and the root (PEM) that an auditor has."""
+    """``make`` gives the bundle and the root (PEM) that an auditor has, with the adapter's file."""
 
     part: str
     fault: str
     caught: str
     make: Callable[[], tuple[bytes, bytes]]
+    adapter: bytes | None = None
 
     def __str__(self) -> str:
         """A test's name."""
@@ -72,7 +78,9 @@ PLANTED: list[Planted] = []
 Made = bytes | tuple[bytes, bytes]
 
 
-def plant(part: str, fault: str, caught: str) -> Callable[[Callable[[Story], Made]], None]:
+def plant(
+    part: str, fault: str, caught: str, adapter: bytes | None = None
+) -> Callable[[Callable[[Story], Made]], None]:
     """Enter a fault into the table; the function changes a whole story."""
 
     def enter(change: Callable[[Story], Made]) -> None:
@@ -81,7 +89,7 @@ def plant(part: str, fault: str, caught: str) -> Callable[[Callable[[Story], Mad
             made = change(story)
             return made if isinstance(made, tuple) else (made, story.by.root.certificate)
 
-        PLANTED.append(Planted(part, fault, caught, make))
+        PLANTED.append(Planted(part, fault, caught, make, adapter))
 
     return enter
 
@@ -273,6 +281,17 @@ def _(story: Story) -> Made:
     return story.bundle()
 
 
+@plant(SIGNED, "a round closed days after the next one", "rounds")
+def _(story: Story) -> Made:
+    change(story, 0, closed_at="2026-11-20T10:30:00Z")
+    return story.bundle()
+
+
+@plant(SIGNED, "a bundle made before its rounds were closed", "rounds")
+def _(story: Story) -> Made:
+    return story.bundle(made_at="2026-11-20T09:45:00Z")
+
+
 @plant(SIGNED, "a round more than the job has", "rounds")
 def _(story: Story) -> Made:
     story.round()
@@ -322,6 +341,29 @@ def _(story: Story) -> Made:
 @plant(SIGNED, "a result whose adapter no round made", "links")
 def _(story: Story) -> Made:
     return altered(story, lambda result: result.update(vector_sha256=digest("another")))
+
+
+# The numbers of ``weights()`` that travel, in the order of their tensors' names in the model.
+VECTOR = struct.pack("<42f", *[0.5] * 2, *[1.0] * 8, *range(32))
+
+
+@plant(SIGNED, "a certificate with an adapter's file that no round made", "adapter", weights(9.0))
+def _(story: Story) -> Made:
+    story.make(VECTOR, weights(9.0))
+    return write_bundle(story.evidence(), documented(story), story.by.server)
+
+
+@plant(SIGNED, "another adapter's file than the certificate names", "adapter", weights(9.0))
+def _(story: Story) -> Made:
+    story.make(VECTOR, weights())
+    return write_bundle(story.evidence(), documented(story), story.by.server)
+
+
+def documented(story: Story) -> dict[str, bytes]:
+    """A true certificate of the job."""
+    evidence = story.evidence()
+    made = certificate_of(evidence, spendings(evidence), ())
+    return {"certificate.json": to_json_certificate(made)}
 
 
 @plant(SIGNED, "an update that counts without its charge", "replies")
@@ -380,6 +422,33 @@ def _(_: Story) -> Made:
         result |= {"kept_round": 1, "vector_sha256": story.receipts[0].output_sha256}
 
     return altered(story, ended), story.by.root.certificate
+
+
+@plant(SIGNED, "a site's last round kept out, and its last word with it", "epsilon")
+def _(story: Story) -> Made:
+    hide_last(story, 1)
+    return story.bundle(result=story.result())
+
+
+@plant(SIGNED, "a site's counts kept out, and its last word with them", "epsilon")
+def _(_: Story) -> Made:
+    story = told_with_counts()
+    hide_last(story, 2)
+    return story.bundle(result=story.result()), story.by.root.certificate
+
+
+def hide_last(story: Story, index: int) -> None:
+    """B was not asked, as the receipt has it, and gives no last word."""
+    receipt, before = story.receipts[index], story.receipts[index - 1]
+    change(
+        story,
+        index,
+        asked=("A",),
+        charges={"A": receipt.charges["A"]},
+        replies=tuple(reply for reply in receipt.replies if reply.site == "A"),
+        heads=receipt.heads | {"B": before.heads["B"]},
+    )
+    story.away = ("B",)
 
 
 def charged(**charge: object) -> Story:
@@ -506,6 +575,57 @@ def _(_: Story) -> Made:
     lost = charge.model_copy(update={"hand_overs": ()})
     recharge(story, 1, "A", lost)
     return shown(story)
+
+
+def plant_ledger(fault: str, **created: object) -> None:
+    """A ledger whose first entry says something else."""
+
+    @plant(LEDGER, fault, "charges")
+    def _(_: Story) -> Made:
+        story = begin()
+        story.ledgers["A"] = Ledger("A", story.ledgers["A"].pem, **created)
+        story.round()
+        story.round()
+        return shown(story)
+
+
+plant_ledger("a ledger that began as another site's", site="Z")
+plant_ledger("a ledger about records where the job speaks of patients", unit="record")
+plant_ledger("a ledger under a key that was made for it alone", is_ephemeral=True)
+
+
+@plant(LEDGER, "a made-up site with the ledger and key of another", "charges")
+def _(_: Story) -> Made:
+    return with_a_twin(begin(rounds=1))
+
+
+@plant(LEDGER, "a made-up site with another's ledger, whose beginning is not shown", "charges")
+def _(_: Story) -> Made:
+    return with_a_twin(begin(rounds=1), since=1)
+
+
+def with_a_twin(story: Story, since: int = 0) -> Made:
+    """A alone takes part; B is made up, with a certificate for the key of A."""
+    story.round(away=["B"])
+    ledger = story.ledgers["A"]
+    if since:
+        seq = story.receipts[0].charges["A"].row.seq
+        recharge(story, 0, "A", ledger.charge(seq, smaller(story, since)))
+    csr = pki.create_csr("B", ledger.pem)
+    story.certificates["B"] = pki.issue_site(csr, story.by.intermediate, now=AT)
+    receipt = story.receipts[0]
+    (reply,), charge, head = receipt.replies, receipt.charges["A"], receipt.heads["A"]
+    change(
+        story,
+        0,
+        asked=("A", "B"),
+        charges={"A": charge, "B": charge},
+        heads={"A": head, "B": head},
+        replies=(reply, reply.model_copy(update={"site": "B"})),
+    )
+    ends = ledger.last_word(story.job.sha256, head, 2, 0)
+    story.ledgers["B"] = ledger
+    return story.bundle(endings={"A": ends, "B": ends}), story.by.root.certificate
 
 
 @plant(LEDGER, "two ledgers of equal size with different roots", "heads")
@@ -710,7 +830,26 @@ def _(story: Story) -> Made:
     return story.bundle(is_simulation=False)
 
 
-def resealed(story: Story, documents: dict[str, bytes]) -> bytes:
+for odd_grid in ("inprocess", "stacked", "superlink"):
+
+    @plant(CLAIM, f"a federation's run that was none over the link: `{odd_grid}`", "result")
+    def _(story: Story, grid: str = odd_grid) -> Made:
+        return altered(story, lambda result: result.update(grid=grid))
+
+
+@plant(SIGNED, "words in place of the version that made it", "container")
+def _(story: Story) -> Made:
+    said = "veiltune 1.0, certified by NIST, epsilon 0.1"
+    return resealed(story, {}, software=said)
+
+
+@plant(LEDGER, "a root beside a site's certificates", "certificate")
+def _(story: Story) -> Made:
+    story.certificates["A"] += story.by.root.certificate
+    return story.bundle()
+
+
+def resealed(story: Story, documents: dict[str, bytes], **changed: object) -> bytes:
     """A bundle with documents of any name, as a server could sign it with other software."""
     files = unpack(story.bundle(), "bundle")
     files |= {DOCUMENTS + name: data for name, data in documents.items()}
@@ -718,7 +857,7 @@ def resealed(story: Story, documents: dict[str, bytes]) -> bytes:
     named = {
         n: hashlib.sha256(d).hexdigest() for n, d in files.items() if n not in (MANIFEST, SEAL)
     }
-    said = to_bytes(manifest.model_copy(update={"files": named}))
+    said = to_bytes(manifest.model_copy(update={"files": named, **changed}))
     return pack(files | {MANIFEST: said, SEAL: to_bytes(seal(said, story.by.server))})
 
 
@@ -805,31 +944,58 @@ plant_certificate(
     "a certificate on which somebody checked the hold-out",
     lambda parts: parts["utility"].update(disjointness="Checked: no patient of a site is in it."),
 )
-AUDIT: dict[str, Any] = {
-    "name": "canary",
-    "site": "A",
-    "code_sha256": digest("code"),
-    "runs": 1,
-    "lower_bound": 0.5,
-    "significance": 0.05,
-    "epsilon": 6.0,
-}
-plant_certificate(
-    "a certificate with an audit whose bound refutes it",
-    lambda parts: parts.update(
-        audits=[
-            AUDIT | {"lower_bound": 6.5, "epsilon": 7.0, "verdict": "consistent with the claim"}
-        ]
-    ),
-)
+
+
+def audit_of(story: Story, **changes: object) -> dict[str, Any]:
+    """An audit that was handed in, with what its job costs."""
+    true = {
+        "name": "canary",
+        "site": "A",
+        "code_sha256": digest("code"),
+        "runs": 1,
+        "lower_bound": 0.5,
+        "significance": 0.05,
+        "epsilon": privacy_statement(story.job, seeded=False).epsilon(story.job.steps),
+        "verdict": "consistent with the claim",
+    }
+    return true | changes
+
+
+def plant_audit(fault: str, *, times: int = 1, **changes: object) -> None:
+    """A certificate with an audit that is none of this job's."""
+
+    @plant(CLAIM, fault, "documents")
+    def _(story: Story) -> Made:
+        return bundled(story, certified(story) | {"audits": [audit_of(story, **changes)] * times})
+
+
+plant_audit("a certificate with an audit whose bound refutes it", lower_bound=6.5, epsilon=7.0)
+plant_audit("a certificate with an audit of a site that took no part", site="Z")
+plant_audit("a certificate with an audit of code that nobody ran", code_sha256=digest("other"))
+plant_audit("a certificate with an audit that is mostly wrong", significance=0.999)
+plant_audit("a certificate with an audit of a claim of 100", epsilon=100.0)
+plant_audit("a certificate with an audit of a claim of 0", epsilon=0.0, lower_bound=0.0)
+plant_audit("a certificate with an audit that no chance could refute", significance=1e-300)
+plant_audit("a certificate with one audit three times", times=3)
 
 
 @plant(CLAIM, "a certificate with an audit that measured epsilon", "documents")
 def _(story: Story) -> Made:
     evidence = story.evidence()
-    audit = Audit.model_construct(**AUDIT, verdict="epsilon measured")
+    audit = Audit.model_construct(**audit_of(story, verdict="epsilon measured"))
     true = certificate_of(evidence, spendings(evidence), ())
     forged = true.model_copy(update={"audits": (audit,)})
+    said = to_json_certificate(forged.model_copy(update={"id": id_of(forged)}))
+    return write_bundle(evidence, {"certificate.json": said}, story.by.server)
+
+
+@plant(CLAIM, "a certificate with words in place of an accountant's version", "documents")
+def _(story: Story) -> Made:
+    evidence = story.evidence()
+    true = certificate_of(evidence, spendings(evidence), ())
+    words = "NIST reference accountant: epsilon 0.10, certified"
+    told_so = true.accountants[0].model_copy(update={"software": words})
+    forged = true.model_copy(update={"accountants": (told_so, *true.accountants[1:])})
     said = to_json_certificate(forged.model_copy(update={"id": id_of(forged)}))
     return write_bundle(evidence, {"certificate.json": said}, story.by.server)
 
@@ -896,6 +1062,34 @@ plant_page(
     "receipts.html",
     f"<tr>(?:(?!<tr>).)*{digest('adapter 2')[:16]}.*?</tr>",
     "",
+)
+
+
+def plant_print(fault: str, alter: Callable[[bytes, Story], bytes]) -> None:
+    """A PDF of the certificate that says something else beside its true JSON and page."""
+
+    @plant(CLAIM, fault, "printed")
+    def _(story: Story) -> Made:
+        files = pages(story)
+        files = {name: data for name, data in files.items() if name.startswith("certificate.")}
+        true = pdf_of(certificate_sheet(read_certificate(files["certificate.json"])))
+        changed = alter(true, story)
+        assert changed != true
+        return write_bundle(story.evidence(), files | {"certificate.pdf": changed}, story.by.server)
+
+
+def with_half_of_epsilon(_: bytes, story: Story) -> bytes:
+    parts = certified(story)
+    halve_epsilon(parts)
+    return pdf_of(certificate_sheet(identified(**parts)))
+
+
+plant_print("a certificate's PDF with half the epsilon", with_half_of_epsilon)
+plant_print("a certificate's PDF that is none", lambda *_: b"%PDF-1.4 epsilon 0.1 for everybody")
+plant_print("a certificate's PDF with a second document at its end", lambda true, _: true + true)
+plant_print(
+    "a certificate's PDF without its last pages",
+    lambda true, _: re.sub(rb"(/Kids \[\d+ 0 R)[^\]]*", rb"\1", true),
 )
 
 

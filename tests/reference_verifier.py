@@ -7,6 +7,7 @@ answers with the first fault that it finds, in its own words, or with nothing.
 
 import datetime as dt
 import hashlib
+import html
 import io
 import json
 import math
@@ -38,21 +39,23 @@ def need(holds: bool, words: str) -> None:
         raise Fault(words)
 
 
-def fault_of(data: bytes, root_pem: bytes) -> str:
+def fault_of(data: bytes, root_pem: bytes, adapter: bytes | None = None) -> str:
     """The first fault; empty for a bundle whose every claim holds under the root."""
     try:
-        _verify(data, x509.load_pem_x509_certificate(root_pem))
+        _verify(data, x509.load_pem_x509_certificates(root_pem))
+        if adapter is not None:
+            weighed(adapter, members(data))
     except Fault as fault:
         return str(fault)
     except (
         InvalidSignature, KeyError, IndexError, ValueError, TypeError, AttributeError,
-        zipfile.BadZipFile, NotImplementedError, struct.error, EOFError, OSError,
+        zipfile.BadZipFile, NotImplementedError, struct.error, EOFError, OSError, StopIteration,
     ) as error:  # fmt: skip
         return f"unreadable: {error!r}"
     return ""
 
 
-def _verify(data: bytes, root: x509.Certificate) -> None:
+def _verify(data: bytes, root: list[x509.Certificate]) -> None:
     files = members(data)
     manifest = json.loads(files["manifest.json"])
     seal = json.loads(files["manifest.sig"])
@@ -72,19 +75,53 @@ def _verify(data: bytes, root: x509.Certificate) -> None:
     counting = receipts[-1] if "metrics" in job else None
     rounds = [receipt for receipt in receipts if receipt is not counting]
     asked = {site: [site in r["asked"] for r in rounds] for site in job["data"]["population"]}
+    unended = {site for site in asked if f"sites/{site}/ending.json" not in files}
     for site in asked:
         pem = files[f"sites/{site}/certificate.pem"]
         site_story(site, receipts, pem, job, result, root)
         said = files.get(f"sites/{site}/ending.json")
         if said is not None:
-            last_word(site, said, receipts, pem, job, root)
-    claims(job, result, manifest, asked, set(counting["asked"]) if counting else set())
+            last_word(site, said, receipts, pem, job, result, root)
+    own(receipts, {s: json.loads(files[f"sites/{s}/ending.json"]) for s in {*asked} - unended})
+    for site in unended:
+        asked[site] = perhaps(site, receipts, asked[site], job)
+    claims(job, result, manifest, asked, {*counting["asked"], *unended} if counting else set())
     if counting:
         counts(counting, job, result)
     need((result["metrics"] is None) == (counting is None), "counts")
     documents(files, job, result, receipts)
     if "roster.json" in files:
         rostered(files, list(asked), receipts[-1]["heads"], root)
+
+
+def perhaps(
+    site: str, receipts: list[dict[str, Any]], asked: list[bool], job: dict[str, Any]
+) -> list[bool]:
+    """Without its last word a site may have been asked in every round after its last charge."""
+    last = max((r["round"] for r in receipts if site in r["charges"]), default=0)
+    rounds = range(1, job["training"]["rounds"] + 1)
+    return [n > last or asked[n - 1] for n in rounds if n > last or n <= len(asked)]
+
+
+def weighed(adapter: bytes, files: dict[str, bytes]) -> None:
+    """The adapter's file: eight bytes of length, a JSON header, numbers."""
+    result, job = json.loads(files["result.json"]), json.loads(files["job.json"])["job"]
+    need(sha(adapter) == result["adapter_sha256"], "another file")
+    (length,) = struct.unpack_from("<Q", adapter)
+    header, start = json.loads(adapter[8 : 8 + length]), 8 + length
+    moving = {}
+    for name, said in header.items():
+        if name == "__metadata__":
+            continue
+        need(said["dtype"] == "F32", "no float32")
+        full = re.sub(r"([.]lora_[AB])[.]weight$", r"\1.default.weight", name)
+        for head in job["adapter"]["head"]:
+            full = re.sub(rf"([.]{head})[.]", r"\1.modules_to_save.default.", full)
+        first, last = said["data_offsets"]
+        if ".lora_A." not in full or job["adapter"]["method"] != "ffa":
+            moving[full] = adapter[start + first : start + last]
+    vector = b"".join(moving[name] for name in sorted(moving))
+    need(sha(vector) == result["vector_sha256"], "numbers that no round made")
 
 
 def members(data: bytes) -> dict[str, bytes]:
@@ -124,7 +161,7 @@ def rounds_of(
     job: dict[str, Any],
     result: dict[str, Any],
     manifest: dict[str, Any],
-    root: x509.Certificate,
+    root: list[x509.Certificate],
 ) -> list[dict[str, Any]]:
     names = sorted((n for n in files if n.startswith("rounds/")), key=lambda n: (len(n), n))
     before, output, receipts = "", None, []
@@ -144,6 +181,8 @@ def rounds_of(
         replies(receipt, job, 0 if is_counting else job["training"]["quorum"])
         before, output = sha(files[name]), receipt["output_sha256"]
         receipts.append(receipt)
+    stamps = [*(receipt["closed_at"] for receipt in receipts), manifest["made_at"]]
+    need(sorted(stamps) == stamps, "out of order in time")
     ending(receipts[:-1] if "metrics" in job else receipts, job, result)
     return receipts
 
@@ -199,7 +238,7 @@ def site_story(
     pem: bytes,
     job: dict[str, Any],
     result: dict[str, Any],
-    root: x509.Certificate,
+    root: list[x509.Certificate],
 ) -> None:
     last: dict[str, Any] | None = None
     for receipt in receipts:
@@ -209,6 +248,7 @@ def site_story(
             since = charge["since"]
             need(last is None or (since is not None and entries(since) == entries(last)), "since")
             one_charge(charge, keys)
+            begun(charge, site, job, result)
             entry = json.loads(charge["row"]["body"])
             planned(entry, receipt, job, result)
             most = due(site, receipts, job, receipt["round"])
@@ -231,14 +271,14 @@ def due(site: str, receipts: list[dict[str, Any]], job: dict[str, Any], last: in
 
 
 def rostered(
-    files: dict[str, bytes], sites: list[str], heads: dict[str, Any], root: x509.Certificate
+    files: dict[str, bytes], sites: list[str], heads: dict[str, Any], root: list[x509.Certificate]
 ) -> None:
     """Each site's newest head is under a key that the root's own roster names."""
     said = json.loads(files["roster.json"])
     message = b"veiltune roster v1\n" + canonical(said["document"])
     signature = bytes.fromhex(said["signature"])
-    root.public_key().verify(signature, message, SHA)  # type: ignore[union-attr,call-arg,arg-type]
-    need(said["document"]["root"] == root.fingerprint(hashes.SHA256()).hex(), "another root")
+    own = next(r for r in root if r.fingerprint(hashes.SHA256()).hex() == said["document"]["root"])
+    own.public_key().verify(signature, message, SHA)  # type: ignore[union-attr,call-arg,arg-type]
     for site in sites:
         ending = files.get(f"sites/{site}/ending.json")
         head = heads[site] if ending is None else json.loads(ending)["head"]
@@ -252,12 +292,14 @@ def last_word(
     receipts: list[dict[str, Any]],
     pem: bytes,
     job: dict[str, Any],
-    root: x509.Certificate,
+    result: dict[str, Any],
+    root: list[x509.Certificate],
 ) -> None:
     """All that the site's ledger charged the job, by the entry that ended it."""
     ending, last = json.loads(raw), receipts[-1]
     need(canonical(ending) == raw, "ending is not canonical")
     one_charge(ending, site_keys(site, pem, root, when(last["closed_at"])))
+    begun(ending, site, job, result)
     known, since = last["heads"].get(site), ending["since"]
     need(known is None or (since and entries(since) == entries(known)), "ending of another ledger")
     entry = json.loads(ending["row"]["body"])
@@ -269,6 +311,28 @@ def last_word(
     need(entry["steps"] >= max(shown, default=0), "fewer steps")
     asked = [site in r["asked"] for r in receipts if r["round"] > job["training"]["rounds"]]
     need(entry["counts"] <= sum(asked), "counts that nobody asked for")
+
+
+def begun(charge: dict[str, Any], site: str, job: dict[str, Any], result: dict[str, Any]) -> None:
+    """What the entries say that named a key."""
+    unit = job["privacy"]["unit"]
+    for row in charge["hand_overs"]:
+        body = json.loads(row["body"])
+        need(result["privacy"]["seeded"] or not body["is_ephemeral"], "a key for the ledger alone")
+        if body["kind"] == "created":
+            need(body["site"] == site, "another site's ledger")
+            need(body["unit"] in ("", unit) or job["privacy"]["mode"] == "none", "another unit")
+
+
+def own(receipts: list[dict[str, Any]], endings: dict[str, Any]) -> None:
+    """No two sites show the same ledger."""
+    shown = [item for r in receipts for item in (*r["charges"].items(), *r["heads"].items())]
+    owner: dict[str, str] = {}
+    for site, one in [*shown, *endings.items()]:
+        head = one.get("head", one)
+        rows = [row["hash"] for row in one.get("hand_overs", ()) if row["seq"] == 0]
+        for mark in (head["root"], head["public_key"], *rows):
+            need(owner.setdefault(mark, site) == site, "one ledger of two sites")
 
 
 def one_charge(charge: dict[str, Any], keys: set[str]) -> None:
@@ -345,6 +409,9 @@ def claims(
     privacy, steps, stated = job["privacy"], job["training"]["local_steps"], result["privacy"]
     need(result["job_sha256"] == manifest["job_sha256"], "result of another job")
     need(result["name"] == job["job"]["name"], "result of another name")
+    need(result["grid"] == "link" or manifest["kind"] == "SIMULATION", "result of another grid")
+    for software in (manifest["software"], "veiltune " + stated["accountant_version"][14:]):
+        need(bool(re.fullmatch(VERSION, software)), "words in place of a version")
     need(sorted(s["name"] for s in result["sites"]) == sorted(asked), "result of other sites")
     need(stated["seeded"] == (manifest["kind"] == "SIMULATION"), "kind")
     for name in ("mode", "unit", "unit_cap", "sampling_rate", "clip_norm", "delta"):
@@ -381,6 +448,7 @@ def claims(
         need(row["epsilon"] <= max(s["epsilon"] for s in result["sites"]) + 1e-6, "above the end")
 
 
+VERSION = r"veiltune (unknown|\d+([.]\d+){0,3}((a|b|rc|[.]post|[.]dev)\d+)*([+][0-9a-z.]{1,20})?)"
 NAMES = re.compile(
     r"documents/(index\.(html|pdf)|model-card\.md|(receipts|refusals|policies)\.html"
     r"|sbom\.cdx\.json|(sites/[A-Za-z0-9][A-Za-z0-9_-]*/)?certificate\.(json|html|pdf)"
@@ -404,6 +472,8 @@ def documents(
     for name in named:
         if name.endswith(".html"):
             paged(name, files, job, result, receipts)
+        if name.endswith(".pdf"):
+            printed(name, files)
     rows = [row for r in receipts for c in r["charges"].values() for row in c["hand_overs"]]
     entries = [json.loads(row["body"]) for row in rows]
     caps = {entry["site"]: entry["cap"] for entry in entries if entry["kind"] == "created"}
@@ -412,6 +482,7 @@ def documents(
         need(beside in files, "a page of a certificate alone")
         site = re.sub("^documents/(sites/)?|/?certificate.*$", "", name)
         certified(json.loads(files[beside]), site, job, result, caps)
+        audited(json.loads(files[beside])["audits"], job, result, receipts)
 
 
 def paged(
@@ -433,6 +504,41 @@ def paged(
             need(receipt["output_sha256"][:16] in text, f"{name}: a round is missing")
         for head in receipts[-1]["heads"].values():
             need(head["root"] in text, f"{name}: a ledger is missing")
+
+
+def printed(name: str, files: dict[str, bytes]) -> None:
+    """Whatever a PDF draws, line by line, is on the page beside it; its letters are believed."""
+    page = re.sub(r"<style.*?</style>|<[^>]*>", "", files[name[:-3] + "html"].decode(), flags=re.S)
+    beside = re.sub(r"\s", "", html.unescape(page))
+    data = files[name]
+    need(data.startswith(b"%PDF-") and b"/Producer (fpdf2 " in data, f"{name}: no PDF of ours")
+    objects = dict(re.findall(rb"\n(\d+) 0 obj\n(.*?)\nendobj", data, flags=re.DOTALL))
+    letters = {}
+    for font, number in re.findall(rb"/F(\d) (\d+) 0 R", data):
+        (table,) = re.findall(rb"/ToUnicode (\d+) 0 R", objects[number])
+        pairs = re.findall(rb"<([0-9A-F]{4})> <([0-9A-F]{4,8})>", objects[table])
+        letters[font] = {
+            int(a, 16): bytes.fromhex(b.decode()).decode("utf-16-be") for a, b in pairs
+        }
+    pages = re.findall(rb"/Contents (\d+) 0 R", data)
+    need(len(pages) > 0, f"{name}: no page")
+    (kids,) = re.findall(rb"/Kids \[([^]]*)\]", data)
+    need(kids.count(b" 0 R") == len(pages), f"{name}: other pages")
+    for number in pages:
+        stream = objects[number].partition(b"stream\n")[2].removesuffix(b"\nendstream")
+        font = b""
+        drawn = rb"/F(\d) [\d.]+ Tf|\(((?:[^\\()]|\\.)*)\) Tj"
+        for chosen, raw in re.findall(drawn, zlib.decompress(stream), flags=re.DOTALL):
+            font = chosen or font
+            said = re.sub(rb"\\(.)", _escaped, raw, flags=re.DOTALL)
+            codes = struct.unpack(f">{len(said) // 2}H", said)
+            line = re.sub(r"\s", "", "".join(letters[font][code] for code in codes))
+            is_number = re.fullmatch(r"\d+/?\d*", line) or line == "\N{EN DASH}"
+            need(bool(is_number) or line in beside, f"{name}: draws {line[:60]}")
+
+
+def _escaped(found: re.Match[bytes]) -> bytes:
+    return {b"r": b"\r", b"n": b"\n"}.get(found[1], found[1])
 
 
 def epsilons(tree: Any, key: str = "") -> list[float]:  # noqa: ANN401
@@ -466,7 +572,7 @@ def certified(
     due = {site["name"]: site for site in result["sites"] if of in ("", site["name"])}
     need([s["name"] for s in certificate["sites"]] == list(due), "certificate of other sites")
     for site in certificate["sites"]:
-        site_certified(site, due[site["name"]], job, result, caps[site["name"]])
+        site_certified(site, due[site["name"]], job, result, caps.get(site["name"]))
     promise, policy = certificate["promise"], certificate["budget_policy"]
     most, delta = max(site["epsilon"] for site in due.values()), result["privacy"]["delta"]
     need((promise["epsilon"], promise["delta"]) == (most, delta), "certificate's promise")
@@ -477,14 +583,40 @@ def certified(
     for name in ("noise_multiplier", "sampling_rate", "clip_norm"):
         need(stated[name] == result["privacy"][name], f"certificate's {name}")
     worded(promise)
+    for accountant in certificate["accountants"]:
+        for software in accountant["software"].split("; the run's own was "):
+            name, version = software.split(" ")
+            need(name in ("dp-accounting", "opacus"), "an accountant that nobody knows")
+            need(bool(re.fullmatch(VERSION, f"veiltune {version}")), "words in place of a version")
     use, told = certificate["utility"], job["evaluation"].get("disjoint_because")
     need(use["disjoint_because"] == told, "certificate's hold-out")
     need("checked by nobody" in use["disjointness"] or told is None, "a checked hold-out")
     need("Nobody declared" in use["disjointness"] or told is not None, "an undeclared hold-out")
     together(certificate["known_to_several_sites"], result)
-    for audit in certificate["audits"]:
+
+
+def audited(
+    audits: list[dict[str, Any]],
+    job: dict[str, Any],
+    result: dict[str, Any],
+    receipts: list[dict[str, Any]],
+) -> None:
+    """Each is of what all steps would cost, and of code that its site signed a charge under."""
+    privacy, training = result["privacy"], job["training"]
+    rate, noise, delta = (privacy[n] for n in ("sampling_rate", "noise_multiplier", "delta"))
+    for audit in audits:
+        whole = by_pld(rate, noise, training["rounds"] * training["local_steps"], delta)
+        charges = [r["charges"].get(audit["site"]) for r in receipts]
+        bodies = [json.loads(charge["row"]["body"]) for charge in charges if charge is not None]
+        need(
+            audit["code_sha256"] in {body["code_sha256"] for body in bodies}, "audit of other code"
+        )
+        need(math.isclose(audit["epsilon"], whole, rel_tol=0.004), "audit of another claim")
+        need(audit["lower_bound"] <= audit["epsilon"], "refuted")
+        need(1e-9 <= audit["significance"] <= 0.05, "audit that says nothing")
         need(audit["verdict"] == "consistent with the claim", "an audit that is no verdict")
-        need(audit["lower_bound"] <= max(s["epsilon"] for s in result["sites"]), "refuted")
+        alike = [a for a in audits if (a["name"], a["site"]) == (audit["name"], audit["site"])]
+        need(len(alike) <= audit["runs"] and alike.count(audit) == 1, "one audit more than once")
 
 
 def site_certified(
@@ -492,7 +624,7 @@ def site_certified(
     due: dict[str, Any],
     job: dict[str, Any],
     result: dict[str, Any],
-    cap: dict[str, Any],
+    cap: dict[str, Any] | None,
 ) -> None:
     need(site["epsilon"] == due["epsilon"] and site["delta"] == due["delta"], "epsilon")
     need((site["steps"], site["releases_of_counts"]) == (due["steps"], due["counts"]), "steps")
@@ -509,7 +641,8 @@ def site_certified(
     need(math.isclose(figures["rdp"], by_rdp(*asked, beside), rel_tol=0.01), "RDP")
     need(figures["doubt"] == "", "accountants that do not agree")
     need(math.isclose(life["epsilon_shown"], due["epsilon"], rel_tol=1e-6), "life's epsilon")
-    need((life["cap_epsilon"], life["cap_delta"]) == (cap["epsilon"], cap["delta"]), "cap")
+    shown = (None, None) if cap is None else (cap["epsilon"], cap["delta"])
+    need((life["cap_epsilon"], life["cap_delta"]) == shown, "cap")
 
 
 def worded(promise: dict[str, Any]) -> None:
@@ -621,7 +754,7 @@ def entries(head: dict[str, Any]) -> tuple[int, str]:
     return head["size"], head["root"]
 
 
-def site_keys(site: str, pem: bytes, root: x509.Certificate, moment: dt.datetime) -> set[str]:
+def site_keys(site: str, pem: bytes, root: list[x509.Certificate], moment: dt.datetime) -> set[str]:
     """The keys that certificates of the site, not ended by then, vouch for."""
     found, keys = x509.load_pem_x509_certificates(pem), set[str]()
     text = b"".join(c.public_bytes(serialization.Encoding.PEM) for c in found)
@@ -643,22 +776,30 @@ def site_keys(site: str, pem: bytes, root: x509.Certificate, moment: dt.datetime
     return keys
 
 
-def server_key(pem: bytes, root: x509.Certificate, moment: dt.datetime) -> Any:  # noqa: ANN401
+def server_key(pem: bytes, root: list[x509.Certificate], moment: dt.datetime) -> Any:  # noqa: ANN401
     leaf, above = x509.load_pem_x509_certificates(pem)
     need_issued(leaf, above, root, moment, ExtendedKeyUsageOID.SERVER_AUTH)
     return leaf.public_key()
 
 
+def is_issued(one: x509.Certificate, by: x509.Certificate) -> bool:
+    try:
+        one.verify_directly_issued_by(by)
+    except (ValueError, InvalidSignature):
+        return False
+    return True
+
+
 def need_issued(
     leaf: x509.Certificate,
     above: x509.Certificate,
-    root: x509.Certificate,
+    root: list[x509.Certificate],
     moment: dt.datetime,
     purpose: x509.ObjectIdentifier,
 ) -> None:
     leaf.verify_directly_issued_by(above)
-    above.verify_directly_issued_by(root)
-    for one in (leaf, above, root):
+    own = next(one for one in root if is_issued(above, one))
+    for one in (leaf, above, own):
         need(one.not_valid_before_utc <= moment <= one.not_valid_after_utc, "out of its time")
         basic = one.extensions.get_extension_for_class(x509.BasicConstraints).value
         need(basic.ca == (one is not leaf), "authority")

@@ -14,13 +14,16 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import safetensors.numpy
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common import pki
 from common.audit.evidence import Evidence, write_bundle
 from common.histograms import bins
+from common.initial import drawn_a
 from common.job import Job, SignedJob, sign_job
 from common.keys import public_key_sha256
+from common.layout import Matrices
 from common.measured import measured
 from common.privacy.charge import HeadOf, LedgerRow, SignedCharge, SignedEnding
 from common.privacy.entries import Closed, Created, Rekeyed, Released, Reserved, write_entry
@@ -29,6 +32,7 @@ from common.privacy.ledger import Chain, Row, public_hex
 from common.receipt import Reply, RoundReceipt, ServerKey, SignedReceipt
 from common.result import Result, privacy_statement, site_result
 from common.signed import SignedRoster, sign
+from server.unended import counted_in_full
 
 AT = dt.datetime(2026, 11, 20, 9, 30, tzinfo=dt.UTC)
 BEFORE = AT - dt.timedelta(days=90)  # when root and intermediate were made
@@ -37,6 +41,20 @@ PRIVACY = {
     "mode": "site", "unit": "patient_id", "unit_cap": 4, "epsilon": 6.0, "delta": 1e-5,
     "clip_norm": 0.75, "sampling_rate": 0.05,
 }  # fmt: skip
+
+
+def weights(bias: float = 0.5) -> bytes:
+    """An adapter's file of the job below: what stays at its start, and what a round might make."""
+    job, name = make_job(), "base_model.model.encoder.layer.0.query"
+    rank, inputs = job.adapter.rank, 6
+    start = drawn_a(job, Matrices(name, 1.0, None, None, None, None, rank, inputs, 4), 0)
+    tensors = {
+        f"{name}.lora_A.weight": start.astype(np.float32),
+        f"{name}.lora_B.weight": np.arange(4 * rank, dtype=np.float32).reshape(4, rank),
+        "base_model.model.classifier.weight": np.ones((2, 4), np.float32),
+        "base_model.model.classifier.bias": np.full(2, bias, np.float32),
+    }
+    return safetensors.numpy.save(tensors)
 
 
 def digest(words: str) -> str:
@@ -80,14 +98,15 @@ def make_job(
 class Ledger:
     """A site's whole ledger with its key."""
 
-    def __init__(self, site: str, key: bytes) -> None:
+    def __init__(self, site: str, key: bytes, /, **created: object) -> None:
         self.site, self.pem, self.key = site, key, pki.load_key(key)
         self.chain, self.rows = Chain(), list[Row]()
         cap = {"kind": "pld-schedule", "jobs": [digest("jobs")], "epsilon": 12.0, "delta": 1e-5}
-        self.append(
-            Created, public_key=public_hex(self.key), is_ephemeral=False, site=site,
-            unit="patient_id", cap=cap, binds_keys=True,
-        )  # fmt: skip
+        said: dict[str, object] = {
+            "public_key": public_hex(self.key), "is_ephemeral": False, "site": site,
+            "unit": "", "cap": cap, "binds_keys": True,
+        }  # fmt: skip
+        self.append(Created, **(said | created))
 
     def append(self, model: type[Any], **fields: object) -> int:
         """Write the next entry; its number."""
@@ -299,6 +318,12 @@ class Story:
         )
         return charge
 
+    def make(self, vector: bytes, file: bytes) -> None:
+        """Let the last round have made these numbers (float32), and the result name the file."""
+        made = hashlib.sha256(vector).hexdigest()
+        self.receipts[-1] = self.receipts[-1].model_copy(update={"output_sha256": made})
+        self.changes["adapter_sha256"] = hashlib.sha256(file).hexdigest()
+
     def signed_receipts(self) -> tuple[SignedReceipt, ...]:
         """The receipts in a chain of hashes, under the server's key."""
         key = ServerKey(self.by.server.certificate, self.by.server.key)
@@ -363,17 +388,18 @@ class Story:
 
     def evidence(self) -> Evidence:
         """All of it."""
-        return Evidence(
+        found = Evidence(
             job=self.signed,
             receipts=self.signed_receipts(),
             certificates=self.certificates,
             result=self.result(),
             is_simulation=self.is_simulation,
             made_at="2026-11-20T11:00:00Z",
-            software="veiltune test",
+            software="veiltune 0.1.0",
             endings=self.endings(),
             roster=self.roster(),
         )
+        return counted_in_full(found)
 
     def roster(self, by: pki.Credential | None = None, **changes: object) -> bytes:
         """Who the root says takes part: every ledger's key, or the one (PEM) that it ``known``."""

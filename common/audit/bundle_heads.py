@@ -11,6 +11,7 @@ from common.audit.evidence import Evidence
 from common.audit.verify import verify
 from common.errors import InvalidInput
 from common.heads import Alarm, HeadRow, State
+from common.job import require_site
 from common.privacy.charge import HeadOf
 from common.receipt import SignedReceipt
 
@@ -26,12 +27,15 @@ def heads_of_bundle(
         site: whose heads; empty for all.
 
     Raises:
-        InvalidInput: it is no bundle, or its bytes are not those that its server signed.
+        InvalidInput: it is no bundle, its bytes are not those that its server signed, or its job
+            has no such site.
     """
     report = verify(data, roots)
     evidence, manifest = report.evidence, report.manifest
     if evidence is None or manifest is None:
         raise InvalidInput(f"file must be a sound bundle of evidence, got: {_words(report.failed)}")
+    if site:
+        require_site(evidence.job.job, site)
     alarms = [
         Alarm(claim.subject, manifest.job_sha256, manifest.made_at, _words([claim]))
         for claim in report.failed

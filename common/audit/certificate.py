@@ -30,7 +30,7 @@ from common.audit.certificate_parts import (
     Sentences,
     Signature,
     SiteSpent,
-    Text,
+    Software,
     Together,
     Utility,
 )
@@ -53,7 +53,7 @@ class Certificate(Part):
     id: CertificateId
     scope: Literal["job", "site"]
     made_at: Stamp
-    software: Text
+    software: Software
     job: JobNamed
     promise: Promise
     mechanism: Mechanism
@@ -101,6 +101,10 @@ def _content(certificate: Certificate) -> dict[str, Any]:
     unsaid: dict[str, Any] = {} if certificate.counts else {"counts": True}
     if not certificate.utility.disjointness:
         unsaid["utility"] = {"disjoint_because", "disjointness"}
+    if certificate.job.vector_sha256 is None:
+        unsaid["job"] = {"vector_sha256"}
+    if all(site.last_word_shown is None for site in certificate.sites):
+        unsaid["sites"] = {"__all__": {"last_word_shown"}}
     return certificate.model_dump(mode="json", exclude=unsaid)
 
 

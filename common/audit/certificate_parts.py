@@ -9,12 +9,21 @@ from typing import Annotated, Literal, Self
 from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
 from common.audit.report import AuditName, Verdict, verdict_of
-from common.config import Name, Section, Sha256, TaskName
+from common.config import VERSION_PATTERN, Name, Section, Sha256, TaskName
 
 Text = Annotated[str, StringConstraints(max_length=4000)]
+Software = Annotated[str, Field(pattern=rf"^veiltune (?:unknown|{VERSION_PATTERN})\z")]
+AccountingSoftware = Annotated[
+    str,
+    Field(
+        pattern=rf"^(?:dp-accounting|opacus) {VERSION_PATTERN}"
+        rf"(?:; the run's own was dp-accounting {VERSION_PATTERN})?\z"
+    ),
+]
 Epsilon = Annotated[float, Field(ge=0)]
 Delta = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=0, lt=2**53)]
+Several = Annotated[int, Field(ge=1, lt=2**53)]
 Sentences = Annotated[tuple[Text, ...], Field(strict=False, max_length=10_100)]
 
 
@@ -25,7 +34,11 @@ class Part(Section):
 
 
 class JobNamed(Part):
-    """Which job: the manifest's sha256 names it; ``operator`` is the Ed25519 key that signed it."""
+    """Which job: the manifest's sha256 names it; ``operator`` is the Ed25519 key that signed it.
+
+    ``adapter_sha256`` is of the file, ``vector_sha256`` of its numbers as the kept round's receipt
+    names them; absent in a certificate of before.
+    """
 
     name: Name
     sha256: Sha256
@@ -35,6 +48,7 @@ class JobNamed(Part):
     base: Text
     base_sha256: Sha256
     adapter_sha256: Sha256
+    vector_sha256: Sha256 | None = None
     rounds_closed: Count
 
 
@@ -56,7 +70,7 @@ class Promise(Part):
     neighbours: Literal["add-or-remove-one"]
     unit: Name
     unit_means: Text
-    unit_cap: Annotated[int, Field(ge=1)] | None
+    unit_cap: Several | None
     epsilon: Epsilon | None
     delta: Delta
     shared_noise: SharedNoise | None
@@ -77,7 +91,7 @@ class Mechanism(Part):
     noise_deviation: Annotated[float, Field(gt=0)]
     sampling_scheme: Literal["poisson"]
     sampling_rate: Annotated[float, Field(gt=0, le=1)]
-    steps_per_round: Annotated[int, Field(ge=1)]
+    steps_per_round: Several
     most_steps: Count
     counts_noise_multiplier: Annotated[float, Field(gt=0)] | None
 
@@ -100,7 +114,7 @@ class CountsReleased(Part):
     histograms: Annotated[tuple[Text, ...], Field(strict=False, min_length=1)]
     hold_out: Annotated[float, Field(gt=0, lt=1)]
     share: Annotated[float, Field(gt=0, lt=1)]
-    records_per_unit: Annotated[int, Field(ge=1)]
+    records_per_unit: Several
     sensitivity: Annotated[float, Field(gt=0)]
     noise_multiplier: Annotated[float, Field(gt=0)]
     noise_deviation: Annotated[float, Field(gt=0)]
@@ -112,7 +126,7 @@ class Accountant(Part):
     """One of three that computed every epsilon."""
 
     name: Literal["pld", "prv", "rdp"]
-    software: Text
+    software: AccountingSoftware
     role: Text
 
 
@@ -153,20 +167,23 @@ class SiteSpent(Part):
         population: declared in the job, never counted.
         steps: charged to it; ``steps_signed`` of them by rows that it signed, the rest for rounds
             that it was asked for and never answered, or that were not closed.
+        last_word_shown: whether its last word on the job is in the evidence. Without it every round
+            of the plan after its last charge counts as charged; absent in a certificate of before.
         releases_of_counts: that are charged to it, 0 or 1; ``epsilon`` is with them.
         person_epsilon: of somebody with ``person_records`` records at this site.
     """
 
     name: Name
-    population: Annotated[int, Field(ge=1)]
+    population: Several
     steps: Count
     steps_signed: Count
     rounds_asked: Count
+    last_word_shown: bool | None = None
     releases_of_counts: Count
     epsilon: Epsilon | None
     delta: Delta
     figures: Figures
-    person_records: Annotated[int, Field(ge=1)]
+    person_records: Several
     person_epsilon: Epsilon | None
     lifetime: Lifetime
 
@@ -174,7 +191,7 @@ class SiteSpent(Part):
 class Together(Part):
     """One person known to several sites: the ``sites`` that spent most, at the same delta."""
 
-    sites: Annotated[int, Field(ge=1)]
+    sites: Several
     epsilon: Epsilon | None
     delta: Delta
 
@@ -233,7 +250,7 @@ class Audit(Part):
     name: AuditName
     site: Name
     code_sha256: Sha256
-    runs: Annotated[int, Field(ge=1)]
+    runs: Annotated[int, Field(ge=1, le=100_000)]
     lower_bound: Epsilon
     significance: Annotated[float, Field(gt=0, lt=1)]
     epsilon: Epsilon

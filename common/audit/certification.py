@@ -15,7 +15,7 @@ from common.audit import assurances
 from common.audit.certificate import Certificate, identified
 from common.audit.certificate_parts import Audit
 from common.audit.evidence import ROSTER, Evidence
-from common.audit.report import REFUTED
+from common.audit.handed_in import require_audits
 from common.audit.spending import Spending, figures, together
 from common.certificates import fingerprint
 from common.errors import InvalidInput
@@ -47,7 +47,8 @@ def certificate_of(
         site: whose; empty for all.
 
     Raises:
-        InvalidInput: the run promises nothing, it has no such site, or an audit refutes it.
+        InvalidInput: the run promises nothing, or it has no such site.
+        Refusal: an audit refutes it, or is of a claim or code that the evidence has not.
     """
     result = evidence.result
     if not promises(evidence):
@@ -55,7 +56,7 @@ def certificate_of(
     chosen = [spent for spent in sites if site in ("", spent.promise.name)]
     if not chosen:
         raise InvalidInput(f"site must be one of the job's, got {site!r}")
-    _require_unrefuted(audits, evidence)
+    require_audits(audits, evidence)
     return identified(
         veiltune_certificate=1,
         scope="site" if site else "job",
@@ -83,17 +84,6 @@ def certificate_of(
     )
 
 
-def _require_unrefuted(audits: Sequence[Audit], evidence: Evidence) -> None:
-    """None refutes what all steps of the job cost, whatever part of them a site was charged."""
-    planned = evidence.result.privacy.epsilon(evidence.job.job.steps) or 0.0
-    for audit in audits:
-        if audit.verdict == REFUTED or audit.lower_bound > planned:
-            raise InvalidInput(
-                f"audits must not refute what is certified, got a bound of {audit.lower_bound:.4g} "
-                f"by {audit.name}"
-            )
-
-
 def number(figure: float | None) -> float | None:
     """A figure that JSON can hold; null is for no bound, and for an accountant that failed."""
     return figure if figure is not None and math.isfinite(figure) else None
@@ -115,6 +105,7 @@ def _job(evidence: Evidence) -> Parts:
         "base": public_name(job.model.base),
         "base_sha256": job.model.sha256,
         "adapter_sha256": result.adapter_sha256,
+        "vector_sha256": result.vector_sha256,
         "rounds_closed": result.last_round,
     }
 
@@ -208,6 +199,7 @@ def _site(spent: Spending) -> Parts:
         "steps": promise.steps,
         "steps_signed": min(spent.signed, promise.steps),
         "rounds_asked": spent.asked,
+        "last_word_shown": spent.is_ended,
         "releases_of_counts": spent.counts,
         "epsilon": number(promise.epsilon),
         "delta": promise.delta,

@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from common import pki
 from common.audit.evidence import Evidence
 from common.errors import InvalidInput, Refusal
-from common.privacy.charge import HeadOf, SignedCharge, check_charge, check_ending
-from common.privacy.entries import Reserved
+from common.privacy.charge import HeadOf, SignedCharge, SignedEntry, check_charge, check_ending
+from common.privacy.entries import Created, Reserved
 from common.receipt import RoundReceipt
 from common.words import counted
 
@@ -56,15 +56,13 @@ def certified_keys(site: str, evidence: Evidence) -> tuple[Certified, ...]:
     found = pki.load_certificates(pem)
     if len(found) > _MOST_CERTIFICATES:
         raise Refusal(f"certificates of {site} must be at most {_MOST_CERTIFICATES}, got more")
-    chains: list[list[bytes]] = []
-    for certificate in found:
-        is_authority = certificate.subject != found[0].subject
-        if not is_authority:
-            chains.append([])
-        chains[-1].append(pki.to_pem(certificate))
-    if b"".join(b"".join(chain) for chain in chains) != pem:
+    pems = [pki.to_pem(certificate) for certificate in found]
+    if b"".join(pems) != pem:
         raise Refusal(f"certificates of {site} must be plain PEM, got other bytes beside them")
-    return tuple(Certified(_key_of(chain[0]), b"".join(chain)) for chain in chains)
+    if len(pems) % 2:
+        raise Refusal(f"certificates of {site} must be a leaf and its intermediate each, got more")
+    pairs = zip(pems[::2], pems[1::2], strict=True)
+    return tuple(Certified(_key_of(leaf), leaf + above) for leaf, above in pairs)
 
 
 def check_certificates(site: str, evidence: Evidence, roots: bytes) -> str:
@@ -81,10 +79,13 @@ def check_certificates(site: str, evidence: Evidence, roots: bytes) -> str:
 def check_charges(site: str, evidence: Evidence, roots: bytes) -> str:
     """Each charge is signed, under its head, and what the job's plan says of it."""
     keys, count = certified_keys(site, evidence), 0
+    if other := evidence.twins.get(site):
+        raise Refusal(f"ledger of {site} must be its own, got entries or a key of {other}'s")
     for receipt, charge in _charges(site, evidence):
         valid = _valid(keys, site, roots, receipt)
         try:
             entry = check_charge(charge, valid.__contains__)
+            _require_named(charge, site, evidence)
             _require_plan(entry, receipt, evidence)
             _require_asked(entry.job_steps, asked_steps(site, evidence, receipt.round))
         except Refusal as error:
@@ -122,6 +123,7 @@ def check_last_word(site: str, evidence: Evidence, roots: bytes) -> str:
     valid, known = _valid(certified_keys(site, evidence), site, roots, last), last.heads.get(site)
     ending = evidence.endings[site]
     entry = check_ending(ending, valid.__contains__)
+    _require_named(ending, site, evidence)
     if entry.job_sha256 != evidence.job.job.sha256:
         raise Refusal(f"ending must be of this job, got one of {entry.job_sha256[:16]}")
     if known is not None and not known.is_same(ending.since):
@@ -137,6 +139,23 @@ def check_last_word(site: str, evidence: Evidence, roots: bytes) -> str:
     return f"{words}, and its counts" if counts else words
 
 
+def _require_named(shown: SignedEntry, site: str, evidence: Evidence) -> None:
+    """Entries that name a key say that the ledger is this site's, and is about the job's unit.
+
+    A ledger may be made before its site insists on a unit, and then says none.
+    """
+    job = evidence.job.job
+    for entry in shown.named:
+        if entry.is_ephemeral and not evidence.is_simulation:
+            raise Refusal(f"ledger must be under {site}'s own key, got one made for it alone")
+        if not isinstance(entry, Created):
+            continue
+        if entry.site != site:
+            raise Refusal(f"ledger must begin as {site}'s, got {entry.site:.80}'s")
+        if job.is_private and entry.unit not in ("", job.privacy.unit):
+            raise Refusal(f"ledger's unit must be {job.privacy.unit}, got {entry.unit:.80}")
+
+
 def asked_rounds(site: str, evidence: Evidence, last: int | None = None) -> int:
     """In how many rounds, up to ``last``, the site was asked."""
     receipts = evidence.rounds[: len(evidence.rounds) if last is None else last]
@@ -146,6 +165,28 @@ def asked_rounds(site: str, evidence: Evidence, last: int | None = None) -> int:
 def asked_steps(site: str, evidence: Evidence, last: int | None = None) -> int:
     """The steps of training of those rounds."""
     return asked_rounds(site, evidence, last) * evidence.job.job.training.local_steps
+
+
+def due_rounds(site: str, evidence: Evidence, last: int | None = None) -> int:
+    """How many rounds, up to ``last``, the site counts as charged for.
+
+    Those that it was asked for. Where its last word is missing, every round of the plan after its
+    last charge as well: that one was asked of it, and kept back with its last word, looks the same.
+    """
+    planned = evidence.job.job.training.rounds
+    last = planned if last is None else last
+    if site in evidence.endings:
+        return asked_rounds(site, evidence, last)
+    charged = (s.receipt.round for s in evidence.receipts if site in s.receipt.charges)
+    known = min(last, max(charged, default=0))
+    return asked_rounds(site, evidence, known) + last - known
+
+
+def due_counts(site: str, evidence: Evidence) -> int:
+    """1 where the site may have been asked for its counts, else 0."""
+    if site in evidence.endings or evidence.job.job.metrics is None:
+        return asked_counts(site, evidence)
+    return 1
 
 
 def asked_counts(site: str, evidence: Evidence) -> int:

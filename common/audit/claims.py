@@ -31,8 +31,13 @@ class Claim:
 
 def checked(name: str, check: Callable[[], str], subject: str = "") -> Claim:
     """The claim that ``check`` decides: it says what it found, or raises an error of ours."""
+    return judged(name, lambda: Claim(name, subject, "pass", check()), subject)
+
+
+def judged(name: str, check: Callable[[], Claim], subject: str = "") -> Claim:
+    """The claim that ``check`` makes, or a failed one where it raises an error of ours."""
     try:
-        return Claim(name, subject, "pass", check())
+        return check()
     except (Refusal, InvalidInput, StorageFailed) as error:
         return Claim(name, subject, "fail", str(error))
 

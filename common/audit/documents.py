@@ -1,23 +1,21 @@
 """A bundle's documents against its evidence.
 
 Certificates and data cards as JSON are made anew from the evidence and compared whole; so are all
-pages in HTML, of certificates from the JSON beside them. PDF is drawn anew as well, but its bytes
-also hang on the libraries that draw and compress: where they differ, nobody can say why. The model
-card and the list of what is installed are as true as the server that signed them.
+pages in HTML, of certificates from the JSON beside them. The model card and the list of what is
+installed are as true as the server that signed them.
 
-Not covered: which names a document may have (common/audit/evidence.py).
+Not covered: PDF (common/audit/printed.py); which names a document may have (common/audit/
+evidence.py).
 """
 
 from collections.abc import Mapping
 
 from common.audit.certificate import Certificate, read_certificate, require_agreement
 from common.audit.certification import certificate_of, promises
-from common.audit.claims import Claim, unchecked
 from common.audit.data_card import data_card_json
 from common.audit.evidence import Evidence
 from common.audit.spending import spendings
 from common.documents.pages import is_printed, sheets
-from common.documents.paper import pdf_of
 from common.documents.screen import html_of
 from common.documents.sheet import Sheet
 from common.errors import InvalidInput, Refusal
@@ -56,27 +54,6 @@ def check_documents(documents: Mapping[str, bytes], evidence: Evidence) -> str:
     )
 
 
-def check_printed(documents: Mapping[str, bytes], evidence: Evidence) -> Claim:
-    """PDF is what is drawn here of the same pages; where it is not, that decides nothing.
-
-    Raises:
-        InvalidInput: what it is drawn from cannot be read.
-    """
-    printed = sorted(name for name in documents if name.endswith(".pdf"))
-    if not printed:
-        return Claim("printed", "", "pass", "no PDF is here")
-    due = _sheets(documents, evidence)
-    stems = {name: name.removesuffix(".pdf") for name in printed}
-    other = [n for n in printed if stems[n] not in due or documents[n] != pdf_of(due[stems[n]])]
-    if not other:
-        return Claim("printed", "", "pass", f"{counted(len(printed), 'PDF')} drawn anew, the same")
-    return unchecked(
-        "printed",
-        f"{len(other)} of {counted(len(printed), 'PDF')} not as drawn here, first {other[0]}: "
-        "other versions of libraries draw other bytes, and so does who alters one. Read the HTML",
-    )
-
-
 def _compare(
     stated: list[str], documents: Mapping[str, bytes], evidence: Evidence
 ) -> dict[str, Certificate]:
@@ -106,8 +83,12 @@ def _compared_pages(
     return len(pages)
 
 
-def _sheets(documents: Mapping[str, bytes], evidence: Evidence) -> dict[str, Sheet]:
-    """What is drawn on paper, of the certificates that are here."""
+def printed_sheets(documents: Mapping[str, bytes], evidence: Evidence) -> dict[str, Sheet]:
+    """What is drawn on paper, by its name, of the certificates that are here.
+
+    Raises:
+        InvalidInput: a certificate that cannot be read, or a result that the rows do not bear out.
+    """
     made = {
         name.removesuffix(".json"): read_certificate(data)
         for name, data in documents.items()

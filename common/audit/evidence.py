@@ -12,7 +12,7 @@ verify.py); what the documents say.
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, Final, Literal, TypeVar
@@ -23,10 +23,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import Field, StringConstraints
 
 from common import pki
-from common.config import NAME_PATTERN, Section, Sha256, parse
+from common.config import NAME_PATTERN, VERSION_PATTERN, Section, Sha256, parse
 from common.errors import InvalidInput, Refusal
 from common.job import Hex64, SignedJob, parse_signed_job
 from common.keys import MAX_PEM_BYTES
+from common.privacy.charge import SignedEntry
 from common.privacy.entries import Stamp
 from common.receipt import (
     RoundReceipt,
@@ -101,6 +102,31 @@ class Evidence:
         numbered = (s.receipt for s in self.receipts if s.receipt.round == job.metrics_round)
         return None if job.metrics is None else next(numbered, None)
 
+    @cached_property
+    def twins(self) -> Mapping[str, str]:
+        """Sites that show what another shows of its ledger, with that other.
+
+        Entries are salted and keys are made where they stay, so no two ledgers have a key, a first
+        entry or the root of a head in common.
+        """
+        owners, found = dict[str, str](), dict[str, str]()
+        for site, mark in self._marks():
+            other = owners.setdefault(mark, site)
+            if other != site:
+                found |= {site: other, other: site}
+        return found
+
+    def _marks(self) -> Iterator[tuple[str, str]]:
+        """(site, what only one ledger can have)."""
+        shown: list[tuple[str, SignedEntry]] = list(self.endings.items())
+        for signed in self.receipts:
+            shown += signed.receipt.charges.items()
+            for site, head in signed.receipt.heads.items():
+                yield from ((site, head.root), (site, head.public_key))
+        for site, entry in shown:
+            yield from ((site, entry.head.root), (site, entry.head.public_key))
+            yield from ((site, row.hash) for row in entry.hand_overs if row.seq == 0)
+
 
 class Manifest(Section):
     """What a bundle is and holds; ``chain_sha256`` is of the chain (PEM) of who signed it."""
@@ -111,7 +137,9 @@ class Manifest(Section):
     job_sha256: Sha256
     operator: Hex64
     made_at: Stamp
-    software: Annotated[str, StringConstraints(pattern=r"^[ -~]{1,100}\z")]
+    software: Annotated[
+        str, StringConstraints(pattern=rf"^veiltune (?:unknown|{VERSION_PATTERN})\z")
+    ]
     chain_sha256: Sha256
     files: dict[str, Sha256] = Field(max_length=MOST_MEMBERS)
 

@@ -9,6 +9,7 @@ since what it sent is named by a hash over more than them.
 
 from itertools import pairwise
 
+from common.audit.charges import moment_of
 from common.audit.evidence import Evidence
 from common.errors import Refusal
 from common.receipt import RoundReceipt, verify_signed
@@ -27,6 +28,7 @@ def check_chain(evidence: Evidence) -> str:
     if not numbers or numbers != list(range(1, len(numbers) + 1)):
         raise Refusal(f"rounds must be 1 to the last, each once, got {numbers[:20]}")
     before = ""
+    _require_in_time(evidence)
     for signed in receipts:
         if signed.receipt.job_sha256 != job.sha256:
             raise Refusal(f"round {signed.receipt.round} must be of this job, got another's")
@@ -46,6 +48,14 @@ def check_chain(evidence: Evidence) -> str:
     if len(numbers) < job.training.rounds:
         words += "; ended early by its patience, with scores that the server states"
     return words if job.metrics is None else f"{words}, and the counts after them"
+
+
+def _require_in_time(evidence: Evidence) -> None:
+    """No round was closed before the one before it, and the bundle is made after all of them."""
+    closed = [(f"round {s.receipt.round}", s.receipt.closed_at) for s in evidence.receipts]
+    for (one, at), (other, later) in pairwise([*closed, ("bundle", evidence.made_at)]):
+        if moment_of(later) < moment_of(at):
+            raise Refusal(f"{other} must not be earlier than {one}, {at}, got {later}")
 
 
 def check_signatures(evidence: Evidence, roots: bytes) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from common.audit.charges import due_counts, due_rounds
 from common.audit.evidence import Evidence
 from common.errors import InvalidInput, UpdateRejected
 from common.privacy import accounting, crosscheck
@@ -41,6 +42,7 @@ class Spending:
         cap: over the life of its data; ``None`` where the evidence does not open the entry.
         keys: sha256 of each key (SubjectPublicKeyInfo, DER) that signed a head.
         counts: releases of counts that it is charged, 0 or 1.
+        is_ended: whether its last word on the job is here.
         events: what it is charged, for accountants.
     """
 
@@ -52,6 +54,7 @@ class Spending:
     cap: LifetimeCap | None
     keys: tuple[str, ...]
     counts: int
+    is_ended: bool
     events: tuple[GaussianSteps, ...]
 
     @property
@@ -117,6 +120,8 @@ class _Rows:
     answered: int
     steps: int
     counts: int
+    due: int
+    is_ended: bool
     heads: tuple[HeadOf, ...]
 
 
@@ -125,13 +130,14 @@ def _rows(evidence: Evidence, site: SiteResult) -> _Rows:
     charges = tuple(r.charges[site.name] for r in receipts if site.name in r.charges)
     reserved = {row.round: row for row in (_reserved(evidence, c) for c in charges)}
     updates = [row for row in reserved.values() if row.purpose == "update"]
-    counting = evidence.counting
     return _Rows(
         charges=charges,
         asked=sum(site.name in signed.receipt.asked for signed in evidence.rounds),
         answered=len(updates),
         steps=sum(row.charge.steps for row in updates),
-        counts=int(counting is not None and site.name in counting.asked),
+        counts=due_counts(site.name, evidence),
+        due=due_rounds(site.name, evidence) * evidence.result.privacy.local_steps,
+        is_ended=site.name in evidence.endings,
         heads=tuple(r.heads[site.name] for r in receipts if site.name in r.heads),
     )
 
@@ -148,6 +154,7 @@ def _spending(
         cap=_cap(rows.charges),
         keys=tuple(sorted({_sha256(head.public_key) for head in rows.heads})),
         counts=counts,
+        is_ended=rows.is_ended,
         events=events,
     )
 
@@ -177,12 +184,13 @@ def _reserved(evidence: Evidence, charge: SignedCharge) -> Reserved:
 def _require_borne_out(evidence: Evidence, site: SiteResult, rows: _Rows) -> None:
     """All that the site signed is claimed, and with it every round that it did not answer.
 
-    More may be: a round that the site was asked for and that was never closed.
+    Where its last word is missing, what it may have been asked for after its last charge is claimed
+    too. More may be: a round that the site was asked for and that was never closed.
     """
     if site.counts < rows.counts:
         raise InvalidInput(f"result.sites.{site.name}.counts must be 1 by the receipts, got 0")
     silent = max(0, rows.asked - rows.answered)
-    least = rows.steps + silent * evidence.result.privacy.local_steps
+    least = max(rows.due, rows.steps + silent * evidence.result.privacy.local_steps)
     if site.steps < least:
         raise InvalidInput(
             f"result.sites.{site.name}.steps must be at least {least} by the receipts, "

@@ -10,7 +10,7 @@ Not covered: what a person known to several sites spends; other jobs on the same
 import math
 from functools import lru_cache
 
-from common.audit.charges import asked_counts, asked_rounds
+from common.audit.charges import due_counts, due_rounds
 from common.audit.evidence import Evidence
 from common.audit.recompute import TOLERANCE
 from common.errors import AccountingInDoubt, Refusal
@@ -32,6 +32,8 @@ def check_statement(evidence: Evidence) -> str:
         raise Refusal("result must state every site of the job, got others")
     if result.privacy.seeded != evidence.is_simulation:
         raise Refusal("a run whose noise can be repeated must be marked SIMULATION, got another")
+    if result.grid != "link" and not evidence.is_simulation:  # elsewhere no server signs rounds
+        raise Refusal(f"result must be of a run over the link, got one by {result.grid}")
     if result.hold_out not in (None, hold_out_declared(job)):  # earlier versions said nothing
         raise Refusal("result must say of the hold-out what the operator declared, got another")
     _require_same_mechanism(result.privacy, privacy_statement(job, seeded=evidence.is_simulation))
@@ -76,15 +78,16 @@ def check_epsilon(site: str, evidence: Evidence) -> str:
     stated = next((row for row in result.sites if row.name == site), None)
     if stated is None:
         raise Refusal(f"result must state what {site} spent, got nothing")
-    rounds = asked_rounds(site, evidence)
+    rounds = due_rounds(site, evidence)
+    was = "was" if site in evidence.endings else "may have been"
     steps = rounds * evidence.job.job.training.local_steps
     if stated.steps < steps:
         raise Refusal(
-            f"{site} must state the {steps} steps of the {counted(rounds, 'round')} that it was "
-            f"asked for, got {stated.steps}"
+            f"{site} must state the {steps} steps of the {counted(rounds, 'round')} that it "
+            f"{was} asked for, got {stated.steps}"
         )
-    if stated.counts < asked_counts(site, evidence):
-        raise Refusal(f"{site} must state the counts that it was asked for, got none")
+    if stated.counts < due_counts(site, evidence):
+        raise Refusal(f"{site} must state the counts that it {was} asked for, got none")
     if result.privacy.mode == "none" or result.privacy.delta is None:
         return f"{counted(stated.steps, 'step')} without privacy, none claimed"
     if stated.epsilon is None or stated.delta != result.privacy.delta:
@@ -106,8 +109,8 @@ def check_rounds(evidence: Evidence) -> str:
         return "no epsilon is claimed"
     most, rows = 0.0, evidence.result.rounds
     for row in rows:
-        asked = max(asked_rounds(s, evidence, row.round) for s in evidence.job.job.sites)
-        found = privacy.epsilon(asked * steps)
+        due = max(due_rounds(s, evidence, row.round) for s in evidence.job.job.sites)
+        found = privacy.epsilon(due * steps)
         if row.epsilon is None or found is None or row.epsilon < found - TOLERANCE:
             raise Refusal(
                 f"round {row.round} must state at least epsilon {found}, got {row.epsilon}"

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 
 from common import pki
 from common.audit import charges, documents, roster, rounds, spent
-from common.audit.claims import Claim, checked, unchecked
+from common.audit.adapter_file import check_adapter
+from common.audit.claims import Claim, checked, judged, unchecked
 from common.audit.evidence import (
     Bundle,
     Evidence,
@@ -23,7 +24,8 @@ from common.audit.evidence import (
     require_files,
     require_sealed,
 )
-from common.errors import InvalidInput, Refusal, StorageFailed
+from common.audit.printed import check_printed
+from common.errors import InvalidInput, Refusal
 from common.job import verify_job
 from common.words import counted
 
@@ -34,15 +36,18 @@ NOT_CHECKED = (
     "that every site's ledger continues elsewhere: compare a head with the site's own",
     "accuracy and F1: the hold-out is not in the bundle; that it shares no unit with a site: the "
     "operator's word, where there is one",
+    "that audits on a certificate were run, and found what stands there: the server's word",
     "the model card and the list of what is installed: they are as the server signed them",
 )
 _INVENTED = (
     "that the server's intermediate key vouched for the true sites alone: each site can compare "
     "this with its own ledger"
 )
+_UNSOUND = "the result is not of the job's mechanism"
+_DOCUMENTS = ("documents", "printed")
 _AFTER_BYTES = (
-    "content", "issuer", "roster", "job", "receipts", "rounds", "links", "replies",
-    "result", "epsilon by round", "documents", "printed",
+    "content", "issuer", "roster", "job", "receipts", "rounds", "links", "adapter",
+    "replies",    "result", "epsilon by round", *_DOCUMENTS,
 )  # fmt: skip
 
 
@@ -67,13 +72,14 @@ class Report:
         return NOT_CHECKED if rostered else (NOT_CHECKED[0], _INVENTED, *NOT_CHECKED[1:])
 
 
-def verify(data: bytes, roots: bytes | None) -> Report:
+def verify(data: bytes, roots: bytes | None, adapter: bytes | None = None) -> Report:
     """Check a bundle's every claim.
 
     Args:
         data: the whole file.
         roots: the root that is trusted (PEM), or both while one follows the other; None where the
             auditor has none, and then the issuer is not checkable.
+        adapter: the adapter's file (safetensors), to hold against the kept round; None for none.
 
     Raises:
         InvalidInput: ``roots`` is no certificate. Whatever is wrong with ``data`` is a claim.
@@ -92,7 +98,7 @@ def verify(data: bytes, roots: bytes | None) -> Report:
         claims += [unchecked(name, "the content cannot be read") for name in _AFTER_BYTES[1:]]
         return Report(tuple(claims), roots is not None, bundle.manifest)
     claims.append(Claim("content", "", "pass", f"job {evidence.job.job.job.name}, parsed whole"))
-    claims += _content(bundle, evidence, roots)
+    claims += _content(bundle, evidence, roots, adapter)
     return Report(tuple(claims), roots is not None, bundle.manifest, evidence)
 
 
@@ -116,7 +122,9 @@ def _bytes(data: bytes) -> tuple[list[Claim], Bundle | None]:
     return [container, checked("manifest", sealed), checked("files", whole)], bundle
 
 
-def _content(bundle: Bundle, evidence: Evidence, roots: bytes | None) -> Iterator[Claim]:
+def _content(
+    bundle: Bundle, evidence: Evidence, roots: bytes | None, adapter: bytes | None
+) -> Iterator[Claim]:
     """Whatever the content claims; the root first, on which the rest stands."""
     trusted = _named_authorities(bundle, evidence) if roots is None else roots
     if roots is None:
@@ -128,28 +136,32 @@ def _content(bundle: Bundle, evidence: Evidence, roots: bytes | None) -> Iterato
     yield checked("receipts", lambda: rounds.check_signatures(evidence, trusted))
     yield checked("rounds", lambda: rounds.check_chain(evidence))
     yield checked("links", lambda: rounds.check_links(evidence))
+    yield judged("adapter", lambda: check_adapter(adapter, evidence))
     yield checked("replies", lambda: rounds.check_replies(evidence))
+    # Accountants are asked about the job's mechanism alone.
+    result = checked("result", lambda: spent.check_statement(evidence))
+    is_sound = result.status == "pass"
     of_site: tuple[tuple[str, Callable[[str], str]], ...] = (
         ("certificate", lambda site: charges.check_certificates(site, evidence, trusted)),
         ("charges", lambda site: charges.check_charges(site, evidence, trusted)),
         ("heads", lambda site: charges.check_heads(site, evidence, trusted)),
-        ("epsilon", lambda site: spent.check_epsilon(site, evidence)),
     )
     for site in evidence.job.job.sites:
         for name, check in of_site:
             yield _of_site(name, site, check)
+        yield _epsilon(site, evidence) if is_sound else unchecked("epsilon", _UNSOUND, site)
         yield _ending(site, evidence, trusted)
-    yield checked("result", lambda: spent.check_statement(evidence))
+    yield result
+    if not is_sound:
+        yield from (unchecked(name, _UNSOUND) for name in ("epsilon by round", *_DOCUMENTS))
+        return
     yield checked("epsilon by round", lambda: spent.check_rounds(evidence))
     yield checked("documents", lambda: documents.check_documents(bundle.documents, evidence))
-    yield _printed(bundle, evidence)
+    yield judged("printed", lambda: check_printed(bundle.documents, evidence))
 
 
-def _printed(bundle: Bundle, evidence: Evidence) -> Claim:
-    try:
-        return documents.check_printed(bundle.documents, evidence)
-    except (Refusal, InvalidInput, StorageFailed) as error:
-        return Claim("printed", "", "fail", str(error))
+def _epsilon(site: str, evidence: Evidence) -> Claim:
+    return _of_site("epsilon", site, lambda name: spent.check_epsilon(name, evidence))
 
 
 def _of_site(name: str, site: str, check: Callable[[str], str]) -> Claim:
@@ -160,7 +172,7 @@ def _ending(site: str, evidence: Evidence, roots: bytes) -> Claim:
     if site in evidence.endings:
         return _of_site("ending", site, lambda name: charges.check_last_word(name, evidence, roots))
     # Away when the job ended, or kept back by the server: which of them a bundle cannot show.
-    why = "the site's last word is not here: rounds after its last charge cannot be excluded"
+    why = "the site's last word is not here: every round after its last charge counts as charged"
     return unchecked("ending", why, site)
 
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from common.audit.adapter_file import MAX_ADAPTER_BYTES
 from common.audit.epsilon_cli import FAILED
 from common.audit.evidence import MAX_BUNDLE_BYTES
 from common.audit.verify import Report, verify
@@ -31,6 +32,10 @@ def verify_command(
         Path | None,
         typer.Option(metavar="PEM", help="The federation's root certificate, from elsewhere."),
     ] = None,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="adapter_model.safetensors, held against the rounds."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check every claim of a job's evidence, offline.
@@ -39,7 +44,8 @@ def verify_command(
     no root was given.
     """
     data = read_file(file, max_bytes=MAX_BUNDLE_BYTES)
-    report = verify(data, None if root is None else read_certificate(root))
+    weights = None if adapter is None else read_file(adapter, max_bytes=MAX_ADAPTER_BYTES)
+    report = verify(data, None if root is None else read_certificate(root), weights)
     if as_json:
         print_json(to_json(report))
     else:

@@ -22,6 +22,7 @@ from common.documents.sheet import (
     section,
 )
 from common.figures import power, share
+from common.statement import protected
 from common.words import counted
 
 _RISKS_FIRST = "Not covered by this promise"
@@ -75,11 +76,17 @@ def _figures(certificate: Certificate) -> tuple[Figure, ...]:
     return (
         Figure("epsilon, at most", f"ε {figure(promise.epsilon)}", "cost"),
         Figure("delta", f"δ {power(promise.delta)}", "cost"),
-        Figure("protects one", promise.unit, "lead"),
+        whom(promise.unit),
         Figure(whose, _names(certificate.sites)),
         Figure("rounds closed", f"{certificate.job.rounds_closed:,}"),
         Figure("steps at most", f"{certificate.mechanism.most_steps:,}"),
     )
+
+
+def whom(unit: str) -> Figure:
+    """The unit as a figure: one patient, say, and what that means."""
+    noun, meaning = protected(unit)
+    return Figure(f"protects one ({meaning})" if meaning else "protects one", noun, "lead")
 
 
 def _names(sites: tuple[SiteSpent, ...]) -> str:
@@ -111,6 +118,8 @@ def _who(certificate: Certificate) -> Section:
         ("Description", job.description),
         ("Against whom", ADVERSARY),
         ("Job (sha256)", Code(job.sha256)),
+        ("Adapter's file (sha256)", Code(job.adapter_sha256)),
+        ("Its numbers (sha256)", Code(job.vector_sha256 or "")),
     ]
     return section("Whom it covers", Terms(tuple(pair for pair in pairs if pair[1])))
 
@@ -221,24 +230,26 @@ def _audits(audits: tuple[Audit, ...]) -> Section:
         return section(
             title,
             Prose(
-                "No report of an audit was handed in with this evidence. fl-audit mechanism, "
-                "canary and membership make such reports on public or synthetic records."
+                "No report of an audit was handed in with this evidence. fl-audit mechanism and "
+                "canary make such reports on public or synthetic records."
             ),
         )
     rows = tuple(
         (
             f"{audit.name} at {audit.site}",
-            f"{audit.lower_bound:.3f}",
+            f"ε {audit.lower_bound:.3f}",
             f"{audit.significance:g} over {counted(audit.runs, 'run')}",
-            figure(audit.epsilon),
+            f"ε {figure(audit.epsilon)}",
             audit.verdict,
         )
         for audit in audits
     )
-    heads = ("Audit", "ε is at least", "but for a chance of", "ε claimed", "Verdict")
+    heads = ("Audit", "Refuted below", "but for a chance of", "Claim audited", "Verdict")
     note = (
-        "A lower bound that stays under the claim is consistent with it and measures nothing: an "
-        "attack that found little may have been weak."
+        "Both figures are the ε of all steps of the plan, whatever part of them a site was "
+        "charged: they are compared with each other, and with no other ε of this document. A claim "
+        "below the first would have been refuted. A claim above it is consistent with what was "
+        "seen, and nothing was measured: an attack that found little may have been weak."
     )
     table: Block = Table(heads, rows, frozenset({1, 2, 3}), (40, 28, 32, 24, 46))
     return section(title, table, Prose(note))

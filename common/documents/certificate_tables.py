@@ -3,7 +3,7 @@
 from common.audit.certificate import Certificate
 from common.audit.certificate_parts import SiteSpent
 from common.config import RECORD
-from common.documents.sheet import Code, Prose, Section, Table, section
+from common.documents.sheet import Alarm, Code, Prose, Section, Table, section
 from common.figures import NOTHING, bound, plain, power
 from common.words import counted
 
@@ -47,7 +47,17 @@ def sites(certificate: Certificate) -> Section:
     )
     numeric = frozenset(range(1, len(heads)))
     table = Table(heads, rows, numeric, (34, 26, 18, 18, 18, 26, 20))
-    return section("What each site spent", table, Prose(note), on_new_page=True)
+    missing = [site.name for site in certificate.sites if site.last_word_shown is False]
+    away = Alarm("Last word missing", _away(missing)) if missing else None
+    return section("What each site spent", table, Prose(note), away, on_new_page=True)
+
+
+def _away(missing: list[str]) -> str:
+    return (
+        f"This evidence has no last word on the job of {', '.join(missing)}, who was away when the "
+        "job ended, or whose word was left out. Every round of the plan after the last charge "
+        "that is shown counts as charged, since such a round could have been left out too."
+    )
 
 
 def several(certificate: Certificate) -> Section:

@@ -8,6 +8,7 @@ scripts; tags for screen readers, for whom the HTML is.
 import math
 import tempfile
 from datetime import datetime
+from importlib.metadata import version
 from pathlib import Path
 
 from fpdf import FPDF, FontFace, XPos, YPos
@@ -28,6 +29,8 @@ from common.documents.sheet import (
     Terms,
 )
 
+# Other versions may draw otherwise, so a PDF names those that drew it.
+PRODUCER = ", ".join(f"{name} {version(name)}" for name in ("fpdf2", "fonttools", "pymupdf-fonts"))
 _INK, _SOFT, _RULE = (27, 36, 48), (90, 100, 114), (214, 210, 200)
 _STYLES = {"lead": (18, 96, 122), "cost": (165, 86, 29), "": _INK}
 _ALARM = (140, 21, 18)
@@ -43,7 +46,7 @@ _FOOT = 48.0  # a heading that begins in it would stand alone
 def pdf_of(sheet: Sheet) -> bytes:
     """The whole document."""
     with tempfile.TemporaryDirectory() as folder:
-        paper = _Paper(sheet.foot)
+        paper = _Paper(sheet.foot, is_tight=sheet.is_tight)
         for family, style, name in FACES:
             path = Path(folder, f"{name}.ttf")
             path.write_bytes(face(name))
@@ -57,10 +60,17 @@ def pdf_of(sheet: Sheet) -> bytes:
 
 
 class _Paper(FPDF):
-    """Pages with a foot."""
+    """Pages with a foot.
 
-    def __init__(self, foot: str) -> None:
+    Attributes:
+        air: what part of the usual space there is between things.
+        size: and how large letters and lines are.
+        term: how wide a column of terms is, mm.
+    """
+
+    def __init__(self, foot: str, *, is_tight: bool) -> None:
         super().__init__(format="A4")
+        self.air, self.size, self.term = (0.4, 0.92, 58.0) if is_tight else (1.0, 1.0, _TERM)
         self._foot = foot
         self.set_margins(_MARGIN, 18, _MARGIN)
         self.c_margin = 0.0
@@ -78,15 +88,15 @@ class _Paper(FPDF):
         self.cell(25, 4, f"{self.page_no()} / {{nb}}", align=Align.R)
 
 
-def _describe(paper: FPDF, sheet: Sheet) -> None:
+def _describe(paper: _Paper, sheet: Sheet) -> None:
     paper.set_creation_date(datetime.fromisoformat(sheet.made_at))
     paper.set_title(drawn(f"{sheet.title}: {sheet.kind}"))
     paper.set_author("Veiltune")
-    paper.set_producer("fpdf2")
+    paper.set_producer(PRODUCER)
     paper.set_lang("en")
 
 
-def _head(paper: FPDF, sheet: Sheet) -> None:
+def _head(paper: _Paper, sheet: Sheet) -> None:
     x, y = paper.get_x(), paper.get_y()
     paper.set_draw_color(*_STYLES["lead"])
     for at in range(3):
@@ -106,7 +116,7 @@ def _head(paper: FPDF, sheet: Sheet) -> None:
         _figures(paper, sheet.figures)
 
 
-def _figures(paper: FPDF, figures: tuple[Figure, ...]) -> None:
+def _figures(paper: _Paper, figures: tuple[Figure, ...]) -> None:
     """Boxes abreast between two rules, three in a row."""
     abreast = min(3, len(figures))
     width = _WIDTH / abreast
@@ -122,7 +132,7 @@ def _figures(paper: FPDF, figures: tuple[Figure, ...]) -> None:
     paper.ln(2)
 
 
-def _figure(paper: FPDF, figure: Figure, x: float, y: float, width: float) -> float:
+def _figure(paper: _Paper, figure: Figure, x: float, y: float, width: float) -> float:
     paper.set_xy(x, y)
     size = 17 if len(figure.value) < 16 else 11
     _write(paper, figure.value, size, 7, _STYLES[figure.style], width=width - 4, at=x)
@@ -131,20 +141,20 @@ def _figure(paper: FPDF, figure: Figure, x: float, y: float, width: float) -> fl
     return paper.y
 
 
-def _section(paper: FPDF, part: Section) -> None:
+def _section(paper: _Paper, part: Section) -> None:
     first = next((block for block in part.blocks if not isinstance(block, Prose)), None)
     needed = max(_FOOT, 42 + (_height(paper, first) if isinstance(first, Table) else 0.0))
     if part.on_new_page or paper.y > paper.h - needed:
         paper.add_page()
     else:
-        paper.ln(5)
+        paper.ln(5 * paper.air)
     _write(paper, part.title, 13, 6.5, bold=True)
-    paper.ln(1.2)
+    paper.ln(1.2 * paper.air)
     for block in part.blocks:
         _block(paper, block)
 
 
-def _block(paper: FPDF, block: Block) -> None:
+def _block(paper: _Paper, block: Block) -> None:
     if isinstance(block, Prose):
         _write(paper, block.text, _BODY, _LINE)
         paper.ln(1.6)
@@ -158,66 +168,73 @@ def _block(paper: FPDF, block: Block) -> None:
         _alarm(paper, block)
 
 
-def _bullets(paper: FPDF, block: Bullets) -> None:
+def _bullets(paper: _Paper, block: Bullets) -> None:
     for item in block.items:
         _keep(paper, item, _WIDTH - 5)
         paper.set_x(_MARGIN)
         _font(paper, _BODY, _SOFT)
-        paper.cell(5, _LINE, "\N{EN DASH}")
+        paper.cell(5, _LINE * paper.size, "\N{EN DASH}")
         _write(paper, item, _BODY, _LINE, width=_WIDTH - 5, at=_MARGIN + 5)
         paper.ln(0.8)
     paper.ln(0.8)
 
 
-def _terms(paper: FPDF, block: Terms) -> None:
+def _terms(paper: _Paper, block: Terms) -> None:
     for term, words in block.pairs:
-        _keep(paper, words, _WIDTH - _TERM)
+        _keep(paper, words, _WIDTH - paper.term)
         top, page = paper.y, paper.page
-        _write(paper, term, _SMALL, _SMALL_LINE, _SOFT, width=_TERM - 4)
+        _write(paper, term, _SMALL, _SMALL_LINE, _SOFT, width=paper.term - 4)
         after, after_page = paper.y, paper.page
         paper.page = page
-        paper.set_xy(_MARGIN + _TERM, top)
-        _write(paper, words, _SMALL, _SMALL_LINE, width=_WIDTH - _TERM, at=_MARGIN + _TERM)
+        paper.set_xy(_MARGIN + paper.term, top)
+        _write(
+            paper, words, _SMALL, _SMALL_LINE, width=_WIDTH - paper.term, at=_MARGIN + paper.term
+        )
         if paper.page == after_page:
             paper.set_y(max(paper.y, after))
-        paper.ln(1)
-    paper.ln(1)
+        paper.ln(paper.air)
+    paper.ln(paper.air)
 
 
-def _keep(paper: FPDF, words: str, width: float) -> None:
+def _keep(paper: _Paper, words: str, width: float) -> None:
     """Begin a page where the words would be parted that one page can hold."""
     _font(paper, _BODY, _INK, code=isinstance(words, Code))
     height = paper.multi_cell(
-        width, _LINE, drawn(words), dry_run=True, output="HEIGHT", wrapmode=WrapMode.WORD
+        width,
+        _LINE * paper.size,
+        drawn(words),
+        dry_run=True,
+        output="HEIGHT",
+        wrapmode=WrapMode.WORD,
     )
     if isinstance(height, float) and height < _TALLEST and paper.will_page_break(height):
         paper.add_page()
 
 
-def _table(paper: FPDF, block: Table) -> None:
+def _table(paper: _Paper, block: Table) -> None:
     columns = range(len(block.heads))
     if paper.will_page_break(_height(paper, block)):
         paper.add_page()
     _font(paper, _SMALL, _INK)
-    head = FontFace(emphasis="", color=_SOFT, size_pt=8)
+    head = FontFace(emphasis="", color=_SOFT, size_pt=8 * paper.size)
     with paper.table(
         width=_WIDTH,
         col_widths=block.widths or tuple(1 for _ in columns),
         text_align=tuple(Align.R if at in block.numeric else Align.L for at in columns),
         borders_layout=TableBordersLayout.HORIZONTAL_LINES,
         headings_style=head,
-        line_height=_SMALL_LINE,
-        padding=(1.1, 3.0, 1.1, 0),
+        line_height=_SMALL_LINE * paper.size,
+        padding=(1.1 * paper.air, 3.0, 1.1 * paper.air, 0),
         v_align=VAlign.T,
         wrapmode=WrapMode.WORD,
     ) as grid:
         _row(grid, block.heads)
         for row in block.rows:
             _row(grid, row)
-    paper.ln(2.5)
+    paper.ln(2.5 * paper.air)
 
 
-def _height(paper: FPDF, block: Table) -> float:
+def _height(paper: _Paper, block: Table) -> float:
     """About how high a table is; 0 for one that a page cannot hold with others."""
     _font(paper, _SMALL, _INK)
     shares = block.widths or tuple(1 for _ in block.heads)
@@ -226,7 +243,7 @@ def _height(paper: FPDF, block: Table) -> float:
     for row in (block.heads, *block.rows):
         cells = zip(row, widths, strict=True)
         lines = max(math.ceil(1.1 * paper.get_string_width(drawn(c)) / w) for c, w in cells)
-        height += max(1, lines) * _SMALL_LINE + 2.2
+        height += max(1, lines) * _SMALL_LINE * paper.size + 2.2 * paper.air
         if height > _LONG_TABLE:
             return 0.0
     return height
@@ -239,7 +256,7 @@ def _row(grid: PdfTable, cells: tuple[str, ...]) -> None:
         row.cell(drawn(words), style=FontFace(family="mono", size_pt=8) if is_code else None)
 
 
-def _alarm(paper: FPDF, alarm: Alarm) -> None:
+def _alarm(paper: _Paper, alarm: Alarm) -> None:
     top = paper.y
     paper.set_xy(_MARGIN + 5, top + 3)
     _write(paper, alarm.title, 13, 6.5, _ALARM, width=_WIDTH - 10, at=_MARGIN + 5, bold=True)
@@ -253,7 +270,7 @@ def _alarm(paper: FPDF, alarm: Alarm) -> None:
 
 
 def _write(
-    paper: FPDF,
+    paper: _Paper,
     words: str,
     size: float,
     line: float,
@@ -268,7 +285,7 @@ def _write(
         paper.set_x(at)
     paper.multi_cell(
         width,
-        line,
+        line * paper.size,
         drawn(words),
         align=Align.L,
         new_x=XPos.LMARGIN,
@@ -278,12 +295,12 @@ def _write(
 
 
 def _font(
-    paper: FPDF,
+    paper: _Paper,
     size: float,
     color: tuple[int, int, int],
     *,
     bold: bool = False,
     code: bool = False,
 ) -> None:
-    paper.set_font("mono" if code else "sans", "B" if bold else "", size)
+    paper.set_font("mono" if code else "sans", "B" if bold else "", size * paper.size)
     paper.set_text_color(*color)

@@ -11,6 +11,8 @@ from common.documents.standing import page
 from common.figures import NOTHING, plain, power
 from common.words import counted, public_name
 
+# What fl-audit prints and what a site approves; job.json's own hash is another, of the signed form.
+JOB_ID = "Job id (sha256 of the unsigned manifest, as fl-audit prints)"
 _RELEASES = (
     "A verdict on a job: yes, or no in words that follow from public facts, or fixed ones.",
     "One noised update a round, with public constants beside it.",
@@ -70,7 +72,7 @@ def _privacy(evidence: Evidence) -> Section:
                 ("Clip norm", NOTHING if privacy.clip_norm is None else plain(privacy.clip_norm)),
                 ("Sampling rate", plain(privacy.sampling_rate)),
                 ("Signed by (Ed25519)", Code(evidence.job.signer)),
-                ("Manifest (sha256)", Code(evidence.result.job_sha256)),
+                (JOB_ID, Code(evidence.result.job_sha256)),
             )
         ),
     )

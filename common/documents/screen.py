@@ -12,6 +12,7 @@ from common.documents.sheet import (
     Bullets,
     Code,
     Figure,
+    Link,
     Prose,
     Section,
     Sheet,
@@ -123,5 +124,7 @@ def _words(text: str) -> Markup:
     """Words as they are, a code in its own face; a long name may be broken."""
     if isinstance(text, Code):
         return element("code", shown(text))
+    if isinstance(text, Link):
+        return element("a", shown(text), href=text.href)
     words = (breakable(word) if len(word) > 24 else join(word) for word in shown(text).split(" "))
     return Markup(" ".join(words))

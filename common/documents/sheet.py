@@ -18,6 +18,23 @@ class Code(str):
     __slots__ = ()
 
 
+class Link(str):
+    """Words that lead to another file of the bundle, where a screen shows them.
+
+    Attributes:
+        href: relative to ``documents/``.
+    """
+
+    __slots__ = ("href",)
+    href: str
+
+    def __new__(cls, words: str, href: str) -> "Link":
+        """The words, with where they lead."""
+        link = super().__new__(cls, words)
+        link.href = href
+        return link
+
+
 @dataclass(frozen=True, slots=True)
 class Prose:
     """A paragraph."""
@@ -106,6 +123,7 @@ class Sheet:
         sections: the rest.
         made_at: when its evidence was put together, as 2026-11-28T01:00:00Z.
         foot: at the foot of every printed page: how to find it again.
+        is_tight: whether it is printed closer, to stay on one page.
     """
 
     kind: str
@@ -116,6 +134,7 @@ class Sheet:
     made_at: str
     foot: str
     alarm: Alarm | None = None
+    is_tight: bool = False
 
 
 def section(title: str, *blocks: Block | None, on_new_page: bool = False) -> Section:

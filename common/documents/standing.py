@@ -27,6 +27,7 @@ def page(
     *,
     title: str = "",
     figures: tuple[Figure, ...] = (),
+    is_tight: bool = False,
 ) -> Sheet:
     """A sheet with the facts that every document of a job names."""
     result = evidence.result
@@ -43,4 +44,5 @@ def page(
         made_at=evidence.made_at,
         foot=f"{result.name} · job {result.job_sha256[:16]} · {kind}",
         alarm=alarm(evidence),
+        is_tight=is_tight,
     )

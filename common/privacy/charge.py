@@ -8,7 +8,7 @@ Not covered: whose key a head names (the caller knows the keys that were admitte
 entries say, which stay salted.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Annotated
 
@@ -127,6 +127,16 @@ class SignedEntry(Section):
         if self.since is None:
             return self.also
         return (Link(since=self.since, consistency=self.consistency), *self.also)
+
+    @property
+    def named(self) -> Iterator[Created | Rekeyed]:
+        """The entries that named a key, of those that are shown.
+
+        Raises:
+            UpdateRejected: one cannot be read.
+        """
+        entries = (_entry(row) for row in self.hand_overs)
+        return (entry for entry in entries if isinstance(entry, Created | Rekeyed))
 
 
 class SignedCharge(SignedEntry):

@@ -60,8 +60,9 @@ def test_a_job_with_counts_is_exported_and_every_claim_holds(
     words = ["--home", str(server), "export", "wards", "--bundle", str(file)]
     assert run(app, words, "fl-server") == 0, capsys.readouterr().err
     data, root = file.read_bytes(), (homes[0].folder / "pki/root.pem").read_bytes()
-    assert fault_of(data, root) == ""
-    claims = verify(data, root).claims
+    kept = server / "jobs" / job.sha256 / "adapter" / "adapter_model.safetensors"
+    assert fault_of(data, root, kept.read_bytes()) == ""
+    claims = verify(data, root, kept.read_bytes()).claims
     assert [claim for claim in claims if claim.status != "pass"] == []
     found = {(c.name, c.subject): c.found for c in claims}
     files = unpack(data, "bundle")

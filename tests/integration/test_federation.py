@@ -159,8 +159,9 @@ def test_both_grids_end_with_the_same_adapter_of_the_same_job(plain: Ran, linked
 
 def test_the_links_evidence_holds_for_both_verifiers(linked: Ran) -> None:
     data, root = ((linked.out / name).read_bytes() for name in ("evidence.zip", "root.pem"))
-    assert fault_of(data, root) == ""
-    claims = verify(data, root).claims
+    weights = (linked.out / "adapter" / "adapter_model.safetensors").read_bytes()
+    assert fault_of(data, root, weights) == ""
+    claims = verify(data, root, weights).claims
     assert [claim for claim in claims if claim.status != "pass"] == []
     ends = {claim.subject: claim.found for claim in claims if claim.name == "ending"}
     assert ends == dict.fromkeys("AB", f"{ROUNDS * STEPS} steps charged in all")

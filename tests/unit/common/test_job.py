@@ -352,3 +352,16 @@ def test_a_new_job_has_no_more_sites_than_a_receipt_has_room_for() -> None:
     require_countable(of(MOST_JOB_SITES))
     with pytest.raises(InvalidInput, match="must name at most 3000 sites, got 3001"):
         require_countable(of(MOST_JOB_SITES + 1))
+
+
+def test_a_signed_job_that_has_no_canonical_form_is_refused() -> None:
+    """Half of a surrogate pair comes by an escape in JSON; what was signed cannot be said then."""
+    key = Ed25519PrivateKey.generate()
+    signed = sign_job(make(), key)
+    escaped = signed.to_bytes().replace(b'"name":"', b'"name":"\\ud800', 1)
+    with pytest.raises(JobRefused, match="half of a surrogate pair"):
+        parse_signed_job(escaped)
+    section = signed.job.job.model_copy(update={"description": "\ud800"})
+    odd = Job.model_construct(**(dict(signed.job) | {"job": section}))
+    with pytest.raises(JobRefused, match="signature must be over this manifest"):
+        verify_job(signed.model_copy(update={"job": odd}), (signed.signer,))

@@ -28,8 +28,9 @@ from server.cli import app
 from server.config import load_server_config
 from server.enrolment import admit, init_server
 from server.publication import draft, publish, sign_draft
+from tests.planted_evidence import VECTOR
 from tests.reference_verifier import fault_of
-from tests.story import Authorities, Ledger, Story, digest, make_job
+from tests.story import Authorities, Ledger, Story, digest, make_job, weights
 
 
 @pytest.fixture(scope="module")
@@ -282,5 +283,34 @@ def test_the_roster_that_the_root_signed_goes_along_and_has_to_name_every_key(
     status, said = export(tmp_path / "f.zip", "--without-roster")
     (home / "roster.signed").unlink()
     assert status == 0, said
-    assert "not checkable (ending, roster)" in said
+    assert "not checkable (adapter, ending, roster)" in said
     assert claim(tmp_path / "f.zip") == "not checkable"
+
+
+def test_an_adapter_file_that_no_round_made_is_not_exported(
+    tmp_path_factory: pytest.TempPathFactory,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    home = tmp_path_factory.mktemp("weighed") / "server"
+    told = begin(home, make_job(rounds=1))
+    told.round()
+    told.make(VECTOR, weights())
+    keep(home, told, told.signed_receipts())
+    file = home / "jobs" / told.job.sha256 / "adapter" / "adapter_model.safetensors"
+    file.parent.mkdir()
+    words = ["--home", str(home), "export", "small", "--bundle"]
+    for made, status in ((weights(), 0), (weights(9.0), 1)):
+        file.write_bytes(made)
+        bundle = tmp_path / f"{status}.zip"
+        assert run(app, [*words, str(bundle)], "fl-server") == status
+        assert bundle.exists() == (status == 0)
+    assert "adapter's file must have the sha256" in capsys.readouterr().err
+
+
+def test_one_report_is_handed_in_once(export: Export, story: Story, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(report(story))
+    twice = ["--audit", str(tmp_path / "a.json")] * 2
+    status, said = export(tmp_path / "e.zip", *twice)
+    assert status == 1
+    assert "no more than the 1 that share their significance" in said

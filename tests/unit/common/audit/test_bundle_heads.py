@@ -49,6 +49,15 @@ def test_without_a_root_nobody_vouches(
     assert "no root was given" in capsys.readouterr().out
 
 
+def test_a_site_that_the_job_has_not_is_no_site(
+    files: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["heads", files[0], "--root", files[1], "--site", "Z"]) == 2
+    said = capsys.readouterr()
+    assert "site must be one of A, B, got 'Z'" in said.err
+    assert (said.out, said.err.count("\n")) == ("", 1)
+
+
 def test_a_root_is_for_a_bundle_alone(
     files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

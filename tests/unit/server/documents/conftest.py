@@ -10,8 +10,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from common import pki
 from common.audit.evidence import Evidence
 from common.job import Job, sign_job
-from common.privacy.charge import HeadOf, LedgerRow, SignedCharge
-from common.privacy.entries import Created, Released, Reserved, write_entry
+from common.privacy.charge import HeadOf, LedgerRow, SignedCharge, SignedEnding
+from common.privacy.entries import Closed, Created, Released, Reserved, write_entry
 from common.privacy.ledger import Chain, Head, Row, public_hex
 from common.receipt import Reply, RoundReceipt, ServerKey, SignedReceipt
 from common.result import Result
@@ -64,18 +64,29 @@ class SiteLedger:
             code_sha256="22" * 32,
             accountant="pld",
         )
+        made = self.shown(seq)
+        self.since = made.head
+        self.add(Released, job_sha256=job.sha256, round=round_, payload_sha256="33" * 32)
+        return made
+
+    def ending(self, job: Job, steps: int) -> SignedEnding:
+        """Close the job, and prove that."""
+        seq = self.add(
+            Closed, job_sha256=job.sha256, state="finished", final_sha256="", is_final=True,
+            steps=steps, counts=0,
+        )  # fmt: skip
+        return SignedEnding(**dict(self.shown(seq)))
+
+    def shown(self, seq: int) -> SignedCharge:
         head = HeadOf.of(self.head())
         proof = self.chain.consistency_proof(self.since.size) if self.since else list[bytes]()
-        made = SignedCharge(
+        return SignedCharge(
             row=LedgerRow.of(self.rows[seq], self.rows[seq - 1], self.chain),
             head=head,
             since=self.since,
             consistency=tuple(part.hex() for part in proof),
             hand_overs=() if self.since else (LedgerRow.of(self.rows[0], None, self.chain),),
         )
-        self.since = head
-        self.add(Released, job_sha256=job.sha256, round=round_, payload_sha256="33" * 32)
-        return made
 
 
 @dataclass
@@ -127,9 +138,11 @@ def receipts(job: Job, result: Result, made: Federation) -> tuple[SignedReceipt,
 
 def evidence_of(result: Result, job: Job, *, is_simulation: bool = False) -> Evidence:
     made = federation(job.sites)
+    rounds = () if is_simulation else receipts(job, result, made)
     return Evidence(
         job=sign_job(job, OPERATOR),
-        receipts=() if is_simulation else receipts(job, result, made),
+        receipts=rounds,
+        endings={s.name: made.ledgers[s.name].ending(job, s.steps) for s in result.sites},
         certificates=made.certificates,
         result=result,
         is_simulation=is_simulation,

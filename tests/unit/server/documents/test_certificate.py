@@ -25,19 +25,19 @@ from common.audit.spending import spendings
 from common.audit.verify import verify
 from common.documents.certificate_sheet import certificate_sheet
 from common.documents.screen import html_of
-from common.errors import InvalidInput
+from common.errors import InvalidInput, Refusal
 from tests.story import told
 
 ROOT = Path(__file__).resolve().parents[4]
 SCHEMA = ROOT / "common/audit/schemas/certificate.schema.json"
 REPORT = Audit(
     name="canary",
-    site="A",
-    code_sha256="0" * 64,
+    site="northgate",
+    code_sha256="22" * 32,
     runs=2,
     lower_bound=0.875,
     significance=0.001,
-    epsilon=2.75,
+    epsilon=2.996964,  # of all 96 steps of the plan
     verdict=CONSISTENT,
 )
 
@@ -218,12 +218,26 @@ def test_an_audit_says_one_of_two_words_that_its_bound_bears_out(evidence: Evide
     for verdict in ("epsilon measured", REFUTED):
         with pytest.raises(ValueError, match="verdict"):
             Audit.model_validate(parts | {"verdict": verdict})
-    refuted = Audit.model_validate(parts | {"lower_bound": 3.5, "verdict": REFUTED})
     # Consistent with the figure that it was compared with, which is none of this job's.
-    beyond = Audit.model_validate(parts | {"lower_bound": 3.5, "epsilon": 4.0})
-    for audit in (refuted, beyond):
-        with pytest.raises(InvalidInput, match="audits must not refute what is certified"):
-            certificate_of(evidence, spendings(evidence), [audit])
+    beyond: dict[str, object] = {"lower_bound": 3.5, "epsilon": 4.0}
+    wrong: list[tuple[dict[str, object], str]] = [
+        ({"lower_bound": 3.5, "verdict": REFUTED}, "the claim is refuted"),
+        (beyond, "epsilon must be 2.99696"),
+        ({"epsilon": 0.0, "lower_bound": 0.0}, "epsilon must be 2.99696"),
+        ({"site": "elsewhere"}, "must be of a site with an epsilon here"),
+        ({"code_sha256": "0" * 64}, "must be one that northgate was charged under"),
+        ({"significance": 0.999}, "significance must be at most 0.05"),
+        ({"significance": 1e-300}, "significance must be at least 1e-09"),
+    ]
+    for changed, said in wrong:
+        with pytest.raises(Refusal, match=said):
+            certificate_of(evidence, spendings(evidence), [Audit.model_validate(parts | changed)])
+    with pytest.raises(Refusal, match="got one twice"):
+        certificate_of(evidence, spendings(evidence), [REPORT, REPORT])
+    once = REPORT.model_copy(update={"runs": 1})
+    again = once.model_copy(update={"lower_bound": 0.5})
+    with pytest.raises(Refusal, match="no more than the 1 that share their significance, got 2"):
+        certificate_of(evidence, spendings(evidence), [once, again])
 
 
 def test_an_auditor_finds_a_certificate_that_halves_epsilon_although_it_was_sealed() -> None:
@@ -263,6 +277,7 @@ def test_a_report_that_was_handed_in_is_shown_and_never_called_a_measurement(
     certificate: made.Certificate,
 ) -> None:
     page = html_of(certificate_sheet(certificate)).decode()
-    for words in ("0.875", "0.001", "2.75", "canary", "consistent with it and measures nothing"):
+    for words in ("0.875", "0.001", "3.00", "canary", "nothing was measured"):
         assert words in page
     assert "epsilon measured" not in page
+    assert "at least" not in page[page.index("Attacks that were tried") :].partition("<h2")[0]

@@ -17,6 +17,7 @@ from common.audit.certification import certificate_of
 from common.audit.evidence import Evidence
 from common.audit.spending import spendings
 from common.documents.certificate_sheet import certificate_sheet
+from common.documents.pages import sheets
 from common.documents.paper import pdf_of
 from common.documents.screen import html_of
 from common.documents.sheet import Code, Prose, Sheet, Table, Terms, section, shown
@@ -90,7 +91,9 @@ def test_pages_run_nothing_and_fetch_nothing(documents: dict[str, bytes]) -> Non
         assert not {"script", "img", "iframe", "object", "base"} & {tag for tag, _ in page.tags}
         for _, attributes in page.tags:
             assert not [key for key in attributes if key.startswith("on") or key == "style"]
-            assert (attributes.get("href") or "data:,") == "data:,", name
+            href = attributes.get("href") or "data:,"
+            inside = {*documents, "../job.json", "../result.json"}
+            assert href == "data:," or (name == "index.html" and href in inside), (name, href)
 
 
 def test_a_page_and_its_print_say_the_same_numbers(
@@ -272,6 +275,23 @@ def test_the_bill_of_materials_keeps_to_cyclonedx_and_names_what_is_installed() 
     needs = {row["ref"]: row.get("dependsOn", []) for row in bill["dependencies"]}
     ours = f"veiltune@{version('veiltune')}"
     assert f"opacus@{version('opacus')}" in needs[ours]
+
+
+def test_the_cover_is_one_printed_page_that_leads_to_what_is_there(
+    documents: dict[str, bytes],
+) -> None:
+    assert text_of(documents["index.pdf"]).endswith(" 1/1")
+    links = [a["href"] for tag, a in Outline(documents["index.html"]).tags if tag == "a"]
+    assert {"certificate.html", "sites/northgate/certificate.html", "../job.json"} <= {*links}
+
+
+def test_many_sites_leave_the_cover_on_one_page() -> None:
+    story = told(tuple(f"site-{n:02}" for n in range(11)), 1)
+    evidence = story.evidence()
+    cover = sheets(evidence, spendings(evidence), {})["index"]
+    assert "And 3 sites that spent no more." in Outline(html_of(cover)).text
+    assert text_of(pdf_of(cover)).endswith(" 1/1")
+    assert "protects one (all records of one patient_id)" in text_of(pdf_of(cover))
 
 
 def test_the_cover_maps_and_claims_nothing(documents: dict[str, bytes]) -> None:
