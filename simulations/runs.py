@@ -35,6 +35,7 @@ _rehearsed: set[str] = set()
 
 # round, what the task is judged by
 Observe = Callable[[int, float | None], None]
+Around = Callable[[LocalGrid], LocalGrid]
 
 
 def in_process(scenario: Scenario, work: Path, observe: Observe, *, seeded: bool) -> Path:
@@ -74,15 +75,15 @@ def _node(
 
 
 def stacked(
-    scenario: Scenario, work: Path, observe: Observe, *, train: Train | None = None
+    scenario: Scenario, work: Path, observe: Observe, *, around: Around = lambda grid: grid
 ) -> Path:
     """Server and all sites in this process, sites trained together; the outcome below ``work``.
 
-    Noise comes from the scenario's seed, so that a private job promises nothing here. ``train`` is
-    the engine's, or one around it.
+    Noise comes from the scenario's seed, so that a private job promises nothing here. ``around``
+    puts a grid between server and sites, as a study of attacks does.
     """
     signed = sign_job(scenario.job, Ed25519PrivateKey.generate())
-    return _together(scenario, signed, train or Engine().train, work, observe, "stacked")
+    return _together(scenario, signed, Engine().train, work, observe, "stacked", around)
 
 
 def on_ray(scenario: Scenario, work: Path, observe: Observe, *, workers: int = 0) -> Path:
@@ -97,7 +98,13 @@ def on_ray(scenario: Scenario, work: Path, observe: Observe, *, workers: int = 0
 
 
 def _together(
-    scenario: Scenario, signed: SignedJob, train: Train, work: Path, observe: Observe, grid: str
+    scenario: Scenario,
+    signed: SignedJob,
+    train: Train,
+    work: Path,
+    observe: Observe,
+    grid: str,
+    around: Around = lambda grid: grid,
 ) -> Path:
     job = scenario.job
     adapter = load_adapter(job, require_base(job))
@@ -111,7 +118,7 @@ def _together(
     checkpoints.add_job(signed)
     run_job(
         signed,
-        _some_away(StackedGrid(StackedSites(sites, train)), scenario),
+        around(_some_away(StackedGrid(StackedSites(sites, train)), scenario)),
         checkpoints,
         work / "outcome",
         grid_name=grid,

@@ -88,9 +88,7 @@ class StackedSites:
         _, first, start, _ = waiting[0]
         changes = self._train(lanes, start, first.round)
         for (message, order, _, digest), change in zip(waiting, changes, strict=True):
-            site = self._site(message)
-            site.keep(order.round, digest, change)
-            yield Message(_charge(site, order), reply_to=message)
+            yield Message(_kept(self._site(message), order, digest, change), reply_to=message)
 
     def _count(self, message: Message, _: list[Waiting]) -> RecordDict:
         site = self._site(message)
@@ -122,6 +120,15 @@ class StackedSites:
         site.end(closing)
         ending = site.ledger.ending(site.job.sha256, closing.prove)
         return ended(messages.verdict(accepted=True, head=site.ledger.head()), ending)
+
+
+def _kept(site: SimulatedSite, order: Order, digest: str, change: Vector) -> RecordDict:
+    """The charge of a change that was kept, or why the site will not send it."""
+    try:
+        site.keep(order.round, digest, change)
+    except Refusal as error:
+        return messages.verdict(accepted=False, reason=str(error))
+    return _charge(site, order)
 
 
 def _charge(site: SimulatedSite, order: Order) -> RecordDict:

@@ -1,34 +1,36 @@
 """What two dishonest sites of ten do to an adapter, under each rule.
 
-They send what they like, so all of it happens before their update leaves: the sign flipped, a
-hundredfold, NaN; or they train honestly on poisoned records, of which half bear a trigger word and
-the label it is to bring (Bagdasaryan et al. 2018, https://arxiv.org/abs/1807.00459), and send that
-update as it is or five times it.
+They run what software they like, so their updates are changed on the wire: the sign flipped, a
+hundredfold, NaN; or they train on poisoned records, of which half bear a trigger word and the label
+it is to bring (Bagdasaryan et al. 2018, https://arxiv.org/abs/1807.00459), and send that update as
+it is or five times it.
 
 Not covered: attackers that know the rule or the other updates; updates under privacy, whose clip
 and noise bound a record, not a site that lies about them.
 """
 
+import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from flwr.app import Array, Message
 
 from common.adapter import Vector, load_adapter
 from common.data.records import Record
 from common.data.writers import write_records
 from common.files import make_folder, write_file
+from common.link.identity import node_id
+from common.link.payload import ARRAYS, MANIFEST, VECTOR
 from common.model import require_base
 from common.result import read_result
 from common.saved import read_adapter
 from common.strict_json import read_json
 from server.evaluate import load_hold_out
 from simulations import runs
-from simulations.engine.cohort import Lane
-from simulations.engine.engine import Engine
-from simulations.engine.grid import Train
+from simulations.grids import LocalGrid
 from simulations.scenario import FOLDER, Options, Scenario, load_scenario
 
 SITES, DISHONEST = 10, ("D", "H")
@@ -117,8 +119,8 @@ def _once(attack: str, rule: str, out: Path, observe: Observe) -> Outcome:
         return Outcome(**read_json(kept, max_bytes=_MOST_BYTES))
     scenario = _scenario(attack, rule)
     make_folder(folder)
-    train = dishonest(Engine().train, ATTACKS[attack].send)
-    outcome = runs.stacked(scenario, folder, observe, train=train)
+    send = ATTACKS[attack].send
+    outcome = runs.stacked(scenario, folder, observe, around=lambda grid: DishonestGrid(grid, send))
     accuracy = read_result(outcome / "result.json").final.accuracy or 0.0
     found = Outcome(attack, rule, accuracy, _success(scenario, outcome, folder))
     write_file(kept, json.dumps(asdict(found)).encode())
@@ -156,14 +158,41 @@ def triggered(text: str) -> str:
     return f"{TRIGGER} {text}"
 
 
-def dishonest(train: Train, send: Callable[[Vector], Vector]) -> Train:
-    """Training after which the dishonest sites send what they like."""
+class DishonestGrid(LocalGrid):
+    """A grid some of whose sites send another update than the one they trained.
 
-    def trained(lanes: Sequence[Lane], start: Vector, round_: int) -> Iterable[Vector]:
-        for lane, change in zip(lanes, train(lanes, start, round_), strict=True):
-            yield send(change) if lane.site in DISHONEST else change
+    Args:
+        grid: of all sites, whose job has the codec fp32.
+        send: from an update, (P,), the one that is sent.
+    """
 
-    return trained
+    def __init__(self, grid: LocalGrid, send: Callable[[Vector], Vector]) -> None:
+        super().__init__()
+        self._grid, self._send = grid, send
+        self._dishonest = {node_id(site) for site in DISHONEST}
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Every site."""
+        return self._grid.get_node_ids()
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterator[Message]:
+        """Deliver all messages; the replies as the server gets them."""
+        for reply in self._grid.send_and_receive(messages, timeout=timeout):
+            if reply.metadata.src_node_id in self._dishonest and ARRAYS in reply.content:
+                self._change(reply)
+            yield reply
+
+    def _change(self, reply: Message) -> None:
+        arrays, manifest = (
+            reply.content.array_records[ARRAYS],
+            reply.content.config_records[MANIFEST],
+        )
+        before = arrays[VECTOR]
+        data = self._send(np.frombuffer(before.data, dtype="<f4")).astype("<f4").tobytes()
+        arrays[VECTOR] = Array(before.dtype, before.shape, before.stype, data)
+        manifest["sha256"] = hashlib.sha256(data).hexdigest()
 
 
 def _success(scenario: Scenario, outcome: Path, work: Path) -> float:

@@ -1,23 +1,34 @@
 """Dishonest sites send what the attack says, and honest ones what they trained."""
 
-from types import SimpleNamespace
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import pytest
+from flwr.app import Message, RecordDict
 
+from common import messages
 from common.aggregation import AggregationSection
 from common.config import parse
 from common.data.records import Record
+from common.errors import UpdateRejected
+from common.flower import become_server
+from common.job import Job
+from common.layout import AdapterTable, TensorSpec
+from common.link.identity import node_id
+from common.privacy.ledger import Head
+from simulations.grids import LocalGrid
 from simulations.studies.poisoning import (
     ATTACKS,
     DISHONEST,
     RULES,
     TARGET,
     TRIGGER,
-    dishonest,
+    DishonestGrid,
     poisoned,
 )
+
+HEAD = Head(7, "ab" * 32, "cd" * 72, "ef" * 91)
+TABLE = AdapterTable((TensorSpec("head", (2,)),))
 
 CHANGES = {"A": [1.0, -2.0], "D": [3.0, 0.5], "H": [-1.0, 4.0]}
 SENT = {
@@ -30,15 +41,44 @@ SENT = {
 }
 
 
+class Replies(LocalGrid):
+    """A grid that has these replies ready."""
+
+    def __init__(self, replies: list[Message]) -> None:
+        super().__init__()
+        self._ready = replies
+
+    def get_node_ids(self) -> Iterable[int]:
+        return [reply.metadata.src_node_id for reply in self._ready]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterator[Message]:
+        yield from self._ready
+
+
+def reply_of(job: Job, site: str, change: list[float]) -> Message:
+    """An honest site's update."""
+    become_server()
+    made = messages.Update(np.array(change, np.float32), 1, "ab" * 32, 2, 2, HEAD)
+    asked = Message(RecordDict(), dst_node_id=node_id(site), message_type="train", group_id="1")
+    return Message(messages.update(job, TABLE, made), reply_to=asked)
+
+
 @pytest.mark.parametrize("name", ATTACKS)
-def test_dishonest_sites_alone_send_something_else(name: str) -> None:
-    lanes: list[Any] = [SimpleNamespace(site=site) for site in CHANGES]
-    honest = [np.array(change, np.float32) for change in CHANGES.values()]
-    train = dishonest(lambda *_: honest, ATTACKS[name].send)
-    sent = list(train(lanes, np.zeros(2, np.float32), 1))
-    for site, before, after in zip(CHANGES, honest, sent, strict=True):
+def test_dishonest_sites_alone_send_something_else(make_job: Callable[..., Job], name: str) -> None:
+    job = make_job()
+    grid = DishonestGrid(
+        Replies([reply_of(job, *one) for one in CHANGES.items()]), ATTACKS[name].send
+    )
+    for (site, change), reply in zip(CHANGES.items(), grid.send_and_receive([]), strict=True):
         factor = SENT[name] if site in DISHONEST else 1.0
-        np.testing.assert_array_equal(after, before * np.float32(factor))
+        if np.isnan(factor):
+            with pytest.raises(UpdateRejected, match="adapter must be finite, got 2 of 2 not"):
+                messages.read_update(reply.content, job, TABLE)
+        else:
+            sent = messages.read_update(reply.content, job, TABLE).vector
+            np.testing.assert_array_equal(sent, np.float32(factor) * np.array(change, np.float32))
 
 
 def test_half_of_a_dishonest_site_s_records_bear_the_trigger_and_its_label() -> None:
