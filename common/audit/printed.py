@@ -9,7 +9,7 @@ from common.audit.claims import Claim, unchecked
 from common.audit.documents import printed_sheets
 from common.audit.evidence import Evidence
 from common.documents.paper import PRODUCER, pdf_of
-from common.documents.printed_form import parts_of, producer_of
+from common.documents.printed_form import is_same, producer_of
 from common.documents.sheet import Sheet
 from common.errors import InvalidInput
 from common.words import counted
@@ -49,7 +49,7 @@ def _drawn_by(name: str, data: bytes, sheet: Sheet | None) -> str:
         if producer != PRODUCER:
             return producer
         made = pdf_of(sheet)
-        if data != made and parts_of(data) != parts_of(made):
+        if data != made and not is_same(data, made):
             raise InvalidInput("must draw what the evidence says, got other pages or letters")
     except InvalidInput as error:
         raise InvalidInput(f"{name} {error}") from error

@@ -7,7 +7,6 @@ the claim that the table names.
 import json
 import random
 import re
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from common.documents.screen import html_of
 from common.result import privacy_statement
 from common.stored_zip import pack, unpack
 from server.documents import write_documents
+from tests.other_print import repacked
 from tests.planted_evidence import PLANTED, VECTOR, Planted, table, uneven
 from tests.reference_verifier import canonical, fault_of
 from tests.story import COUNTS, Story, authorities, begin, told, told_with_counts, weights
@@ -165,29 +165,6 @@ def test_every_page_is_made_anew_and_what_a_pdf_draws_is_compared() -> None:
     packed = repacked(true)
     assert len(packed) != len(true)
     assert found(one | {name: packed})["printed"][0] == "pass"
-
-
-def repacked(pdf: bytes) -> bytes:
-    """The same PDF by another zlib: streams compressed less, all places moved."""
-    out, at = b"", 0
-    for found in re.finditer(rb"/Length (\d+)\n(/Length1 \d+\n)?>>\nstream\n", pdf):
-        raw = pdf[found.end() : found.end() + int(found[1])]
-        is_packed = b"/FlateDecode" in pdf[pdf.rindex(b"obj\n", 0, found.start()) : found.start()]
-        raw = zlib.compress(zlib.decompress(raw), 1) if is_packed else raw
-        length = b"/Length %d\n%s>>\nstream\n" % (len(raw), found[2] or b"")
-        out += pdf[at : found.start()] + length + raw
-        at = found.end() + int(found[1])
-    out += pdf[at : pdf.rindex(b"xref\n0 ")]
-    places = [found.start() for found in re.finditer(rb"(?m)^\d+ 0 obj$", out)]
-    trailer = pdf[pdf.rindex(b"trailer\n") : pdf.rindex(b"startxref\n")]
-    table = b"0000000000 65535 f \n" + b"".join(b"%010d 00000 n \n" % place for place in places)
-    return (
-        out
-        + b"xref\n0 %d\n" % (len(places) + 1)
-        + table
-        + trailer
-        + b"startxref\n%d\n%%%%EOF\n" % len(out)
-    )
 
 
 def test_counts_after_rounds_that_patience_ended_have_their_own_number() -> None:
