@@ -9,6 +9,7 @@ import datetime as dt
 import hashlib
 import html
 import io
+import itertools
 import json
 import math
 import re
@@ -511,8 +512,19 @@ def printed(name: str, files: dict[str, bytes]) -> None:
     page = re.sub(r"<style.*?</style>|<[^>]*>", "", files[name[:-3] + "html"].decode(), flags=re.S)
     beside = re.sub(r"\s", "", html.unescape(page))
     data = files[name]
-    need(data.startswith(b"%PDF-") and b"/Producer (fpdf2 " in data, f"{name}: no PDF of ours")
-    objects = dict(re.findall(rb"\n(\d+) 0 obj\n(.*?)\nendobj", data, flags=re.DOTALL))
+    objects = formed(name, data)
+    named = re.findall(
+        rb"\n/Producer [(]fpdf2 ([^, ]+), fonttools ([^, ]+), pymupdf-fonts ([^, ]+)[)]\n", data
+    )
+    need(len(named) == 1 and data.count(b"/Producer") == 1, f"{name}: no PDF of ours")
+    others = {d for n, d in files.items() if n.endswith(".pdf")}
+    told = {re.findall(rb"/Producer [(].*[)]", one)[0] for one in others}
+    need(len(told) == 1, "PDFs by several versions")
+    if "documents/sbom.cdx.json" in files:
+        parts = json.loads(files["documents/sbom.cdx.json"])["components"]
+        known = {part["name"]: part["version"].encode() for part in parts}
+        libraries = ("fpdf2", "fonttools", "pymupdf-fonts")
+        need(tuple(known[n] for n in libraries) == named[0], f"{name}: by what is not installed")
     letters = {}
     for font, number in re.findall(rb"/F(\d) (\d+) 0 R", data):
         (table,) = re.findall(rb"/ToUnicode (\d+) 0 R", objects[number])
@@ -535,6 +547,32 @@ def printed(name: str, files: dict[str, bytes]) -> None:
             line = re.sub(r"\s", "", "".join(letters[font][code] for code in codes))
             is_number = re.fullmatch(r"\d+/?\d*", line) or line == "\N{EN DASH}"
             need(bool(is_number) or line in beside, f"{name}: draws {line[:60]}")
+
+
+def formed(name: str, data: bytes) -> dict[bytes, bytes]:
+    """A PDF's objects by number: in order, the table leads to each, and nothing is between them."""
+    body, _, tail = data.rpartition(b"\nxref\n0 ")
+    body += b"\n"
+    found = list(re.finditer(rb"(?<=\n)(\d+) 0 obj\n(.*?)\nendobj\n", body, flags=re.DOTALL))
+    need([int(one[1]) for one in found] == list(range(1, len(found) + 1)), f"{name}: numbers")
+    need(len(body[: found[0].start()].splitlines()) == 2, f"{name}: words before its objects")
+    need(
+        all(a.end() == b.start() for a, b in itertools.pairwise(found))
+        and found[-1].end() == len(body),
+        f"{name}: words between its objects",
+    )
+    rows = "".join(f"{one.start():010} 00000 n \n" for one in found)
+    due = f"{len(found) + 1}\n0000000000 65535 f \n{rows}trailer\n<<\n".encode()
+    need(tail.startswith(due), f"{name}: its table")
+    end = f">>\nstartxref\n{len(body)}\n%%EOF\n".encode()
+    need(tail.endswith(end) and tail.count(b"trailer") == 1, f"{name}: its end")
+    for one in found:
+        said, _, stream = one[2].partition(b"\nstream\n")
+        if b"/FlateDecode" in said:
+            packer = zlib.decompressobj()
+            packer.decompress(stream.removesuffix(b"\nendstream"), 2**24)
+            need(packer.eof and not packer.unused_data, f"{name}: a stream's end")
+    return {one[1]: one[2] for one in found}
 
 
 def _escaped(found: re.Match[bytes]) -> bytes:

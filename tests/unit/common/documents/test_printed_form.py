@@ -1,4 +1,4 @@
-"""PDFs that are not as they were drawn here are told apart, and cost no more than those that are."""
+"""PDFs that are not as they were drawn here are told apart, and cost no more than true ones."""
 
 import re
 import tracemalloc
