@@ -16,6 +16,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
+import safetensors.numpy
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common import pki
@@ -363,6 +365,46 @@ def _(story: Story) -> Made:
 def _(story: Story) -> Made:
     story.make(VECTOR, weights())
     return write_bundle(story.evidence(), documented(story), story.by.server)
+
+
+def plant_weights(fault: str, alter: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """The very numbers that the round made, in a file that is another adapter."""
+    file = safetensors.numpy.save(alter(dict(safetensors.numpy.load(weights()))))
+
+    @plant(SIGNED, fault, "adapter", file)
+    def _(story: Story) -> Made:
+        story.make(VECTOR, file)
+        return write_bundle(story.evidence(), documented(story), story.by.server)
+
+
+def renamed(tensors: dict[str, Any], was: str, put: str) -> dict[str, Any]:
+    """The same tensors under other names."""
+    return {name.replace(was, put): values for name, values in tensors.items()}
+
+
+plant_weights(
+    "the kept round's numbers as an adapter of modules that are no target",
+    lambda tensors: renamed(tensors, ".query.lora_B", ".value.lora_B"),
+)
+plant_weights(
+    "the kept round's numbers as one tensor of the head",
+    lambda _: {"base_model.model.classifier.weight": np.frombuffer(VECTOR, "<f4")},
+)
+plant_weights(
+    "the kept round's numbers without the A beside a B",
+    lambda tensors: {name: values for name, values in tensors.items() if ".lora_A." not in name},
+)
+plant_weights(
+    "the kept round's numbers with a B lying on its side",
+    lambda tensors: {
+        name: values.reshape(values.shape[::-1]) if ".lora_B." in name else values
+        for name, values in tensors.items()
+    },
+)
+plant_weights(
+    "the kept round's numbers under names that no loader looks for",
+    lambda tensors: renamed(tensors, "base_model.model.", "model."),
+)
 
 
 def documented(story: Story) -> dict[str, bytes]:

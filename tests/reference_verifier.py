@@ -105,22 +105,39 @@ def perhaps(
 
 
 def weighed(adapter: bytes, files: dict[str, bytes]) -> None:
-    """The adapter's file: eight bytes of length, a JSON header, numbers."""
-    result, job = json.loads(files["result.json"]), json.loads(files["job.json"])["job"]
+    """The adapter's file: eight bytes of length, a JSON header, numbers; a drawn A is believed."""
+    result, job = json.loads(files["result.json"]), json.loads(files["job.json"])["job"]["adapter"]
     need(sha(adapter) == result["adapter_sha256"], "another file")
     (length,) = struct.unpack_from("<Q", adapter)
     header, start = json.loads(adapter[8 : 8 + length]), 8 + length
-    moving = {}
+    header.pop("__metadata__", None)
+    moving, shapes, seen = {}, {}, set()
+    still = {"ffa": "A", "head": "AB"}.get(job["method"], "")
+    still = still.replace("A", "") if job.get("init") == "svd" else still
     for name, said in header.items():
-        if name == "__metadata__":
-            continue
         need(said["dtype"] == "F32", "no float32")
-        full = re.sub(r"([.]lora_[AB])[.]weight$", r"\1.default.weight", name)
-        for head in job["adapter"]["head"]:
-            full = re.sub(rf"([.]{head})[.]", r"\1.modules_to_save.default.", full)
+        need(name.startswith("base_model.model."), "a name that no loader looks for")
         first, last = said["data_offsets"]
-        if ".lora_A." not in full or job["adapter"]["method"] != "ffa":
-            moving[full] = adapter[start + first : start + last]
+        raw = adapter[start + first : start + last]
+        module, kind = name[16:-14], name[-8:-7]  # as in .query.lora_A.weight
+        if re.fullmatch(r"[.].+[.]lora_[AB][.]weight", name[16:]):
+            known = {target for target in job["targets"] if module.endswith("." + target)}
+            full = f"{name[:-7]}.default.weight"
+            shapes[module, kind] = said["shape"]
+            need("B" not in still or kind == "A" or not any(raw), "a B that nobody trains")
+        else:
+            known = {head for head in job["head"] if f".{head}." in name[16:]}
+            full, kind = name, ""
+            for head in known:
+                full = full.replace(f".{head}.", f".{head}.modules_to_save.default.", 1)
+        need(bool(known), f"no tensor of the job: {name}")
+        seen |= known
+        if not kind or kind not in still:
+            moving[full] = raw
+    need(seen >= {*job["head"], *job["targets"]}, "a part is missing")
+    for module in {module for module, _ in shapes}:
+        (rows, k), (d, columns) = shapes[module, "A"], shapes[module, "B"]
+        need(rows == columns == job["rank"] and min(k, d) > 0, f"{module}: shape")
     vector = b"".join(moving[name] for name in sorted(moving))
     need(sha(vector) == result["vector_sha256"], "numbers that no round made")
 
