@@ -10,6 +10,7 @@ import json
 import random
 import re
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Any
 
 import pytest
@@ -18,6 +19,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from common import pki
+from common.audit import printed
+from common.audit.certificate import read_certificate
 from common.audit.certificate import to_json as certificate_json
 from common.audit.certificate_parts import Audit
 from common.audit.certification import certificate_of
@@ -25,6 +28,9 @@ from common.audit.data_card import data_card_json
 from common.audit.evidence import MANIFEST, SEAL, SEAL_DOMAIN, write_bundle
 from common.audit.spending import spendings
 from common.audit.verify import verify
+from common.documents.certificate_sheet import certificate_sheet
+from common.documents.paper import pdf_of
+from common.documents.screen import html_of
 from common.stored_zip import pack, unpack
 from tests.planted_evidence import audit_of
 from tests.reference_verifier import fault_of
@@ -44,6 +50,14 @@ FREE = (
 )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _drawn_once() -> Iterator[None]:
+    """A sheet that is the same as before is not drawn again, for the sake of time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(printed, "pdf_of", lru_cache(maxsize=8)(pdf_of))
+        yield
+
+
 @pytest.fixture(scope="module")
 def story() -> Story:
     return told_with_counts()
@@ -59,6 +73,8 @@ def files(story: Story) -> dict[str, bytes]:
         ),
         "sites/A/data-card.json": data_card_json(evidence, evidence.result.sites[0]),
     }
+    sheet = certificate_sheet(read_certificate(documents["certificate.json"]))
+    documents |= {"certificate.html": html_of(sheet), "certificate.pdf": pdf_of(sheet)}
     return unpack(write_bundle(evidence, documents, story.by.server), "bundle")
 
 
@@ -228,6 +244,11 @@ def test_every_value_put_wrong_is_answered_with_claims(server: Server) -> None:
         (CERTIFICATE, ("audits", 0, "runs"), 10**30),
         (CERTIFICATE, ("job", "description"), "\ud800"),
         ("rounds/00001.json", ("charges", "A", "row", "body"), "\ud800"),
+        (MANIFEST, ("made_at",), "2026-02-30T10:00:00Z"),
+        (MANIFEST, ("made_at",), "2026-13-45T10:00:00Z"),
+        (MANIFEST, ("made_at",), "0000-01-01T00:00:00Z"),
+        (CERTIFICATE, ("made_at",), "2026-02-30T10:00:00Z"),
+        ("rounds/00001.json", ("closed_at",), "2026-11-20T10:00:60Z"),
     ],
 )
 def test_what_no_reader_may_hold_fails_in_words(
