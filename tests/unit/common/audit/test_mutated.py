@@ -4,13 +4,14 @@ Whatever stands there, verify answers with claims, and with no exception; it pas
 table below says that nobody but the server answers for the value. Not covered: two values at once.
 """
 
+import contextlib
 import copy
 import hashlib
 import json
 import random
 import re
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import Any
 
 import pytest
@@ -31,6 +32,7 @@ from common.audit.verify import verify
 from common.documents.certificate_sheet import certificate_sheet
 from common.documents.paper import pdf_of
 from common.documents.screen import html_of
+from common.errors import InvalidInput
 from common.stored_zip import pack, unpack
 from tests.planted_evidence import audit_of
 from tests.reference_verifier import fault_of
@@ -40,13 +42,60 @@ CERTIFICATE = "documents/certificate.json"
 Tree = Any  # what JSON can hold
 _GONE: Tree = object()
 
-# What the server alone answers for, or what says nothing: file, and where in it.
-FREE = (
-    ("result.json", r"rounds/\d+/(accuracy|macro_f1|entity_f1|bytes_up|seconds)|seconds"),
-    ("result.json", r"start(/.*)?|final(/.*)?"),
-    ("result.json", r"rounds/\d+/epsilon|sites|kept_round|hold_out|adapter_sha256"),
-    ("rounds/", r"closed_at|replies(/\d+(/(accepted|payload_sha256))?)?"),
-    (CERTIFICATE, r"audits(/0(/(lower_bound|significance|runs))?)?"),
+
+def any_other(_: "Server", __: Tree, ___: Tree) -> bool:
+    """Nobody but the server answers for the value."""
+    return True
+
+
+def more(_: "Server", was: Tree, now: Tree) -> bool:
+    """Who claims to have spent more is not disputed."""
+    return isinstance(now, float) and now > was
+
+
+def gone(_: "Server", __: Tree, now: Tree) -> bool:
+    """Nothing is claimed any more."""
+    return now is _GONE
+
+
+def in_order(server: "Server", was: str, now: Tree) -> bool:
+    """Closed at another time that is still after the round before and before what follows."""
+    rounds = [data for name, data in sorted(server.files.items()) if name.startswith("rounds/")]
+    moments = [json.loads(data)["receipt"]["closed_at"] for data in rounds]
+    at, moments = (
+        moments.index(was) + 1,
+        ["", *moments, json.loads(server.files[MANIFEST])["made_at"]],
+    )
+    return isinstance(now, str) and moments[at - 1] <= now <= moments[at + 1]
+
+
+def fewer_replies(_: "Server", was: list[Tree], now: Tree) -> bool:
+    """Some of those that came, in any order."""
+    rest = list(now) if isinstance(now, list) else []
+    return bool(rest) and len(rest) <= len(was) and all(one in was for one in rest)
+
+
+def refused(_: "Server", was: Tree, now: Tree) -> bool:
+    """An update that came and did not count."""
+    return (was, now) == (True, False)
+
+
+def another_hash(_: "Server", __: Tree, now: Tree) -> bool:
+    """Of an update that only its site can compare."""
+    return isinstance(now, str) and re.fullmatch("[0-9a-f]{64}", now) is not None
+
+
+# What the server alone answers for, or what says nothing: where it is, and what may stand there.
+FREE: tuple[tuple[str, str, Callable[["Server", Tree, Tree], bool]], ...] = (
+    ("result.json", r"rounds/\d+/(accuracy|macro_f1|bytes_up|seconds)|seconds", any_other),
+    ("result.json", r"rounds/\d+/epsilon", more),
+    ("result.json", r"hold_out", gone),
+    ("rounds/", r"closed_at", in_order),
+    ("rounds/", r"replies", fewer_replies),
+    ("rounds/", r"replies/\d+", gone),
+    ("rounds/", r"replies/\d+/accepted", refused),
+    ("rounds/", r"replies/\d+/payload_sha256", another_hash),
+    (CERTIFICATE, r"audits|audits/0|audits/0/(lower_bound|significance|runs)", any_other),
 )
 
 
@@ -112,6 +161,7 @@ def others(value: Tree) -> Iterator[Any]:
         yield from ("", value[::-1], value.upper(), "é\u202e", "\ud800", "A" * 5000, 5, [value])
         if re.fullmatch(r"\d{4}-.*Z", value):
             yield from ("2026-02-31T10:00:00Z", "2026-11-20T08:00:00Z", "2026-11-25T10:00:00Z")
+            yield from (value[:-3] + "30Z", value[:-6] + "31:00Z")
     elif isinstance(value, list):
         yield from ([], value[:-1], [*value, *value[:1]], value[::-1], {})
     elif isinstance(value, dict):
@@ -130,6 +180,15 @@ def put(tree: Tree, path: tuple[Any, ...], value: Tree) -> Tree:
     else:
         place[path[-1]] = value
     return tree
+
+
+def pages_of(certificate: bytes) -> dict[str, bytes]:
+    """What stands beside a certificate, drawn from it, if it is one."""
+    with contextlib.suppress(InvalidInput):
+        sheet = certificate_sheet(read_certificate(certificate))
+        beside = CERTIFICATE.removesuffix("json")
+        return {f"{beside}html": html_of(sheet), f"{beside}pdf": printed.pdf_of(sheet)}
+    return {}
 
 
 class Server:
@@ -153,6 +212,7 @@ class Server:
                 content = canonical({k: v for k, v in tree.items() if k != "id"})
                 digest = hashlib.sha256(content).hexdigest()
                 tree = tree | {"id": f"VT-{digest[:4]}-{digest[4:8]}-{digest[8:12]}"}
+                files |= pages_of(canonical(tree))
             said = json.dumps(tree, indent=2, ensure_ascii=False) + "\n"
             files[name] = said.encode("utf-8", "surrogatepass")
         elif name != MANIFEST:
@@ -205,8 +265,10 @@ def check(server: Server, name: str, path: tuple[Any, ...], other: Tree) -> str:
     where = "/".join(map(str, path))
     if verify(data, root).failed:
         return ""
-    if any(name.startswith(file) and re.fullmatch(rule, where) for file, rule in FREE):
-        return ""
+    was = reduce(lambda part, key: part[key], path, tree)
+    for file, rule, may_be in FREE:
+        if name.startswith(file) and re.fullmatch(rule, where) and may_be(server, was, other):
+            return ""
     return f"{name} {where} {other!r:.60}: passed; the reference: {fault_of(data, root)!r}"
 
 
