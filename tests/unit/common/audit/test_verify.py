@@ -177,6 +177,16 @@ def test_counts_after_rounds_that_patience_ended_have_their_own_number() -> None
     assert words["rounds"].startswith("job must end after 4 rounds")
 
 
+def test_a_job_with_a_number_that_is_written_as_a_whole_one_passes_both_verifiers() -> None:
+    """RFC 8785 has 1e16 in 17 digits, more than a reader of whole numbers can hold."""
+    story = begin(training={"max_update_norm": 1e16})
+    story.round()
+    story.round()
+    data, root = story.bundle(), story.by.root.certificate
+    assert not failed(data, root)
+    assert fault_of(data, root) == ""
+
+
 def test_without_a_root_the_issuer_alone_is_not_checkable(whole: Story) -> None:
     claims = verify(whole.bundle(), None).claims
     open_ = {"issuer", "roster", "adapter"}
