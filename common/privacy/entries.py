@@ -33,7 +33,7 @@ def _of_calendar(stamp: str) -> str:
 
 Stamp = Annotated[
     str,
-    StringConstraints(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z\z"),
+    StringConstraints(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ\z"),
     AfterValidator(_of_calendar),
 ]
 Salt = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}\z")]

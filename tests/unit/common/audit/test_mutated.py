@@ -99,11 +99,14 @@ FREE: tuple[tuple[str, str, Callable[["Server", Tree, Tree], bool]], ...] = (
 )
 
 
+draw = lru_cache(maxsize=8)(pdf_of)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _drawn_once() -> Iterator[None]:
     """A sheet that is the same as before is not drawn again, for the sake of time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(printed, "pdf_of", lru_cache(maxsize=8)(pdf_of))
+        patch.setattr(printed, "pdf_of", draw)
         yield
 
 
@@ -187,7 +190,7 @@ def pages_of(certificate: bytes) -> dict[str, bytes]:
     with contextlib.suppress(InvalidInput):
         sheet = certificate_sheet(read_certificate(certificate))
         beside = CERTIFICATE.removesuffix("json")
-        return {f"{beside}html": html_of(sheet), f"{beside}pdf": printed.pdf_of(sheet)}
+        return {f"{beside}html": html_of(sheet), f"{beside}pdf": draw(sheet)}
     return {}
 
 
@@ -287,6 +290,7 @@ def test_a_value_put_wrong_is_answered_with_claims(server: Server) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # each certificate that can be read is drawn anew
 def test_every_value_put_wrong_is_answered_with_claims(server: Server) -> None:
     every = list(changes(server.files))
     assert len(every) > 5000
