@@ -62,7 +62,7 @@ def _parts(data: bytes, most: Iterable[int]) -> Iterator[Part]:
 
     Args:
         data: the file.
-        most: for each object, after how many bytes its stream is cut off (one more is read).
+        most: for each object, how long its stream should be; of a longer one inflated, one byte more.
 
     Raises:
         InvalidInput: another form than fpdf2's.
@@ -92,7 +92,7 @@ def _stream(data: bytes, at: int, dictionary: bytes, most: int) -> tuple[bytes, 
         raise InvalidInput("must have streams as long as they say, got another")
     if b"/Filter /FlateDecode" in dictionary.split(b"\n"):
         return _inflated(data[start:stop], most), stop + len(end)
-    return data[start : min(stop, start + most + 1)], stop + len(end)
+    return data[start:stop], stop + len(end)
 
 
 def _inflated(data: bytes, most: int) -> bytes:
