@@ -62,7 +62,7 @@ def _parts(data: bytes, most: Iterable[int]) -> Iterator[Part]:
 
     Args:
         data: the file.
-        most: for each object, how long its stream should be; of a longer one inflated, one byte more.
+        most: for each object, how long its stream should be; no more than a byte beyond is inflated.
 
     Raises:
         InvalidInput: another form than fpdf2's.
