@@ -62,7 +62,7 @@ def _parts(data: bytes, most: Iterable[int]) -> Iterator[Part]:
 
     Args:
         data: the file.
-        most: for each object, how long its stream should be; no more than a byte beyond is inflated.
+        most: how long each stream should be, beyond which one byte is inflated and no more.
 
     Raises:
         InvalidInput: another form than fpdf2's.
