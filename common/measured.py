@@ -88,7 +88,8 @@ class MetricsResult(_Record):
         confidence: of every interval.
         histograms: in the order of the counts.
         sites: those that answered.
-        silent: those that were asked and gave no counts; they count as charged.
+        silent: those that gave no counts, and were asked or (their last word is missing) may have
+            been; they count as charged.
         together: all sites' counts added up, and clipped at 0 after that.
         estimates: shares.
     """

@@ -1,6 +1,7 @@
 """JSON files that two readers cannot read differently, as I-JSON (RFC 7493) has it.
 
-No key twice, no NaN, no half of a surrogate pair, no whole number beyond 2^53 - 1, a bounded size.
+No key twice, no NaN, no number beyond what a double holds, no half of a surrogate pair, a bounded
+size. A whole number beyond 2^53 - 1 is a double's or none: RFC 8785 writes 1e16 in 17 digits.
 
 Not covered: nothing here knows what a key means; the models do.
 """
@@ -12,10 +13,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import rfc8785
+
 from common.errors import InvalidInput
 from common.files import read_file
 
 _MOST_EXACT = 2**53 - 1
+_LONGEST = 22  # characters of a double below 1e21; RFC 8785 writes the others with an exponent
 _HALF = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")  # of a surrogate pair, or perhaps both
 
 
@@ -45,6 +49,7 @@ def parse_json(text: str | bytes) -> Any:  # noqa: ANN401 -- what JSON can hold
             object_pairs_hook=_no_key_twice,
             parse_constant=_no_constant,
             parse_int=_exact,
+            parse_float=_finite,
         )
     except RecursionError as error:
         raise ValueError("more levels than a document of ours has") from error
@@ -76,9 +81,20 @@ def _no_key_twice(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     return table
 
 
-def _exact(text: str) -> int:
-    number = int(text)
-    if abs(number) > _MOST_EXACT:
+def _exact(text: str) -> int | float:
+    """A whole number; beyond 2^53 - 1 a double, if that is how RFC 8785 writes it."""
+    if len(text) <= _LONGEST:
+        number = int(text)
+        if abs(number) <= _MOST_EXACT:
+            return number
+        if rfc8785.dumps(double := float(number)) == text.encode():
+            return double
+    raise ValueError(f"{text[:40]}, which not every reader can hold")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
         raise ValueError(f"{text[:40]}, which not every reader can hold")
     return number
 

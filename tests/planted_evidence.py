@@ -16,6 +16,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
+import safetensors.numpy
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common import pki
@@ -23,12 +25,13 @@ from common.audit.certificate import id_of, identified, read_certificate
 from common.audit.certificate import to_json as to_json_certificate
 from common.audit.certificate_parts import Audit
 from common.audit.certification import certificate_of
+from common.audit.claims import Status
 from common.audit.data_card import data_card_json
 from common.audit.evidence import DOCUMENTS, MANIFEST, RESULT, SEAL, Manifest, seal, write_bundle
 from common.audit.spending import spendings
 from common.documents.certificate_sheet import certificate_sheet
 from common.documents.pages import sheets
-from common.documents.paper import pdf_of
+from common.documents.paper import PRODUCER, pdf_of
 from common.documents.screen import html_of
 from common.job import sign_job
 from common.keys import public_key_sha256
@@ -41,6 +44,7 @@ from common.receipt import Reply, to_bytes
 from common.result import PrivacyStatement, Result, privacy_statement, to_json
 from common.signed import SignedRoster, read
 from common.stored_zip import pack, unpack
+from tests.other_print import anew, bursting, doubled, misnumbered, with_streams
 from tests.story import (
     AT,
     BEFORE,
@@ -61,13 +65,17 @@ BYTES, SIGNED, LEDGER, CLAIM = "the file", "the server's word", "a site's ledger
 
 @dataclass(frozen=True)
 class Planted:
-    """``make`` gives the bundle and the root (PEM) that an auditor has, with the adapter's file."""
+    """``make`` gives the bundle and the root (PEM) that an auditor has, with the adapter's file.
+
+    ``status`` is what becomes of the claim that is ``caught``: some faults leave it open.
+    """
 
     part: str
     fault: str
     caught: str
     make: Callable[[], tuple[bytes, bytes]]
     adapter: bytes | None = None
+    status: Status = "fail"
 
     def __str__(self) -> str:
         """A test's name."""
@@ -79,7 +87,7 @@ Made = bytes | tuple[bytes, bytes]
 
 
 def plant(
-    part: str, fault: str, caught: str, adapter: bytes | None = None
+    part: str, fault: str, caught: str, adapter: bytes | None = None, status: Status = "fail"
 ) -> Callable[[Callable[[Story], Made]], None]:
     """Enter a fault into the table; the function changes a whole story."""
 
@@ -89,7 +97,7 @@ def plant(
             made = change(story)
             return made if isinstance(made, tuple) else (made, story.by.root.certificate)
 
-        PLANTED.append(Planted(part, fault, caught, make, adapter))
+        PLANTED.append(Planted(part, fault, caught, make, adapter, status))
 
     return enter
 
@@ -357,6 +365,46 @@ def _(story: Story) -> Made:
 def _(story: Story) -> Made:
     story.make(VECTOR, weights())
     return write_bundle(story.evidence(), documented(story), story.by.server)
+
+
+def plant_weights(fault: str, alter: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """The very numbers that the round made, in a file that is another adapter."""
+    file = safetensors.numpy.save(alter(dict(safetensors.numpy.load(weights()))))
+
+    @plant(SIGNED, fault, "adapter", file)
+    def _(story: Story) -> Made:
+        story.make(VECTOR, file)
+        return write_bundle(story.evidence(), documented(story), story.by.server)
+
+
+def renamed(tensors: dict[str, Any], was: str, put: str) -> dict[str, Any]:
+    """The same tensors under other names."""
+    return {name.replace(was, put): values for name, values in tensors.items()}
+
+
+plant_weights(
+    "the kept round's numbers as an adapter of modules that are no target",
+    lambda tensors: renamed(tensors, ".query.lora_B", ".value.lora_B"),
+)
+plant_weights(
+    "the kept round's numbers as one tensor of the head",
+    lambda _: {"base_model.model.classifier.weight": np.frombuffer(VECTOR, "<f4")},
+)
+plant_weights(
+    "the kept round's numbers without the A beside a B",
+    lambda tensors: {name: values for name, values in tensors.items() if ".lora_A." not in name},
+)
+plant_weights(
+    "the kept round's numbers with a B lying on its side",
+    lambda tensors: {
+        name: values.reshape(values.shape[::-1]) if ".lora_B." in name else values
+        for name, values in tensors.items()
+    },
+)
+plant_weights(
+    "the kept round's numbers under names that no loader looks for",
+    lambda tensors: renamed(tensors, "base_model.model.", "model."),
+)
 
 
 def documented(story: Story) -> dict[str, bytes]:
@@ -1065,17 +1113,31 @@ plant_page(
 )
 
 
-def plant_print(fault: str, alter: Callable[[bytes, Story], bytes]) -> None:
-    """A PDF of the certificate that says something else beside its true JSON and page."""
+def plant_print(
+    fault: str, alter: Callable[[bytes, Story], bytes], status: Status = "fail", **beside: str
+) -> None:
+    """A PDF of the certificate that says something else beside its true JSON and page.
 
-    @plant(CLAIM, fault, "printed")
+    ``beside``: the versions that a bill of materials names, if there is one.
+    """
+
+    @plant(CLAIM, fault, "printed", status=status)
     def _(story: Story) -> Made:
         files = pages(story)
         files = {name: data for name, data in files.items() if name.startswith("certificate.")}
         true = pdf_of(certificate_sheet(read_certificate(files["certificate.json"])))
         changed = alter(true, story)
-        assert changed != true
+        if beside:
+            files["sbom.cdx.json"] = bill(**beside)
+        assert changed != true or beside
         return write_bundle(story.evidence(), files | {"certificate.pdf": changed}, story.by.server)
+
+
+def bill(**versions: str) -> bytes:
+    """A list of what is installed, true where ``versions`` says nothing else."""
+    named = dict(part.split() for part in PRODUCER.split(", ")) | versions
+    parts = [{"name": name, "version": version} for name, version in sorted(named.items())]
+    return json.dumps({"components": parts}).encode()
 
 
 def with_half_of_epsilon(_: bytes, story: Story) -> bytes:
@@ -1084,12 +1146,76 @@ def with_half_of_epsilon(_: bytes, story: Story) -> bytes:
     return pdf_of(certificate_sheet(identified(**parts)))
 
 
+def drawn_by(pdf: bytes, fpdf2: str) -> bytes:
+    """The PDF as if another fpdf2 had drawn it."""
+    return re.sub(rb"(?<=/Producer [(]fpdf2 )[^,]*", fpdf2.encode(), pdf)
+
+
+OTHER = "9.9.9"
 plant_print("a certificate's PDF with half the epsilon", with_half_of_epsilon)
 plant_print("a certificate's PDF that is none", lambda *_: b"%PDF-1.4 epsilon 0.1 for everybody")
 plant_print("a certificate's PDF with a second document at its end", lambda true, _: true + true)
 plant_print(
     "a certificate's PDF without its last pages",
     lambda true, _: re.sub(rb"(/Kids \[\d+ 0 R)[^\]]*", rb"\1", true),
+)
+plant_print(
+    "a certificate's PDF with more behind the ends of its streams",
+    lambda true, _: anew(true, with_streams(lambda raw: raw + b"epsilon 3")),
+)
+plant_print("a certificate's PDF with an object twice", lambda true, _: anew(true, doubled))
+plant_print(
+    "a certificate's PDF with two objects' numbers exchanged",
+    lambda true, _: anew(true, misnumbered),
+)
+plant_print(
+    "a certificate's PDF whose table leads beside its objects",
+    lambda true, _: anew(true, lambda objects: objects, shift=1),
+)
+plant_print(
+    "a certificate's PDF that inflates to 65 MiB before its pages",
+    lambda true, _: anew(true, bursting),
+)
+plant_print(
+    "a certificate's PDF that ends in eight thousand trailers",
+    lambda true, _: true[: true.index(b"trailer\n")] + b"trailer\n" * 8000,
+)
+plant_print(
+    "a certificate's PDF with half the epsilon, and words in place of the version that drew it",
+    lambda true, story: drawn_by(with_half_of_epsilon(true, story), "2.8.9 (it was compared)"),
+)
+plant_print(
+    "a certificate's PDF with half the epsilon, by a version that is not the installed one",
+    lambda true, story: drawn_by(with_half_of_epsilon(true, story), OTHER),
+    pip="25.0",
+)
+plant_print(
+    "a certificate's PDF by the version here, where another one is installed",
+    lambda true, _: true,
+    fpdf2=OTHER,
+)
+
+
+@plant(
+    CLAIM,
+    "a certificate's PDF with half the epsilon, by another version than the cover's",
+    "printed",
+)
+def _(story: Story) -> Made:
+    evidence, files = story.evidence(), pages(story)
+    made = {"certificate": read_certificate(files["certificate.json"])}
+    files |= {
+        "index.pdf": pdf_of(sheets(evidence, spendings(evidence), made)["index"]),
+        "certificate.pdf": drawn_by(with_half_of_epsilon(b"", story), OTHER),
+    }
+    return write_bundle(evidence, files, story.by.server)
+
+
+plant_print(
+    "a certificate's PDF with half the epsilon, by another version wherever one is named",
+    lambda true, story: drawn_by(with_half_of_epsilon(true, story), OTHER),
+    "not checkable",
+    fpdf2=OTHER,
 )
 
 
@@ -1226,7 +1352,8 @@ def smaller(story: Story, size: int) -> HeadOf:
 
 def table() -> str:
     """The rows of the table in ``docs/evidence.md``."""
-    return "".join(f"| {p.part} | {p.fault} | `{p.caught}` |\n" for p in PLANTED)
+    left = {p: "" if p.status == "fail" else f": {p.status}" for p in PLANTED}
+    return "".join(f"| {p.part} | {p.fault} | `{p.caught}`{left[p]} |\n" for p in PLANTED)
 
 
 if __name__ == "__main__":

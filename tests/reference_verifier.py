@@ -9,6 +9,7 @@ import datetime as dt
 import hashlib
 import html
 import io
+import itertools
 import json
 import math
 import re
@@ -104,22 +105,39 @@ def perhaps(
 
 
 def weighed(adapter: bytes, files: dict[str, bytes]) -> None:
-    """The adapter's file: eight bytes of length, a JSON header, numbers."""
-    result, job = json.loads(files["result.json"]), json.loads(files["job.json"])["job"]
+    """The adapter's file: eight bytes of length, a JSON header, numbers; a drawn A is believed."""
+    result, job = json.loads(files["result.json"]), json.loads(files["job.json"])["job"]["adapter"]
     need(sha(adapter) == result["adapter_sha256"], "another file")
     (length,) = struct.unpack_from("<Q", adapter)
     header, start = json.loads(adapter[8 : 8 + length]), 8 + length
-    moving = {}
+    header.pop("__metadata__", None)
+    moving, shapes, seen = {}, {}, set()
+    still = {"ffa": "A", "head": "AB"}.get(job["method"], "")
+    still = still.replace("A", "") if job.get("init") == "svd" else still
     for name, said in header.items():
-        if name == "__metadata__":
-            continue
         need(said["dtype"] == "F32", "no float32")
-        full = re.sub(r"([.]lora_[AB])[.]weight$", r"\1.default.weight", name)
-        for head in job["adapter"]["head"]:
-            full = re.sub(rf"([.]{head})[.]", r"\1.modules_to_save.default.", full)
+        need(name.startswith("base_model.model."), "a name that no loader looks for")
         first, last = said["data_offsets"]
-        if ".lora_A." not in full or job["adapter"]["method"] != "ffa":
-            moving[full] = adapter[start + first : start + last]
+        raw = adapter[start + first : start + last]
+        module, kind = name[16:-14], name[-8:-7]  # as in .query.lora_A.weight
+        if re.fullmatch(r"[.].+[.]lora_[AB][.]weight", name[16:]):
+            known = {target for target in job["targets"] if module.endswith("." + target)}
+            full = f"{name[:-7]}.default.weight"
+            shapes[module, kind] = said["shape"]
+            need("B" not in still or kind == "A" or not any(raw), "a B that nobody trains")
+        else:
+            known = {head for head in job["head"] if f".{head}." in name[16:]}
+            full, kind = name, ""
+            for head in known:
+                full = full.replace(f".{head}.", f".{head}.modules_to_save.default.", 1)
+        need(bool(known), f"no tensor of the job: {name}")
+        seen |= known
+        if not kind or kind not in still:
+            moving[full] = raw
+    need(seen >= {*job["head"], *job["targets"]}, "a part is missing")
+    for module in {module for module, _ in shapes}:
+        (rows, k), (d, columns) = shapes[module, "A"], shapes[module, "B"]
+        need(rows == columns == job["rank"] and min(k, d) > 0, f"{module}: shape")
     vector = b"".join(moving[name] for name in sorted(moving))
     need(sha(vector) == result["vector_sha256"], "numbers that no round made")
 
@@ -511,8 +529,19 @@ def printed(name: str, files: dict[str, bytes]) -> None:
     page = re.sub(r"<style.*?</style>|<[^>]*>", "", files[name[:-3] + "html"].decode(), flags=re.S)
     beside = re.sub(r"\s", "", html.unescape(page))
     data = files[name]
-    need(data.startswith(b"%PDF-") and b"/Producer (fpdf2 " in data, f"{name}: no PDF of ours")
-    objects = dict(re.findall(rb"\n(\d+) 0 obj\n(.*?)\nendobj", data, flags=re.DOTALL))
+    objects = formed(name, data)
+    named = re.findall(
+        rb"\n/Producer [(]fpdf2 ([^, ]+), fonttools ([^, ]+), pymupdf-fonts ([^, ]+)[)]\n", data
+    )
+    need(len(named) == 1 and data.count(b"/Producer") == 1, f"{name}: no PDF of ours")
+    others = {d for n, d in files.items() if n.endswith(".pdf")}
+    told = {re.findall(rb"/Producer [(].*[)]", one)[0] for one in others}
+    need(len(told) == 1, "PDFs by several versions")
+    if "documents/sbom.cdx.json" in files:
+        parts = json.loads(files["documents/sbom.cdx.json"])["components"]
+        known = {part["name"]: part["version"].encode() for part in parts}
+        libraries = ("fpdf2", "fonttools", "pymupdf-fonts")
+        need(tuple(known[n] for n in libraries) == named[0], f"{name}: by what is not installed")
     letters = {}
     for font, number in re.findall(rb"/F(\d) (\d+) 0 R", data):
         (table,) = re.findall(rb"/ToUnicode (\d+) 0 R", objects[number])
@@ -535,6 +564,32 @@ def printed(name: str, files: dict[str, bytes]) -> None:
             line = re.sub(r"\s", "", "".join(letters[font][code] for code in codes))
             is_number = re.fullmatch(r"\d+/?\d*", line) or line == "\N{EN DASH}"
             need(bool(is_number) or line in beside, f"{name}: draws {line[:60]}")
+
+
+def formed(name: str, data: bytes) -> dict[bytes, bytes]:
+    """A PDF's objects by number: in order, the table leads to each, and nothing is between them."""
+    body, _, tail = data.rpartition(b"\nxref\n0 ")
+    body += b"\n"
+    found = list(re.finditer(rb"(?<=\n)(\d+) 0 obj\n(.*?)\nendobj\n", body, flags=re.DOTALL))
+    need([int(one[1]) for one in found] == list(range(1, len(found) + 1)), f"{name}: numbers")
+    need(len(body[: found[0].start()].splitlines()) == 2, f"{name}: words before its objects")
+    need(
+        all(a.end() == b.start() for a, b in itertools.pairwise(found))
+        and found[-1].end() == len(body),
+        f"{name}: words between its objects",
+    )
+    rows = "".join(f"{one.start():010} 00000 n \n" for one in found)
+    due = f"{len(found) + 1}\n0000000000 65535 f \n{rows}trailer\n<<\n".encode()
+    need(tail.startswith(due), f"{name}: its table")
+    end = f">>\nstartxref\n{len(body)}\n%%EOF\n".encode()
+    need(tail.endswith(end) and tail.count(b"trailer") == 1, f"{name}: its end")
+    for one in found:
+        said, _, stream = one[2].partition(b"\nstream\n")
+        if b"/FlateDecode" in said:
+            packer = zlib.decompressobj()
+            packer.decompress(stream.removesuffix(b"\nendstream"), 2**24)
+            need(packer.eof and not packer.unused_data, f"{name}: a stream's end")
+    return {one[1]: one[2] for one in found}
 
 
 def _escaped(found: re.Match[bytes]) -> bytes:

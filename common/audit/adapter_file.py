@@ -5,12 +5,14 @@ names in the model. A file holds the same numbers under peft's shorter names; wh
 follows from the job's public seed, and is computed here anew.
 
 Not covered: files of methods whose state is more than the file holds (``state.safetensors`` lies
-beside it then), and what is in no weight: ``adapter_config.json``, the tokenizer, the base.
+beside it then), and what is in no weight: ``adapter_config.json``, the tokenizer, the base. Nor
+what the vector does not say, since the base is not at hand: which of its layers a matrix of the
+job's targets belongs to, how wide it is, and what a head's tensors are called.
 """
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import safetensors.numpy
@@ -26,7 +28,8 @@ from common.layout import ADAPTER, Matrices
 from common.methods import METHODS, Part
 
 MAX_ADAPTER_BYTES = 2**31
-_FACTOR = re.compile(r"(.+\.lora_([AB]))\.weight")
+_PREFIX = "base_model.model."  # of each name that peft writes
+_FACTOR = re.compile(rf"{re.escape(_PREFIX)}(.+)\.lora_([AB])\.weight")
 _STRANGE = (SafetensorError, KeyError, ValueError, TypeError, OverflowError)
 
 Tensors = Mapping[str, NDArray[np.float32]]
@@ -88,18 +91,20 @@ def vector_of(tensors: Tensors, job: Job) -> NDArray[np.float32]:
     """The numbers that travel, (P,), in the order of their tensors' names in the model.
 
     Raises:
-        Refusal: a tensor of no known kind, or one that does not travel and is not the public start.
+        Refusal: not the tensors that such a job has, or one that does not travel and is not as the
+            job's public start has it.
     """
     travelling = METHODS[job.adapter.method].state
     if job.adapter.start == "svd":  # singular vectors are other bits elsewhere, and so are sent
         travelling |= {Part.A}
+    _require_whole(tensors, job)
     moving: dict[str, NDArray[np.float32]] = {}
     for name, values in tensors.items():
         full, part = _in_model(name, job)
         if part in travelling:
             moving[full] = values
         else:
-            _require_start(full, values, job)
+            _require_start(full, part, values, job)
     if not moving:
         raise Refusal("adapter's file must hold what travels, got none of it")
     return np.concatenate([moving[name].ravel() for name in sorted(moving)])
@@ -107,20 +112,55 @@ def vector_of(tensors: Tensors, job: Job) -> NDArray[np.float32]:
 
 def _in_model(name: str, job: Job) -> tuple[str, Part]:
     """A tensor's name in the model, which peft shortens in files, and its kind."""
-    if factor := _FACTOR.fullmatch(name):
-        return f"{factor[1]}.{ADAPTER}.weight", Part[factor[2]]
+    if (factor := _FACTOR.fullmatch(name)) and _ends_in(factor[1], job.adapter.targets):
+        return f"{name.removesuffix('.weight')}.{ADAPTER}.weight", Part[factor[2]]
     for head in job.adapter.head:
-        if within := re.fullmatch(rf"((?:.+?\.)?{re.escape(head)})\.(.+)", name):
+        if within := re.fullmatch(
+            rf"({re.escape(_PREFIX)}(?:.+?\.)?{re.escape(head)})\.(.+)", name
+        ):
             return f"{within[1]}.modules_to_save.{ADAPTER}.{within[2]}", Part.HEAD
     raise Refusal(f"adapter's file must hold the job's tensors, got {name[:80]!r}")
 
 
-def _require_start(name: str, values: NDArray[np.float32], job: Job) -> None:
-    """What no site trains is as the job's public seed draws it."""
-    module, is_a = name.removesuffix(f".lora_A.{ADAPTER}.weight"), ".lora_A." in name
-    if not is_a or values.ndim != 2 or values.shape[0] != job.adapter.rank:
-        raise Refusal(f"adapter's file must hold the job's tensors, got {name[:80]!r}")
-    rank, inputs = values.shape
-    place = Matrices(module, 1.0, None, None, None, None, rank, inputs, 0)
-    if not np.array_equal(values, drawn_a(job, place, 0).astype(np.float32)):
+def _ends_in(module: str, wanted: Iterable[str]) -> list[str]:
+    """Which of the names a module, or a tensor's module, is called by."""
+    return [name for name in wanted if f".{module}".endswith(f".{name}")]
+
+
+def _require_whole(tensors: Tensors, job: Job) -> None:
+    """Each target has modules, each of these a fitting A and B, and each head has tensors."""
+    modules = {one[1] for name in tensors if (one := _FACTOR.fullmatch(name))}
+    for module in sorted(modules):
+        _require_pair(module, tensors, job)
+    found = {target for module in modules for target in _ends_in(module, job.adapter.targets)}
+    names = [_in_model(name, job)[0] for name in tensors]
+    found |= {h for h in job.adapter.head if any(f".{h}.modules_to_save." in n for n in names)}
+    missing = [name for name in (*job.adapter.targets, *job.adapter.head) if name not in found]
+    if missing:
+        raise Refusal(f"adapter's file must hold the job's {missing[0]}, got nothing of it")
+
+
+def _require_pair(module: str, tensors: Tensors, job: Job) -> None:
+    """A is (r, k) and B (d, r), none empty; r is at most d and k, but where A is uniform."""
+    rank, least = job.adapter.rank, 1 if job.adapter.start == "uniform" else job.adapter.rank
+    a, b = (tensors.get(f"{_PREFIX}{module}.lora_{part}.weight") for part in "AB")
+    shapes = () if a is None else a.shape, () if b is None else b.shape
+    if [len(shape) for shape in shapes] == [2, 2]:
+        (rows, inputs), (outputs, columns) = shapes
+        if rows == columns == rank and min(inputs, outputs) >= least:
+            return
+    raise Refusal(
+        f"adapter's {module[:80]!r} must have an A of {rank} rows and a B of {rank} columns, "
+        f"none empty, got {shapes[0]} and {shapes[1]}"
+    )
+
+
+def _require_start(name: str, part: Part, values: NDArray[np.float32], job: Job) -> None:
+    """What no site trains: A as the job's public seed draws it, and B zero."""
+    start = np.zeros_like(values)
+    if part is Part.A:
+        module, (rank, inputs) = name.removesuffix(f".lora_A.{ADAPTER}.weight"), values.shape
+        place = Matrices(module, 1.0, None, None, None, None, rank, inputs, 0)
+        start = drawn_a(job, place, 0).astype(np.float32)
+    if not np.array_equal(values, start):
         raise Refusal(f"{name[:80]} must be the job's public start, got other numbers")

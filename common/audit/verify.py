@@ -47,7 +47,7 @@ _UNSOUND = "the result is not of the job's mechanism"
 _DOCUMENTS = ("documents", "printed")
 _AFTER_BYTES = (
     "content", "issuer", "roster", "job", "receipts", "rounds", "links", "adapter",
-    "replies",    "result", "epsilon by round", *_DOCUMENTS,
+    "replies", "result", "epsilon by round", *_DOCUMENTS,
 )  # fmt: skip
 
 

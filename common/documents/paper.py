@@ -16,6 +16,7 @@ from fpdf.enums import Align, TableBordersLayout, VAlign, WrapMode
 from fpdf.table import Table as PdfTable
 
 from common.documents.face import FACES, drawn, face
+from common.documents.printed_form import DRAWING
 from common.documents.sheet import (
     Alarm,
     Block,
@@ -30,7 +31,7 @@ from common.documents.sheet import (
 )
 
 # Other versions may draw otherwise, so a PDF names those that drew it.
-PRODUCER = ", ".join(f"{name} {version(name)}" for name in ("fpdf2", "fonttools", "pymupdf-fonts"))
+PRODUCER = ", ".join(f"{name} {version(name)}" for name in DRAWING)
 _INK, _SOFT, _RULE = (27, 36, 48), (90, 100, 114), (214, 210, 200)
 _STYLES = {"lead": (18, 96, 122), "cost": (165, 86, 29), "": _INK}
 _ALARM = (140, 21, 18)

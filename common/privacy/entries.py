@@ -9,15 +9,33 @@ means, so that every ledger ever written is replayed to the same charges.
 Not covered: their order (common/privacy/account.py) and chain (common/privacy/ledger.py).
 """
 
+from datetime import datetime
 from typing import Annotated, Literal, TypeVar
 
 import rfc8785
-from pydantic import Field, JsonValue, StringConstraints, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    Field,
+    JsonValue,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+)
 
 from common.config import Section, Sha256
 from common.errors import InvalidInput, LedgerBroken
 
-Stamp = Annotated[str, StringConstraints(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ\z")]
+
+def _of_calendar(stamp: str) -> str:
+    datetime.fromisoformat(stamp)  # no 30th of February, which the pattern lets pass
+    return stamp
+
+
+Stamp = Annotated[
+    str,
+    StringConstraints(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ\z"),
+    AfterValidator(_of_calendar),
+]
 Salt = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}\z")]
 PublicKeyDer = Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{2}){1,200}\z")]
 SignatureDer = Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{2}){0,80}\z")]

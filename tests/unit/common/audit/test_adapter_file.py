@@ -19,7 +19,7 @@ from common.errors import Refusal
 from common.job import Job
 from common.saved import WEIGHTS, save_adapter
 from tests.planted_evidence import VECTOR
-from tests.story import digest, told, weights
+from tests.story import digest, make_job, told, weights
 
 MakeJob = Callable[..., Job]
 
@@ -38,8 +38,11 @@ def status(data: bytes | None, evidence: Evidence) -> str:
         {"method": "fedsvd"},
         {"method": "rolora"},
         {"method": "flexlora"},
+        {"method": "flexlora", "ranks": {"A": 1}},
+        {"method": "head"},
+        {"method": "head", "init": "orthonormal"},
     ],
-    ids=lambda chosen: "-".join(chosen.values()),
+    ids=lambda chosen: "-".join(str(value) for value in chosen.values()),
 )
 def test_what_peft_wrote_has_the_rounds_own_vector(
     adapter: dict[str, Any], job: MakeJob, tmp_path: Path
@@ -65,6 +68,50 @@ def test_a_factor_that_no_site_trains_is_the_public_start() -> None:
     story.make(VECTOR, other)  # the very numbers that travelled
     with pytest.raises(Refusal, match="must be the job's public start"):
         check_adapter(other, story.evidence())
+
+
+NAME = "base_model.model.encoder.layer.0.query"
+
+
+def file_with(**shapes: tuple[int, ...]) -> bytes:
+    """An adapter of the story's job with other shapes of its A and B."""
+    tensors = dict(safetensors.numpy.load(weights()))
+    zeros = {f"{NAME}.lora_{part}.weight": np.zeros(s, np.float32) for part, s in shapes.items()}
+    return safetensors.numpy.save(tensors | zeros)
+
+
+@pytest.mark.parametrize("start", ["uniform", "orthonormal"])
+@pytest.mark.parametrize(
+    "shapes",
+    [{"A": (8, 0)}, {"B": (0, 8)}, {"A": (7, 6)}, {"A": (8,)}, {"B": (4, 8, 1)}, {"B": (4, 7)}],
+    ids=str,
+)
+@pytest.mark.filterwarnings("error")
+def test_factors_of_no_adapters_shape_are_refused_in_words(
+    start: str, shapes: dict[str, tuple[int, ...]]
+) -> None:
+    job = make_job()
+    adapter = job.adapter.model_copy(update={"init": start})
+    with pytest.raises(Refusal, match="must have an A of 8 rows and a B of 8 columns"):
+        vector_of(read_tensors(file_with(**shapes)), job.model_copy(update={"adapter": adapter}))
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_orthonormal_start_has_no_more_rows_than_its_matrix() -> None:
+    job = make_job()
+    adapter = job.adapter.model_copy(update={"init": "orthonormal"})
+    with pytest.raises(Refusal, match="A of 8 rows"):
+        vector_of(read_tensors(weights()), job.model_copy(update={"adapter": adapter}))
+
+
+def test_with_the_head_alone_b_has_to_be_zero(job: MakeJob, tmp_path: Path) -> None:
+    made = job(adapter={"method": "head"})
+    loaded = load_adapter(made, Path(made.model.base), "cpu")
+    save_adapter(loaded, loaded.initial, tmp_path, "base")
+    tensors = dict(read_tensors((tmp_path / WEIGHTS).read_bytes()))
+    name = next(name for name in tensors if "lora_B" in name)
+    with pytest.raises(Refusal, match="must be the job's public start"):
+        vector_of(tensors | {name: tensors[name] + np.float32(1)}, made)
 
 
 @pytest.mark.parametrize(
