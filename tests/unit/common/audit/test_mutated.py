@@ -8,6 +8,7 @@ import contextlib
 import copy
 import hashlib
 import json
+import os
 import random
 import re
 from collections.abc import Callable, Iterator
@@ -291,9 +292,12 @@ def test_a_value_put_wrong_is_answered_with_claims(server: Server) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)  # each certificate that can be read is drawn anew
-def test_every_value_put_wrong_is_answered_with_claims(server: Server) -> None:
+def test_many_values_put_wrong_are_answered_with_claims(server: Server) -> None:
+    """A quarter of all; ``VEILTUNE_EVERY_VALUE=1`` tries every one, in 8 minutes."""
     every = list(changes(server.files))
     assert len(every) > 5000
+    if not os.environ.get("VEILTUNE_EVERY_VALUE"):
+        every = random.Random(29).sample(every, len(every) // 4)
     assert [words for change in every if (words := check(server, *change))] == []
 
 
