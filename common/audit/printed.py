@@ -55,7 +55,7 @@ def _producer(printed: Mapping[str, bytes], bill: bytes | None) -> str:
     for name, producer in found.items():
         if producer != found[first]:
             raise InvalidInput(f"{name} must be drawn by {found[first]} as {first}, got {producer}")
-    if bill is not None and _installed(bill) != found[first]:
+    if bill is not None and installed(bill) != found[first]:
         raise InvalidInput(
             f"{first} must be drawn by what {_BILL} says is installed, got {found[first]}"
         )
@@ -69,8 +69,12 @@ def _named(name: str, data: bytes) -> str:
         raise InvalidInput(f"{name} {error}") from error
 
 
-def _installed(bill: bytes) -> str:
-    """The libraries that draw, with the versions that a bill of materials names, as a PDF does."""
+def installed(bill: bytes) -> str:
+    """The libraries that draw, with the versions that a bill of materials names, as a PDF does.
+
+    Raises:
+        InvalidInput: it names none of one, or is no bill.
+    """
     try:
         versions = {part["name"]: part["version"] for part in parse_json(bill)["components"]}
         return ", ".join(f"{name} {versions[name]}" for name in DRAWING)

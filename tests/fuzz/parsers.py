@@ -28,12 +28,14 @@ from common.audit.certificate import read_certificate as read_privacy_certificat
 from common.audit.events import read_events
 from common.audit.evidence import MANIFEST, open_bundle
 from common.audit.ledger import read_public
+from common.audit.printed import installed
 from common.audit.report import read_report
 from common.bundle import read_bundle
 from common.certificates import check_site_chain, days_left, leaf_key, read_identity
 from common.config import parse, read_toml
 from common.data.readers import read_records
 from common.data.records import ColumnMap
+from common.documents.printed_form import DRAWING
 from common.flower import become_server, message_from_bytes, message_to_bytes
 from common.histograms import MetricsSection
 from common.job import Job, load_job, parse_signed_job, sign_job
@@ -229,6 +231,11 @@ def _manifest(data: bytes) -> object:
     return open_bundle(pack_zip(unpack_zip(_evidence(), "bundle") | {MANIFEST: data}))
 
 
+def _bill() -> bytes:
+    named = [{"name": name, "version": "1.2.3"} for name in DRAWING]
+    return json.dumps({"components": named}).encode()
+
+
 def _head() -> bytes:
     return LEDGER.read_bytes().splitlines()[-1]
 
@@ -314,6 +321,7 @@ def parsers() -> dict[str, Parser]:
         "evidence": Parser(open_bundle, _evidence()),
         "evidence's manifest": Parser(_manifest, unpack_zip(_evidence(), "bundle")[MANIFEST]),
         "privacy certificate": Parser(read_privacy_certificate, CERTIFICATE.read_bytes()),
+        "bill of materials": Parser(installed, _bill()),
         "charge": Parser(read_charge, to_bytes(_charge())),
         "receipt": Parser(read_receipt, to_bytes(_receipt())),
         "receipts": Parser(
