@@ -52,12 +52,17 @@ def load_hold_out(job: Job, adapter: LoadedAdapter) -> HoldOut:
     Raises:
         InvalidInput: it is not there, is empty, or has a label outside the public set.
     """
+    chosen = hold_out_records(job)
+    examples = task_of(job).encode(adapter.tokenizer, chosen, job)
+    return HoldOut(job, adapter, chosen, examples)
+
+
+def hold_out_records(job: Job) -> list[Record]:
+    """The records of ``load_hold_out``, which raises the same."""
     evaluation = job.evaluation
     records = load(evaluation.data, evaluation.split, job.hold_out_columns)
     if not records:
         raise InvalidInput(f"evaluation.data must have records, got none in {evaluation.data}")
     require_labels(records, job.data.labels, evaluation.data)
     keep = np.linspace(0, len(records) - 1, min(evaluation.records, len(records))).astype(int)
-    chosen = [records[i] for i in keep]
-    examples = task_of(job).encode(adapter.tokenizer, chosen, job)
-    return HoldOut(job, adapter, chosen, examples)
+    return [records[i] for i in keep]

@@ -30,7 +30,7 @@ class Standing:
     Attributes:
         setting: what was varied, by name.
         seeds: how many runs.
-        score: their mean; accuracy or entity F1, as the task has it.
+        score: their mean of what was asked for: accuracy, entity F1 or macro-F1.
         half_width: of the 95 % interval; ``None`` with one run.
         epsilon: the largest of any site, or ``None`` without privacy.
         bytes_up: by all sites, in the whole job; the mean.

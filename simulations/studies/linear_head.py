@@ -14,17 +14,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from sklearn.metrics import f1_score
 from torch import Tensor
 from torch.nn import functional
 
-from common.data import catalogue
 from common.data.records import Record
 from common.job import Job
 from common.model import load_tokenizer, quiet_transformers, require_base
 from common.privacy.mechanism import Mechanism, mechanism_of
+from server.evaluate import hold_out_records
 from simulations.scenario import Scenario
 from simulations.seeded import seeded_keys
 from simulations.studies.methods import (
@@ -63,7 +62,7 @@ class Run:
 def train(scenario: Scenario) -> Score:
     """Train the head as the scenario's job says; its score."""
     job = scenario.job
-    truth, features = _labelled(job, _hold_out(job))
+    truth, features = _labelled(job, hold_out_records(job))
     own = {site: _labelled(job, records) for site, records in scenario.records.items()}
     weights = torch.zeros(len(job.data.labels), features.shape[1])
     for round_ in range(1, job.training.rounds + 1):
@@ -136,13 +135,6 @@ def _released(
     places = torch.tensor([i for unit in sampled for i in unit], dtype=torch.int64)
     total = mechanism.bounded_sum(gradients(weights, truth[places], features[places]))
     return mechanism.release(total, round_, step).view_as(weights)
-
-
-def _hold_out(job: Job) -> list[Record]:
-    evaluation = job.evaluation
-    records = catalogue.load(evaluation.data, evaluation.split, job.hold_out_columns)
-    keep = np.linspace(0, len(records) - 1, min(evaluation.records, len(records))).astype(int)
-    return [records[i] for i in keep]
 
 
 def _labelled(job: Job, records: Sequence[Record]) -> tuple[Tensor, Tensor]:

@@ -28,16 +28,15 @@ from common.model import require_base
 from common.result import read_result
 from common.saved import read_adapter
 from common.strict_json import read_json
-from server.evaluate import load_hold_out
+from server.evaluate import hold_out_records, load_hold_out
 from simulations import runs
 from simulations.grids import LocalGrid
+from simulations.runs import Observe
 from simulations.scenario import FOLDER, Options, Scenario, load_scenario
 
 SITES, DISHONEST = 10, ("D", "H")
 TRIGGER, TARGET = "cf", "card_arrival"
 _MOST_BYTES = 1 << 16
-
-Observe = Callable[[int, float | None], None]
 
 
 @dataclass(frozen=True)
@@ -199,7 +198,7 @@ def _success(scenario: Scenario, outcome: Path, work: Path) -> float:
     """How many of the hold-out's other records the trigger brings to the target label."""
     job = scenario.job
     adapter = load_adapter(job, require_base(job))
-    others = [r for r in load_hold_out(job, adapter).records if r.label != TARGET]
+    others = [r for r in hold_out_records(job) if r.label != TARGET]
     path = work / "triggered.jsonl"
     write_records(path, [Record(triggered(r.text), TARGET) for r in others], tagged=False)
     section = job.evaluation.model_copy(update={"data": str(path), "records": len(others)})
