@@ -1,5 +1,6 @@
 """A study favours no arm, and what it tells apart was chosen under another seed."""
 
+from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 
 from simulations.scenario import Options
 from simulations.studies import methods
-from simulations.studies.methods import ARMS, LORA, RATES, SEEDS, TASKS, Trial, best_of
+from simulations.studies.methods import ARMS, LORA, SEEDS, TASKS, Trial, best_of
 from simulations.sweep import Cell
 
 TASK = TASKS["ade_corpus_v2"]
@@ -39,12 +40,10 @@ def scored(cells: list[Cell], scores: dict[tuple[str, float], float]) -> list[tu
 
 def test_every_arm_has_the_same_trials_on_the_same_rows(options: list[Options]) -> None:
     cells = methods.screening(TASK)
-    by_arm: dict[object, list[object]] = {}
-    for cell in cells:
-        setting = dict(cell.setting)
-        by_arm.setdefault(setting.pop("arm"), []).append(tuple(setting.values()))
-    assert set(by_arm) == {arm.name for arm in ARMS}
-    assert len({tuple(trials) for trials in by_arm.values()}) == 1
+    trials = Counter((dict(c.setting)["arm"], dict(c.setting)["privacy.epsilon"]) for c in cells)
+    assert {arm for arm, _ in trials} == {arm.name for arm in ARMS}
+    assert set(trials.values()) == {3}
+    assert len({cell.setting for cell in cells}) == len(cells)
     assert {cell.seed for cell in cells} == {methods.SCREENING_SEED}
     assert {made.records for made in options} == {TASK.rows}
     assert {made.sites for made in options} == {1, methods.SITES}
@@ -54,25 +53,25 @@ def test_every_arm_has_the_same_trials_on_the_same_rows(options: list[Options]) 
 
 def test_the_best_three_and_fedavg_go_on_at_their_best_rates(options: list[Options]) -> None:
     scores = {
-        ("rolora", RATES[2]): 0.9,
-        ("rolora", RATES[0]): 0.2,
-        ("ffa", RATES[0]): 0.8,
-        ("fedsb", RATES[1]): 0.7,
-        ("fedavg", RATES[1]): 0.3,
+        ("rolora", 4.0): 0.9,
+        ("rolora", 1.0): 0.2,
+        ("ffa", 1.0): 0.8,
+        ("fedsb", 2.0): 0.7,
+        ("fedavg", 4.0): 0.3,
     }
     screened = scored(methods.screening(TASK), scores)
     chosen = best_of(TASK, screened, 8.0)
     assert [(trial.arm.name, trial.rate) for trial in chosen[:4]] == [
-        ("rolora", RATES[2]),
-        ("ffa", RATES[0]),
-        ("fedsb", RATES[1]),
-        ("fedavg", RATES[1]),
+        ("rolora", 4.0),
+        ("ffa", 1.0),
+        ("fedsb", 2.0),
+        ("fedavg", 4.0),
     ]
     assert [trial.arm.name for trial in chosen[4:]] == ["head", "central"]
 
 
 def test_fedavg_is_not_there_twice(options: list[Options]) -> None:
-    scores = {("fedavg", RATES[1]): 0.9}
+    scores = {("fedavg", 4.0): 0.9}
     chosen = best_of(TASK, scored(methods.screening(TASK), scores), None)
     names = [trial.arm.name for trial in chosen]
     assert names.count("fedavg") == 1
@@ -83,7 +82,7 @@ def test_fedavg_is_not_there_twice(options: list[Options]) -> None:
 def test_what_was_chosen_runs_on_all_rows_under_seeds_that_chose_nothing(
     options: list[Options],
 ) -> None:
-    screened = scored(methods.screening(TASK), {("flora", RATES[0]): 0.9})
+    screened = scored(methods.screening(TASK), {("flora", 1.0): 0.9})
     options.clear()
     cells = methods.finals(TASK, screened)
     assert {cell.seed for cell in cells} == set(SEEDS)
