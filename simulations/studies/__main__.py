@@ -20,7 +20,7 @@ from common.result import Result
 from simulations import leaderboard, runs, sweep_page
 from simulations.scenario import Scenario
 from simulations.show import Cells, Steps
-from simulations.studies import linear_head, methods, poisoning
+from simulations.studies import accuracy, linear_head, methods, poisoning
 from simulations.sweep import Cell, perform
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -50,6 +50,17 @@ def _methods(
     of = methods.TASKS[task]
     screened = _perform(methods.screening(of), out, f"{task}-screening", of.measure)
     _perform(methods.finals(of, screened), out, f"{task}-finals", of.measure)
+
+
+@app.command("accuracy")
+def _accuracy(
+    task: Annotated[TaskName, typer.Option(help="The data set.")] = "banking77",
+    out: Out = Path("veiltune-study"),
+) -> None:
+    """One method at four sites beside central training: what federation and privacy cost."""
+    of = methods.TASKS[task]
+    screened = _perform(accuracy.screening(of), out, f"{task}-accuracy-screening", of.measure)
+    _perform(accuracy.finals(of, screened), out, f"{task}-accuracy", of.measure)
 
 
 @app.command("linear-head")

@@ -1,8 +1,9 @@
 """Which method keeps most at a given epsilon: screened at one seed on fewer rows, then told apart.
 
 Every arm has the same budget of trials, one run with each of three rates, at epsilon 8 and without
-privacy; adapters under noise bear smaller ones. The best three, FedAvg and what they are measured against then run under other seeds, on
-all rows, at the rate that was best in screening; epsilon 3 takes what was chosen at 8.
+privacy; adapters under noise bear smaller ones. The best three, FedAvg and what they are measured
+against then run under other seeds, on all rows, at the rate that was best in screening; epsilon 3
+takes what was chosen at 8.
 
 Not covered: other bases, more steps, tuning of anything but the rate. On private data every trial
 would be charged; these are public.

@@ -1,0 +1,75 @@
+"""Federated and central training differ in nothing but what their row says."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from simulations.scenario import Options
+from simulations.studies import accuracy, methods
+from simulations.studies.methods import SCREENING_SEED, SEEDS, TASKS
+from simulations.sweep import Cell
+
+TASK = TASKS["banking77"]
+
+
+@pytest.fixture
+def options(monkeypatch: pytest.MonkeyPatch) -> list[Options]:
+    """What each run was asked for, in place of its scenario."""
+    asked: list[Options] = []
+
+    def keep(_: object, made: Options) -> Any:  # noqa: ANN401
+        asked.append(made)
+        return None
+
+    monkeypatch.setattr(methods, "load_scenario", keep)
+    return asked
+
+
+def best_at(cells: list[Cell], best: dict[tuple[object, object], float]) -> list[tuple[Cell, Any]]:
+    """Made-up results: the rate that is best for each arm and epsilon."""
+    found = []
+    for cell in cells:
+        arm, epsilon, rate = (value for _, value in cell.setting)
+        final = SimpleNamespace(accuracy=0.9 if best[arm, epsilon] == rate else 0.2)
+        found.append((cell, SimpleNamespace(final=final)))
+    return found
+
+
+BEST: dict[tuple[object, object], float] = {
+    ("central", "none"): 16.0,
+    ("4 sites", "none"): 4.0,
+    ("4 sites", 8.0): 2.0,
+}
+
+
+def test_each_row_has_three_trials_and_epsilon_3_none(options: list[Options]) -> None:
+    cells = accuracy.screening(TASK)
+    settings = [dict(cell.setting) for cell in cells]
+    assert {(s["arm"], s["privacy.epsilon"]) for s in settings} == set(BEST)
+    assert len(cells) == 3 * len(BEST)
+    assert {cell.seed for cell in cells} == {SCREENING_SEED}
+    assert {made.records for made in options} == {TASK.rows}
+
+
+def test_the_rows_run_at_their_own_best_rates(options: list[Options]) -> None:
+    screened = best_at(accuracy.screening(TASK), BEST)
+    cells = accuracy.finals(TASK, screened)
+    assert {cell.setting for cell in cells} == {
+        (("arm", "central"), ("privacy.epsilon", "none"), ("training.learning_rate", 16.0)),
+        (("arm", "4 sites"), ("privacy.epsilon", "none"), ("training.learning_rate", 4.0)),
+        (("arm", "4 sites"), ("privacy.epsilon", 8.0), ("training.learning_rate", 2.0)),
+        (("arm", "4 sites"), ("privacy.epsilon", 3.0), ("training.learning_rate", 2.0)),
+    }
+    assert {cell.seed for cell in cells} == set(SEEDS)
+
+
+def test_only_sites_rate_and_privacy_differ(options: list[Options]) -> None:
+    screened = best_at(accuracy.screening(TASK), BEST)
+    options.clear()
+    accuracy.finals(TASK, screened)
+    varied = {"training.learning_rate", "privacy.epsilon"}
+    kept = [{k: v for k, v in made.values.items() if k not in varied} for made in options]
+    assert all(values == kept[0] for values in kept)
+    assert {(made.sites, made.partition) for made in options} == {(1, "iid"), (4, "dirichlet:0.5")}
+    assert {made.records for made in options} == {None}
