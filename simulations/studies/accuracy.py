@@ -17,7 +17,7 @@ from simulations.studies.methods import (
     Task,
     Trial,
     best_rate,
-    cell_of,
+    final_cell,
     scores_of,
     trials_of,
 )
@@ -43,4 +43,4 @@ def finals(task: Task, screened: Sequence[tuple[Cell, Result]]) -> list[Cell]:
     chosen = [
         Trial(arm, epsilon, best_rate(arm, SCREENED[epsilon], scores).rate) for arm, epsilon in ROWS
     ]
-    return [cell_of(task, trial, seed, rows=None) for seed in SEEDS for trial in chosen]
+    return [final_cell(task, trial, seed) for seed in SEEDS for trial in chosen]

@@ -35,7 +35,7 @@ from simulations.studies.methods import (
     SEEDS,
     Task,
     Trial,
-    cell_of,
+    scenario_of,
 )
 
 _BATCH = 128
@@ -83,8 +83,8 @@ def study(task: Task, told: Callable[[str], None]) -> list[Run]:
 
     def run(epsilon: float | None, rate: float, seed: int, rows: int | None) -> Run:
         told(f"epsilon {epsilon or 'none'}, rate {rate:g}, seed {seed}")
-        cell = cell_of(task, Trial(LORA[0], epsilon, rate), seed, rows)
-        return Run(epsilon, rate, seed, train(cell.scenario))
+        scenario = scenario_of(task, Trial(LORA[0], epsilon, rate), seed, rows)
+        return Run(epsilon, rate, seed, train(scenario))
 
     best = {
         chosen_at: max(

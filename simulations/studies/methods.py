@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from common.result import Result
-from simulations.scenario import FOLDER, Options, load_scenario
+from simulations.scenario import FOLDER, Options, Scenario, load_scenario
 from simulations.sweep import Cell, Setting
 
 RATES = (1.0, 4.0, 16.0)
@@ -121,13 +121,13 @@ class Trial:
 
     @property
     def setting(self) -> Setting:
-        """As a sweep's pages name it."""
-        epsilon = "none" if self.epsilon is None else self.epsilon
-        return (
-            ("arm", self.arm.name),
-            ("privacy.epsilon", epsilon),
-            ("training.learning_rate", self.rate),
-        )
+        """As the pages of screening name it."""
+        return (*self.chosen, ("training.learning_rate", self.rate))
+
+    @property
+    def chosen(self) -> Setting:
+        """As pages name it that have an arm at one rate for each epsilon."""
+        return (("arm", self.arm.name), ("privacy.epsilon", self.epsilon or "none"))
 
 
 def screening(task: Task) -> list[Cell]:
@@ -139,7 +139,17 @@ def screening(task: Task) -> list[Cell]:
 def trials_of(task: Task, arm: Arm, epsilon: float | None) -> list[Cell]:
     """An arm at every rate, on fewer rows."""
     trials = (Trial(arm, epsilon, rate) for rate in arm.rates(epsilon))
-    return [cell_of(task, trial, SCREENING_SEED, rows=task.rows) for trial in trials]
+    return [screened_cell(task, trial) for trial in trials]
+
+
+def screened_cell(task: Task, trial: Trial) -> Cell:
+    """A trial's run on fewer rows."""
+    return Cell(trial.setting, SCREENING_SEED, scenario_of(task, trial, SCREENING_SEED, task.rows))
+
+
+def final_cell(task: Task, trial: Trial, seed: int) -> Cell:
+    """A chosen trial's run on all rows."""
+    return Cell(trial.chosen, seed, scenario_of(task, trial, seed, None))
 
 
 def finals(task: Task, screened: Sequence[tuple[Cell, Result]]) -> list[Cell]:
@@ -149,7 +159,7 @@ def finals(task: Task, screened: Sequence[tuple[Cell, Result]]) -> list[Cell]:
         for epsilon in EPSILONS
         for trial in best_of(task, screened, SCREENED[epsilon])
     ]
-    return [cell_of(task, trial, seed, rows=None) for seed in SEEDS for trial in chosen]
+    return [final_cell(task, trial, seed) for seed in SEEDS for trial in chosen]
 
 
 def best_of(
@@ -179,8 +189,8 @@ def scores_of(task: Task, screened: Sequence[tuple[Cell, Result]]) -> dict[Setti
     return {cell.setting: getattr(result.final, task.measure) or 0.0 for cell, result in screened}
 
 
-def cell_of(task: Task, trial: Trial, seed: int, rows: int | None) -> Cell:
-    """The run of a trial under a seed, on ``rows`` of the data or on all."""
+def scenario_of(task: Task, trial: Trial, seed: int, rows: int | None) -> Scenario:
+    """What a trial runs under a seed, on ``rows`` of the data or on all."""
     values: dict[str, Any] = {**_COMMON, **task.values, **trial.arm.values}
     values["privacy.sampling_rate"] = task.sampling_rates[0 if rows else 1]
     values["evaluation.records"] = _HOLD_OUT[0 if rows else 1]
@@ -195,4 +205,4 @@ def cell_of(task: Task, trial: Trial, seed: int, rows: int | None) -> Cell:
         no_privacy=trial.epsilon is None,
         values=values,
     )
-    return Cell(trial.setting, seed, load_scenario(task.scenario, options))
+    return load_scenario(task.scenario, options)

@@ -103,8 +103,8 @@ def test_what_was_chosen_runs_on_all_rows_under_seeds_that_chose_nothing(
 
 
 def test_a_run_without_privacy_has_none(options: list[Options]) -> None:
-    methods.cell_of(TASK, Trial(ARMS[0], None, 1.0), seed=1, rows=None)
-    methods.cell_of(TASK, Trial(ARMS[0], 3.0, 1.0), seed=1, rows=None)
+    methods.scenario_of(TASK, Trial(ARMS[0], None, 1.0), seed=1, rows=None)
+    methods.scenario_of(TASK, Trial(ARMS[0], 3.0, 1.0), seed=1, rows=None)
     without, private = options
     assert without.no_privacy
     assert not private.no_privacy
