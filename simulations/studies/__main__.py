@@ -47,8 +47,8 @@ def _methods(
     out: Out = Path("veiltune-study"),
 ) -> None:
     """Every method at epsilon 3, 8 and without privacy: screened, then told apart."""
+    screened = _screen(task, methods.pairs(), out, f"{task}-screening")
     of = methods.TASKS[task]
-    screened = _perform(methods.screening(of), out, f"{task}-screening", of.measure)
     _perform(methods.finals(of, screened), out, f"{task}-finals", of.measure)
 
 
@@ -58,8 +58,8 @@ def _accuracy(
     out: Out = Path("veiltune-study"),
 ) -> None:
     """One method at four sites beside central training: what federation and privacy cost."""
+    screened = _screen(task, accuracy.PAIRS, out, f"{task}-accuracy-screening")
     of = methods.TASKS[task]
-    screened = _perform(accuracy.screening(of), out, f"{task}-accuracy-screening", of.measure)
     _perform(accuracy.finals(of, screened), out, f"{task}-accuracy", of.measure)
 
 
@@ -115,6 +115,14 @@ def _crossed(found: Sequence[poisoning.Outcome], measure: str) -> Table:
     for rule in poisoning.RULES:
         shown.add_row(rule, *(cells[rule, attack] for attack in poisoning.ATTACKS))
     return shown
+
+
+def _screen(task: TaskName, pairs: Sequence[methods.Pair], out: Path, name: str) -> methods.Found:
+    """Two rates of each pair, then the third that these point at."""
+    of = methods.TASKS[task]
+    first = methods.screening(of, pairs)
+    found = _perform(first, out, name, of.measure)
+    return _perform([*first, *methods.further(of, pairs, found)], out, name, of.measure)
 
 
 def _perform(

@@ -7,37 +7,27 @@ epsilon 3 takes what was chosen at 8.
 Not covered: central training under privacy (the study of methods has it); other skews.
 """
 
-from collections.abc import Sequence
-
-from common.result import Result
 from simulations.studies.methods import (
     SCREENED,
     SEEDS,
     Arm,
+    Found,
     Task,
     Trial,
     best_rate,
     final_cell,
     scores_of,
-    trials_of,
 )
 from simulations.sweep import Cell
 
 METHOD = {"adapter.method": "ffa"}
 CENTRAL = Arm("central", METHOD, sites=1, partition="iid")
-FEDERATED = Arm(
-    "4 sites", METHOD, sites=4, partition="dirichlet:0.5", private_rates=(1.0, 2.0, 4.0)
-)
+FEDERATED = Arm("4 sites", METHOD, sites=4, partition="dirichlet:0.5")
 ROWS = ((CENTRAL, None), (FEDERATED, None), (FEDERATED, 8.0), (FEDERATED, 3.0))
+PAIRS = tuple((arm, epsilon) for arm, epsilon in ROWS if SCREENED[epsilon] == epsilon)
 
 
-def screening(task: Task) -> list[Cell]:
-    """Every rate of every row that has one of its own, on fewer records."""
-    own = [(arm, epsilon) for arm, epsilon in ROWS if SCREENED[epsilon] == epsilon]
-    return [cell for arm, epsilon in own for cell in trials_of(task, arm, epsilon)]
-
-
-def finals(task: Task, screened: Sequence[tuple[Cell, Result]]) -> list[Cell]:
+def finals(task: Task, screened: Found) -> list[Cell]:
     """Every row at its rate on all records, seed after seed."""
     scores = scores_of(task, screened)
     chosen = [

@@ -1,15 +1,15 @@
 """Which method keeps most at a given epsilon: screened at one seed on fewer rows, then told apart.
 
-Every arm has the same budget of trials, one run with each of three rates, at epsilon 8 and without
-privacy; adapters under noise bear smaller ones. The best three, FedAvg and what they are measured
-against then run under other seeds, on all rows, at the rate that was best in screening; epsilon 3
-takes what was chosen at 8.
+Every arm has the same trials at epsilon 8 and without privacy: a rate of 1, one of 4, and the next
+beyond the better of them, 16 or 0.25. The best three, FedAvg and what they are measured against
+then run under other seeds, on all rows, at the rate that was best in screening; epsilon 3 takes
+what was chosen at 8.
 
 Not covered: other bases, more steps, tuning of anything but the rate. On private data every trial
 would be charged; these are public.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from common.result import Result
 from simulations.scenario import FOLDER, Options, Scenario, load_scenario
 from simulations.sweep import Cell, Setting
 
-RATES = (1.0, 4.0, 16.0)
-RATES_UNDER_NOISE = (1.0, 2.0, 4.0)  # of adapters at many sites: 16 left none of them any better
+RATES = (1.0, 4.0)  # that every arm is tried at
+SLOWER, FASTER = 0.25, 16.0  # of which every arm is tried at one
+Found = Sequence[tuple[Cell, Result]]
 EPSILONS = (3.0, 8.0, None)
 SCREENED = {3.0: 8.0, 8.0: 8.0, None: None}  # where an epsilon's arms and rates are chosen
 SEEDS = (1, 2, 3)
@@ -56,19 +57,15 @@ class Arm:
         values: of the job's file.
         sites: how many share the rows.
         partition: how.
-        private_rates: that are tried under privacy.
     """
 
     name: str
     values: Mapping[str, object]
     sites: int = SITES
     partition: str = "dirichlet:0.3"
-    private_rates: tuple[float, ...] = RATES
 
-    def rates(self, epsilon: float | None) -> tuple[float, ...]:
-        """That are tried at an epsilon (``None``: without privacy)."""
-        return RATES if epsilon is None else self.private_rates
 
+Pair = tuple[Arm, float | None]
 
 _BLOCK = "layer.5"  # MiniLM's last: what is below it is computed once
 _COMMON: dict[str, object] = {
@@ -85,23 +82,32 @@ _COMMON: dict[str, object] = {
     ],
     "training.optimizer": "sgd",
     "training.momentum": 0.9,
-    "training.rounds": 6,
-    "training.local_steps": 6,
     "training.quorum": SITES,
 }
 _HOLD_OUT = (500, 1000)  # records of it in screening and after
 TASKS = {
-    "banking77": Task(FOLDER / "bank.toml", "accuracy", 7500, (0.1, 0.1), {"model.max_length": 32}),
+    "banking77": Task(
+        FOLDER / "bank.toml",
+        "accuracy",
+        7500,
+        (0.1, 0.1),
+        {"model.max_length": 32, "training.rounds": 6, "training.local_steps": 6},
+    ),
     "ade_corpus_v2": Task(
         FOLDER / "adverse.toml",
         "macro_f1",
         7500,
-        (0.1, 0.06),
-        {"model.max_length": 48, "privacy.unit": "record"},
+        (0.03, 0.018),
+        {
+            "model.max_length": 48,
+            "privacy.unit": "record",
+            "training.rounds": 12,
+            "training.local_steps": 10,
+        },
     ),
 }
 LORA = tuple(
-    Arm(name, {"adapter.method": name}, private_rates=RATES_UNDER_NOISE)
+    Arm(name, {"adapter.method": name})
     for name in ("fedavg", "ffa", "fedsvd", "rolora", "fedex", "flora", "flexlora", "fedsb")
 )
 BESIDE = (
@@ -130,16 +136,24 @@ class Trial:
         return (("arm", self.arm.name), ("privacy.epsilon", self.epsilon or "none"))
 
 
-def screening(task: Task) -> list[Cell]:
-    """One run of every arm and rate on fewer rows, at each epsilon that others are chosen at."""
-    at = dict.fromkeys(SCREENED.values())
-    return [cell for epsilon in at for arm in ARMS for cell in trials_of(task, arm, epsilon)]
+def pairs(arms: Iterable[Arm] = ARMS) -> list[Pair]:
+    """Every arm at each epsilon that others are chosen at."""
+    return [(arm, epsilon) for epsilon in dict.fromkeys(SCREENED.values()) for arm in arms]
 
 
-def trials_of(task: Task, arm: Arm, epsilon: float | None) -> list[Cell]:
-    """An arm at every rate, on fewer rows."""
-    trials = (Trial(arm, epsilon, rate) for rate in arm.rates(epsilon))
-    return [screened_cell(task, trial) for trial in trials]
+def screening(task: Task, of: Sequence[Pair]) -> list[Cell]:
+    """The two rates that all are tried at, on fewer rows."""
+    return [screened_cell(task, Trial(*pair, rate)) for pair in of for rate in RATES]
+
+
+def further(task: Task, of: Sequence[Pair], screened: Found) -> list[Cell]:
+    """The third rate of each, on fewer rows: where one is as good as the other, the slower one."""
+    scores = scores_of(task, screened)
+    best = (best_rate(*pair, scores) for pair in of)
+    return [
+        screened_cell(task, replace(trial, rate=FASTER if trial.rate > RATES[0] else SLOWER))
+        for trial in best
+    ]
 
 
 def screened_cell(task: Task, trial: Trial) -> Cell:
@@ -152,7 +166,7 @@ def final_cell(task: Task, trial: Trial, seed: int) -> Cell:
     return Cell(trial.chosen, seed, scenario_of(task, trial, seed, None))
 
 
-def finals(task: Task, screened: Sequence[tuple[Cell, Result]]) -> list[Cell]:
+def finals(task: Task, screened: Found) -> list[Cell]:
     """The chosen arms on all rows, seed after seed."""
     chosen = [
         replace(trial, epsilon=epsilon)
@@ -162,9 +176,7 @@ def finals(task: Task, screened: Sequence[tuple[Cell, Result]]) -> list[Cell]:
     return [final_cell(task, trial, seed) for seed in SEEDS for trial in chosen]
 
 
-def best_of(
-    task: Task, screened: Sequence[tuple[Cell, Result]], epsilon: float | None
-) -> list[Trial]:
+def best_of(task: Task, screened: Found, epsilon: float | None) -> list[Trial]:
     """At one epsilon: the best three methods, FedAvg, and what stands beside them, at their rates.
 
     A method is as good as its best rate; that favours none, as all have as many.
@@ -177,14 +189,15 @@ def best_of(
 
 
 def best_rate(arm: Arm, epsilon: float | None, scores: Mapping[Setting, float]) -> Trial:
-    """The arm at the rate that was best in screening."""
+    """The arm at the rate that was best so far; of equals, the slowest."""
+    every = [Trial(arm, epsilon, rate) for rate in sorted((SLOWER, *RATES, FASTER))]
     return max(
-        (Trial(arm, epsilon, rate) for rate in arm.rates(epsilon)),
+        (trial for trial in every if trial.setting in scores),
         key=lambda trial: scores[trial.setting],
     )
 
 
-def scores_of(task: Task, screened: Sequence[tuple[Cell, Result]]) -> dict[Setting, float]:
+def scores_of(task: Task, screened: Found) -> dict[Setting, float]:
     """What a setting is chosen by, on the public hold-out."""
     return {cell.setting: getattr(result.final, task.measure) or 0.0 for cell, result in screened}
 

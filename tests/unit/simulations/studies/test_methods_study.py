@@ -38,8 +38,14 @@ def scored(cells: list[Cell], scores: dict[tuple[str, float], float]) -> list[tu
     return found
 
 
+def screened(scores: dict[tuple[str, float], float]) -> list[tuple[Cell, Any]]:
+    """All trials, with such results."""
+    first = scored(methods.screening(TASK, methods.pairs()), scores)
+    return first + scored(methods.further(TASK, methods.pairs(), first), scores)
+
+
 def test_every_arm_has_the_same_trials_on_the_same_rows(options: list[Options]) -> None:
-    cells = methods.screening(TASK)
+    cells = [cell for cell, _ in screened({})]
     trials = Counter((dict(c.setting)["arm"], dict(c.setting)["privacy.epsilon"]) for c in cells)
     assert {arm for arm, _ in trials} == {arm.name for arm in ARMS}
     assert set(trials.values()) == {3}
@@ -53,26 +59,37 @@ def test_every_arm_has_the_same_trials_on_the_same_rows(options: list[Options]) 
 
 def test_the_best_three_and_fedavg_go_on_at_their_best_rates(options: list[Options]) -> None:
     scores = {
-        ("rolora", 4.0): 0.9,
-        ("rolora", 1.0): 0.2,
+        ("rolora", 4.0): 0.2,
+        ("rolora", 16.0): 0.9,
         ("ffa", 1.0): 0.8,
-        ("fedsb", 2.0): 0.7,
+        ("fedsb", 0.25): 0.7,
         ("fedavg", 4.0): 0.3,
     }
-    screened = scored(methods.screening(TASK), scores)
-    chosen = best_of(TASK, screened, 8.0)
+    chosen = best_of(TASK, screened(scores), 8.0)
     assert [(trial.arm.name, trial.rate) for trial in chosen[:4]] == [
-        ("rolora", 4.0),
+        ("rolora", 16.0),
         ("ffa", 1.0),
-        ("fedsb", 2.0),
+        ("fedsb", 0.25),
         ("fedavg", 4.0),
     ]
     assert [trial.arm.name for trial in chosen[4:]] == ["head", "central"]
 
 
+def test_the_third_rate_lies_beyond_the_better_of_two(options: list[Options]) -> None:
+    scores = {("ffa", 4.0): 0.6, ("head", 1.0): 0.6}
+    first = scored(methods.screening(TASK, methods.pairs()), scores)
+    third = {
+        cell.setting[0][1]: cell.setting[2][1]
+        for cell in methods.further(TASK, methods.pairs(), first)
+    }
+    assert third["ffa"] == 16.0
+    assert third["head"] == 0.25
+    assert third["fedavg"] == 0.25  # neither is better
+
+
 def test_fedavg_is_not_there_twice(options: list[Options]) -> None:
     scores = {("fedavg", 4.0): 0.9}
-    chosen = best_of(TASK, scored(methods.screening(TASK), scores), None)
+    chosen = best_of(TASK, screened(scores), None)
     names = [trial.arm.name for trial in chosen]
     assert names.count("fedavg") == 1
     assert len(names) == 3 + 2
@@ -82,9 +99,9 @@ def test_fedavg_is_not_there_twice(options: list[Options]) -> None:
 def test_what_was_chosen_runs_on_all_rows_under_seeds_that_chose_nothing(
     options: list[Options],
 ) -> None:
-    screened = scored(methods.screening(TASK), {("flora", 1.0): 0.9})
+    found = screened({("flora", 1.0): 0.9})
     options.clear()
-    cells = methods.finals(TASK, screened)
+    cells = methods.finals(TASK, found)
     assert {cell.seed for cell in cells} == set(SEEDS)
     assert methods.SCREENING_SEED not in SEEDS
     assert {made.records for made in options} == {None}
