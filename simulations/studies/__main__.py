@@ -70,7 +70,7 @@ def _linear_head(
 ) -> None:
     """A private linear head on frozen features, in the place of a method."""
     make_folder(out)
-    trials = len(methods.RATES) * len(set(methods.SCREENED.values()))
+    trials = methods.TRIALS * len(set(methods.SCREENED.values()))
     with Steps(console, trials + len(methods.EPSILONS) * len(methods.SEEDS)) as shown:
         found = linear_head.study(methods.TASKS[task], shown)
     content = json.dumps([asdict(run) for run in found], indent=2).encode()
@@ -118,11 +118,14 @@ def _crossed(found: Sequence[poisoning.Outcome], measure: str) -> Table:
 
 
 def _screen(task: TaskName, pairs: Sequence[methods.Pair], out: Path, name: str) -> methods.Found:
-    """Two rates of each pair, then the third that these point at."""
+    """Every trial of each pair; where the later ones lie, the earlier ones say."""
     of = methods.TASKS[task]
-    first = methods.screening(of, pairs)
-    found = _perform(first, out, name, of.measure)
-    return _perform([*first, *methods.further(of, pairs, found)], out, name, of.measure)
+    cells = methods.screening(of, pairs)
+    found = _perform(cells, out, name, of.measure)
+    for _ in range(len(methods.RATES), methods.TRIALS):
+        cells += methods.further(of, pairs, found)
+        found = _perform(cells, out, name, of.measure)
+    return found
 
 
 def _perform(

@@ -10,7 +10,7 @@ Not covered: a head on what the base's own classifier takes (the method ``head``
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,12 @@ from simulations.seeded import seeded_keys
 from simulations.studies.methods import (
     EPSILONS,
     LORA,
-    RATES,
     SCREENED,
     SCREENING_SEED,
     SEEDS,
     Task,
     Trial,
+    climb,
     scenario_of,
 )
 
@@ -86,17 +86,13 @@ def study(task: Task, told: Callable[[str], None]) -> list[Run]:
         scenario = scenario_of(task, Trial(LORA[0], epsilon, rate), seed, rows)
         return Run(epsilon, rate, seed, train(scenario))
 
-    best = {
-        chosen_at: max(
-            (run(chosen_at, rate, SCREENING_SEED, task.rows) for rate in RATES),
-            key=lambda one: getattr(one.score, task.measure),
-        )
-        for chosen_at in dict.fromkeys(SCREENED.values())
-    }
+    def score(epsilon: float | None, rate: float) -> float:
+        found = run(epsilon, rate, SCREENING_SEED, task.rows[epsilon is None])
+        return float(getattr(found.score, task.measure))
+
+    best = {at: climb(partial(score, at)) for at in dict.fromkeys(SCREENED.values())}
     return [
-        run(epsilon, best[SCREENED[epsilon]].rate, seed, None)
-        for epsilon in EPSILONS
-        for seed in SEEDS
+        run(epsilon, best[SCREENED[epsilon]], seed, None) for epsilon in EPSILONS for seed in SEEDS
     ]
 
 

@@ -1,15 +1,16 @@
 """Which method keeps most at a given epsilon: screened at one seed on fewer rows, then told apart.
 
-Every arm has the same trials at epsilon 8 and without privacy: a rate of 1, one of 4, and the next
-beyond the better of them, 16 or 0.25. The best three, FedAvg and what they are measured against
-then run under other seeds, on all rows, at the rate that was best in screening; epsilon 3 takes
-what was chosen at 8.
+Every arm has four trials at epsilon 8 and four without privacy: rates of 1 and 4, then twice the
+next beyond the best so far by a factor of 4, or between the best two where the best has both
+neighbours. The best three, FedAvg and what they are measured against then run under other seeds, on
+all rows, at the rate that was best in screening; epsilon 3 takes what was chosen at 8.
 
 Not covered: other bases, more steps, tuning of anything but the rate. On private data every trial
 would be charged; these are public.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ from common.result import Result
 from simulations.scenario import FOLDER, Options, Scenario, load_scenario
 from simulations.sweep import Cell, Setting
 
-RATES = (1.0, 4.0)  # that every arm is tried at
-SLOWER, FASTER = 0.25, 16.0  # of which every arm is tried at one
+RATES = (1.0, 4.0)  # that every arm is tried at first
+RATE = "training.learning_rate"
+APART = 4.0  # one rate over the next
+TRIALS = 4
 Found = Sequence[tuple[Cell, Result]]
 EPSILONS = (3.0, 8.0, None)
 SCREENED = {3.0: 8.0, 8.0: 8.0, None: None}  # where an epsilon's arms and rates are chosen
@@ -36,14 +39,14 @@ class Task:
     Attributes:
         scenario: a job file.
         measure: of the final scores, what arms are chosen by.
-        rows: of screening.
+        rows: of screening, under privacy and without.
         sampling_rates: of screening and of all rows.
         values: what both have.
     """
 
     scenario: Path
     measure: str
-    rows: int
+    rows: tuple[int, int]
     sampling_rates: tuple[float, float]
     values: Mapping[str, object]
 
@@ -89,14 +92,14 @@ TASKS = {
     "banking77": Task(
         FOLDER / "bank.toml",
         "accuracy",
-        7500,
+        (7500, 3000),
         (0.1, 0.1),
         {"model.max_length": 32, "training.rounds": 6, "training.local_steps": 6},
     ),
     "ade_corpus_v2": Task(
         FOLDER / "adverse.toml",
         "macro_f1",
-        7500,
+        (7500, 3000),
         (0.03, 0.018),
         {
             "model.max_length": 48,
@@ -128,7 +131,7 @@ class Trial:
     @property
     def setting(self) -> Setting:
         """As the pages of screening name it."""
-        return (*self.chosen, ("training.learning_rate", self.rate))
+        return (*self.chosen, (RATE, self.rate))
 
     @property
     def chosen(self) -> Setting:
@@ -147,18 +150,47 @@ def screening(task: Task, of: Sequence[Pair]) -> list[Cell]:
 
 
 def further(task: Task, of: Sequence[Pair], screened: Found) -> list[Cell]:
-    """The third rate of each, on fewer rows: where one is as good as the other, the slower one."""
+    """The next rate of each, on fewer rows."""
     scores = scores_of(task, screened)
-    best = (best_rate(*pair, scores) for pair in of)
     return [
-        screened_cell(task, replace(trial, rate=FASTER if trial.rate > RATES[0] else SLOWER))
-        for trial in best
+        screened_cell(task, Trial(*pair, next_rate({t.rate: scores[t.setting] for t in tried})))
+        for pair in of
+        for tried in [tried_of(*pair, scores)]
     ]
+
+
+def next_rate(scores: Mapping[float, float]) -> float:
+    """Where to look after these; a tie goes to the slower rate.
+
+    >>> next_rate({1.0: 0.2, 4.0: 0.5}), next_rate({1.0: 0.2, 4.0: 0.2})
+    (16.0, 0.25)
+    >>> next_rate({1.0: 0.2, 4.0: 0.5, 16.0: 0.3})
+    8.0
+    """
+    rates = sorted(scores)
+    best = max(rates, key=lambda rate: scores[rate])
+    if best == rates[0]:
+        return best / APART
+    if best == rates[-1]:
+        return best * APART
+    place = rates.index(best)
+    beside = max(rates[place - 1], rates[place + 1], key=lambda rate: scores[rate])
+    return math.sqrt(best * beside)
+
+
+def climb(score: Callable[[float], float]) -> float:
+    """The best of as many trials as every arm has."""
+    scores = {rate: score(rate) for rate in RATES}
+    while len(scores) < TRIALS:
+        rate = next_rate(scores)
+        scores[rate] = score(rate)
+    return max(sorted(scores), key=lambda rate: scores[rate])
 
 
 def screened_cell(task: Task, trial: Trial) -> Cell:
     """A trial's run on fewer rows."""
-    return Cell(trial.setting, SCREENING_SEED, scenario_of(task, trial, SCREENING_SEED, task.rows))
+    rows = task.rows[trial.epsilon is None]
+    return Cell(trial.setting, SCREENING_SEED, scenario_of(task, trial, SCREENING_SEED, rows))
 
 
 def final_cell(task: Task, trial: Trial, seed: int) -> Cell:
@@ -189,12 +221,15 @@ def best_of(task: Task, screened: Found, epsilon: float | None) -> list[Trial]:
 
 
 def best_rate(arm: Arm, epsilon: float | None, scores: Mapping[Setting, float]) -> Trial:
-    """The arm at the rate that was best so far; of equals, the slowest."""
-    every = [Trial(arm, epsilon, rate) for rate in sorted((SLOWER, *RATES, FASTER))]
-    return max(
-        (trial for trial in every if trial.setting in scores),
-        key=lambda trial: scores[trial.setting],
-    )
+    """The arm at the rate that was best; of equals, the slowest."""
+    return max(tried_of(arm, epsilon, scores), key=lambda trial: scores[trial.setting])
+
+
+def tried_of(arm: Arm, epsilon: float | None, scores: Mapping[Setting, float]) -> list[Trial]:
+    """An arm's trials at an epsilon, slowest first."""
+    chosen = Trial(arm, epsilon, RATES[0]).chosen
+    rates = sorted(float(str(dict(s)[RATE])) for s in scores if s[: len(chosen)] == chosen)
+    return [Trial(arm, epsilon, rate) for rate in rates]
 
 
 def scores_of(task: Task, screened: Found) -> dict[Setting, float]:
@@ -207,7 +242,7 @@ def scenario_of(task: Task, trial: Trial, seed: int, rows: int | None) -> Scenar
     values: dict[str, Any] = {**_COMMON, **task.values, **trial.arm.values}
     values["privacy.sampling_rate"] = task.sampling_rates[0 if rows else 1]
     values["evaluation.records"] = _HOLD_OUT[0 if rows else 1]
-    values["training.learning_rate"] = trial.rate
+    values[RATE] = trial.rate
     if trial.epsilon is not None:
         values["privacy.epsilon"] = trial.epsilon
     options = Options(

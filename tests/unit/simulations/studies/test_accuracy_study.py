@@ -8,7 +8,7 @@ import pytest
 
 from simulations.scenario import Options
 from simulations.studies import accuracy, methods
-from simulations.studies.methods import SCREENING_SEED, SEEDS, TASKS
+from simulations.studies.methods import RATES, SCREENING_SEED, SEEDS, TASKS, TRIALS
 from simulations.sweep import Cell
 
 TASK = TASKS["banking77"]
@@ -45,18 +45,20 @@ BEST: dict[tuple[object, object], float] = {
 
 
 def screened() -> list[tuple[Cell, Any]]:
-    """Both rounds of screening, with ``BEST`` as what they find."""
-    first = best_at(methods.screening(TASK, accuracy.PAIRS), BEST)
-    return first + best_at(methods.further(TASK, accuracy.PAIRS, first), BEST)
+    """All trials, with ``BEST`` as what they find."""
+    found = best_at(methods.screening(TASK, accuracy.PAIRS), BEST)
+    for _ in range(len(RATES), TRIALS):
+        found += best_at(methods.further(TASK, accuracy.PAIRS, found), BEST)
+    return found
 
 
-def test_each_row_has_three_trials_and_epsilon_3_none(options: list[Options]) -> None:
+def test_each_row_has_all_trials_and_epsilon_3_none(options: list[Options]) -> None:
     cells = [cell for cell, _ in screened()]
     settings = [dict(cell.setting) for cell in cells]
     assert {(s["arm"], s["privacy.epsilon"]) for s in settings} == set(BEST)
-    assert len({cell.setting for cell in cells}) == 3 * len(BEST)
+    assert len({cell.setting for cell in cells}) == TRIALS * len(BEST)
     assert {cell.seed for cell in cells} == {SCREENING_SEED}
-    assert {made.records for made in options} == {TASK.rows}
+    assert {made.records for made in options} == set(TASK.rows)
 
 
 def test_the_rows_run_at_their_own_best_rates(options: list[Options]) -> None:

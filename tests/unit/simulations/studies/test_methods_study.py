@@ -1,14 +1,27 @@
 """A study favours no arm, and what it tells apart was chosen under another seed."""
 
+import math
 from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from simulations.scenario import Options
 from simulations.studies import methods
-from simulations.studies.methods import ARMS, LORA, SEEDS, TASKS, Trial, best_of
+from simulations.studies.methods import (
+    ARMS,
+    LORA,
+    RATES,
+    SEEDS,
+    TASKS,
+    TRIALS,
+    Trial,
+    best_of,
+    climb,
+)
 from simulations.sweep import Cell
 
 TASK = TASKS["ade_corpus_v2"]
@@ -40,18 +53,20 @@ def scored(cells: list[Cell], scores: dict[tuple[str, float], float]) -> list[tu
 
 def screened(scores: dict[tuple[str, float], float]) -> list[tuple[Cell, Any]]:
     """All trials, with such results."""
-    first = scored(methods.screening(TASK, methods.pairs()), scores)
-    return first + scored(methods.further(TASK, methods.pairs(), first), scores)
+    found = scored(methods.screening(TASK, methods.pairs()), scores)
+    for _ in range(len(RATES), TRIALS):
+        found += scored(methods.further(TASK, methods.pairs(), found), scores)
+    return found
 
 
 def test_every_arm_has_the_same_trials_on_the_same_rows(options: list[Options]) -> None:
     cells = [cell for cell, _ in screened({})]
     trials = Counter((dict(c.setting)["arm"], dict(c.setting)["privacy.epsilon"]) for c in cells)
     assert {arm for arm, _ in trials} == {arm.name for arm in ARMS}
-    assert set(trials.values()) == {3}
+    assert set(trials.values()) == {TRIALS}
     assert len({cell.setting for cell in cells}) == len(cells)
     assert {cell.seed for cell in cells} == {methods.SCREENING_SEED}
-    assert {made.records for made in options} == {TASK.rows}
+    assert {made.records for made in options} == set(TASK.rows)
     assert {made.sites for made in options} == {1, methods.SITES}
     steps = {(v["training.rounds"], v["training.local_steps"]) for v in (o.values for o in options)}
     assert len(steps) == 1
@@ -75,16 +90,24 @@ def test_the_best_three_and_fedavg_go_on_at_their_best_rates(options: list[Optio
     assert [trial.arm.name for trial in chosen[4:]] == ["head", "central"]
 
 
-def test_the_third_rate_lies_beyond_the_better_of_two(options: list[Options]) -> None:
-    scores = {("ffa", 4.0): 0.6, ("head", 1.0): 0.6}
-    first = scored(methods.screening(TASK, methods.pairs()), scores)
-    third = {
-        cell.setting[0][1]: cell.setting[2][1]
-        for cell in methods.further(TASK, methods.pairs(), first)
-    }
-    assert third["ffa"] == 16.0
-    assert third["head"] == 0.25
-    assert third["fedavg"] == 0.25  # neither is better
+def test_trials_go_beyond_the_better_end_and_then_between_the_best(
+    options: list[Options],
+) -> None:
+    scores = {("ffa", 4.0): 0.6, ("ffa", 16.0): 0.7, ("head", 1.0): 0.6}
+    tried: dict[object, list[object]] = {}
+    for cell, _ in screened(scores):
+        if dict(cell.setting)["privacy.epsilon"] == 8.0:
+            tried.setdefault(cell.setting[0][1], []).append(dict(cell.setting)[methods.RATE])
+    assert tried["ffa"] == [1.0, 4.0, 16.0, 64.0]
+    assert tried["head"] == [1.0, 4.0, 0.25, 0.5]
+    assert tried["fedavg"] == [1.0, 4.0, 0.25, 0.0625]  # all alike
+
+
+@given(st.floats(-4, 4))
+def test_the_best_of_a_smooth_hill_is_within_a_factor_of_two(peak: float) -> None:
+    """In the reach of four trials, 0.0625 to 64, of a score that falls away evenly."""
+    best = climb(lambda rate: -abs(math.log2(rate) - peak))
+    assert abs(math.log2(best) - peak) <= 1.0
 
 
 def test_fedavg_is_not_there_twice(options: list[Options]) -> None:
