@@ -19,6 +19,7 @@ from sklearn.metrics import f1_score
 from torch import Tensor
 from torch.nn import functional
 
+from client.train import optimizer_of
 from common.data.records import Record
 from common.job import Job
 from common.model import load_tokenizer, quiet_transformers, require_base
@@ -35,6 +36,7 @@ from simulations.studies.methods import (
     Task,
     Trial,
     climb,
+    rates_at,
     scenario_of,
 )
 
@@ -90,7 +92,7 @@ def study(task: Task, told: Callable[[str], None]) -> list[Run]:
         found = run(epsilon, rate, SCREENING_SEED, task.rows[epsilon is None])
         return float(getattr(found.score, task.measure))
 
-    best = {at: climb(partial(score, at)) for at in dict.fromkeys(SCREENED.values())}
+    best = {at: climb(partial(score, at), rates_at(at)) for at in dict.fromkeys(SCREENED.values())}
     return [
         run(epsilon, best[SCREENED[epsilon]], seed, None) for epsilon in EPSILONS for seed in SEEDS
     ]
@@ -114,10 +116,9 @@ def _site_round(
 ) -> Tensor:
     """A site's change of a round, (L, D)."""
     mechanism = mechanism_of(job, site, seeded_keys(seed, site))
-    weights = start.clone().requires_grad_()
-    training = job.training
-    optimizer = torch.optim.SGD([weights], training.learning_rate, momentum=training.momentum)
-    for step in range(training.local_steps):
+    weights = torch.nn.Parameter(start.clone())
+    optimizer = optimizer_of([weights], job.training)
+    for step in range(job.training.local_steps):
         weights.grad = _released(mechanism, weights.detach(), data, round_, step)
         optimizer.step()
     return weights.detach() - start
