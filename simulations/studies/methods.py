@@ -96,8 +96,8 @@ TASKS = {
         FOLDER / "bank.toml",
         "accuracy",
         (7500, 3000),
-        (0.1, 0.1),
-        {"model.max_length": 32, "training.rounds": 6, "training.local_steps": 6},
+        (0.06, 0.06),
+        {"model.max_length": 32, "training.rounds": 6, "training.local_steps": 10},
     ),
     "ade_corpus_v2": Task(
         FOLDER / "adverse.toml",
