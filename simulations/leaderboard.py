@@ -18,7 +18,8 @@ from scipy.stats import t
 
 from common.files import write_file
 from common.result import Result
-from simulations.sweep import Cell, Setting
+from simulations.axes import EPSILON, Setting, frozen, in_words
+from simulations.sweep import Cell
 
 CONFIDENCE = 0.95
 
@@ -53,9 +54,9 @@ class Standing:
     def name(self) -> str:
         """The setting in words, without epsilon, which has a column of its own."""
         words = [
-            str(value) if isinstance(value, str) else f"{key.rpartition('.')[2]} {value}"
+            value if isinstance(value, str) else f"{key.rpartition('.')[2]} {in_words(value)}"
             for key, value in self.setting.items()
-            if key != "privacy.epsilon"
+            if key != EPSILON
         ]
         return ", ".join(words) or "as the scenario has it"
 
@@ -67,10 +68,10 @@ def standings(found: Sequence[tuple[Cell, Result]], measure: str = "score") -> l
         found: every run.
         measure: of its scores, an attribute of ``common.result.Quality``.
     """
-    by_setting: dict[Setting, list[Result]] = {}
+    by_setting: dict[object, tuple[Setting, list[Result]]] = {}
     for cell, result in found:
-        by_setting.setdefault(cell.setting, []).append(result)
-    every = [_standing(setting, results, measure) for setting, results in by_setting.items()]
+        by_setting.setdefault(frozen(cell.setting), (cell.setting, []))[1].append(result)
+    every = [_standing(setting, results, measure) for setting, results in by_setting.values()]
     return sorted(every, key=lambda standing: -standing.score)
 
 

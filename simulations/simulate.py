@@ -91,7 +91,10 @@ def simulate(
     ] = None,
     sweep: Annotated[
         list[str] | None,
-        typer.Option(help="SECTION.KEY=A,B,...: run each; repeatable. Epsilon may be none."),
+        typer.Option(
+            help="SECTION.KEY=A,B,...: run each; repeatable. Epsilon may be none; A+OTHER.KEY=X "
+            "sets that with A."
+        ),
     ] = None,
     seeds: Annotated[int | None, typer.Option(help="Run each setting under so many seeds.")] = None,
     out: Annotated[Path, typer.Option(help="Where the outcome goes.")] = Path("veiltune-out"),
@@ -124,7 +127,10 @@ def simulate(
     if sweep or seeds is not None:
         if work is not None:
             raise InvalidInput(f"--work must be absent with --sweep and --seeds, got {work}")
-        _sweep(plan(scenario, options, sweep or (), seeds or 1), grid, out, seeded_noise)
+        # The stacked grid and Ray's have no noise but the seed's.
+        how = f"{grid}, seeded noise" if seeded_noise and grid == "inprocess" else grid
+        cells = plan(scenario, options, sweep or (), seeds or 1, how)
+        _sweep(cells, grid, out, seeded_noise)
         return
     loaded = load_scenario(scenario, options)
     _introduce(loaded, grid)

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from common.result import Result
+from simulations.axes import Setting
 from simulations.scenario import FOLDER, Options, load_scenario
-from simulations.sweep import Cell, Setting
+from simulations.sweep import Cell
 
 RATES = (1.0, 4.0, 16.0)
 RATES_UNDER_NOISE = (1.0, 2.0, 4.0)  # of adapters at many sites: 16 left none of them any better

@@ -1,7 +1,6 @@
 """Sweeps: what is run, what is not run again, and where each setting stands."""
 
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 from scipy import stats
 
 from common.errors import InvalidInput
+from common.methods import METHODS
 from common.result import (
     FinalResult,
     Result,
@@ -21,7 +21,7 @@ from common.result import (
 from simulations import leaderboard, sweep_page
 from simulations.charts import Axis, numbers, places, powers
 from simulations.scenario import DEFAULT, Options, Scenario
-from simulations.sweep import Cell, parse_axis, perform, plan
+from simulations.sweep import Cell, perform, plan
 
 OPTIONS = Options(no_privacy=True, values={"training.rounds": 2})
 AXES = ("adapter.method=ffa,fedsvd", "training.learning_rate=0.1,0.5")
@@ -88,14 +88,6 @@ def ignore(_: Cell, is_done: bool) -> None:
     del is_done
 
 
-@pytest.mark.parametrize(
-    "text", ["training.rounds", "training.rounds=", "training.rounds=1,,2", "training.rounds=1,1"]
-)
-def test_an_axis_that_is_none_is_named(text: str) -> None:
-    with pytest.raises(InvalidInput, match=re.escape(f"distinct values, got {text!r}")):
-        parse_axis(text)
-
-
 def test_every_combination_is_run_under_every_seed(cells: list[Cell]) -> None:
     found = {
         (c.scenario.job.adapter.method, c.scenario.job.training.learning_rate, c.seed)
@@ -114,9 +106,60 @@ def test_epsilon_may_be_none() -> None:
 
 def test_all_that_is_wrong_is_said_before_anything_is_run() -> None:
     with pytest.raises(InvalidInput) as caught:
-        plan(DEFAULT, OPTIONS, ["adapter.method=ffa,fedsb,nope"], seeds=3)
+        plan(DEFAULT, OPTIONS, ["adapter.method=ffa,nope,head+adapter.init=svd"], seeds=3)
     assert str(caught.value).count("adapter.init must be") == 1
     assert "adapter.method must be" in str(caught.value)
+
+
+def test_every_method_and_rule_can_stand_beside_the_others() -> None:
+    names = METHODS.keys() - {"ffa"}
+    made = plan(DEFAULT, OPTIONS, [f"adapter.method=ffa,{','.join(sorted(names))}"], seeds=1)
+    assert {c.scenario.job.adapter.method for c in made} == set(METHODS)
+    axis = "aggregation.rule=mean,median,krum+aggregation.byzantine=1+training.quorum=5"
+    rules = plan(DEFAULT, Options(sites=5), [axis], seeds=1)
+    found = [c.scenario.job for c in rules]
+    assert [(j.aggregation and j.aggregation.byzantine, j.training.quorum) for j in found] == [
+        (None, 2),
+        (None, 2),
+        (1, 5),
+    ]  # the others have the scenario's quorum
+    assert rules[2].words == "rule krum, byzantine 1, quorum 5"
+
+
+def test_epsilons_are_not_varied_without_privacy() -> None:
+    for axis in ("privacy.epsilon=3,8", "adapter.rank=1,2+privacy.epsilon=3"):
+        with pytest.raises(InvalidInput, match="must be absent with --no-privacy"):
+            plan(DEFAULT, OPTIONS, [axis], seeds=2)
+
+
+@pytest.mark.parametrize("key", ["adapter.seed", "simulation.seed"])
+def test_seeds_are_seeds_alone(key: str) -> None:
+    with pytest.raises(InvalidInput, match=f"must vary seeds by --seeds, got {key}"):
+        plan(DEFAULT, OPTIONS, [f"{key}=1,2"], seeds=1)
+    fixed = replace(OPTIONS, values={key: 7})
+    with pytest.raises(InvalidInput, match=f"--set {key} must be absent with --sweep and --seeds"):
+        plan(DEFAULT, fixed, (), seeds=2)
+
+
+def test_two_settings_that_are_one_run_are_refused() -> None:
+    clips = ["privacy.epsilon=3,none", "privacy.clip_norm=0.5,1"]
+    words = "got the same one for epsilon none, clip_norm 0.5 and epsilon none, clip_norm 1 "
+    with pytest.raises(InvalidInput, match=words):
+        plan(DEFAULT, Options(), clips, seeds=1)
+    tied = "privacy.epsilon=3+privacy.clip_norm=0.5,3+privacy.clip_norm=1,none"
+    assert len(plan(DEFAULT, Options(), [tied], seeds=1)) == 3
+
+
+def test_lists_are_values_from_the_plan_to_the_page(tmp_path: Path) -> None:
+    query, value = "layer.5.attention.self.query", "layer.5.attention.self.value"
+    axis = f'adapter.targets=["{query}","{value}"],["{query}"]'
+    made = plan(DEFAULT, OPTIONS, [axis], seeds=2)
+    assert [c.scenario.job.adapter.targets for c in made[:2]] == [(query, value), (query,)]
+    found = leaderboard.standings(perform(made, tmp_path, Runs(), ignore))
+    assert [s.seeds for s in found] == [2, 2]
+    assert {s.name for s in found} == {f"targets [{query}, {value}]", f"targets [{query}]"}
+    leaderboard.write(found, "accuracy", tmp_path / "sweep.json")
+    assert "targets [" in sweep_page.page(found, "lists", "accuracy")
 
 
 @pytest.mark.parametrize(
@@ -124,6 +167,7 @@ def test_all_that_is_wrong_is_said_before_anything_is_run() -> None:
     [
         (AXES, 0, "--seeds must be 1 to 10000, got 0"),
         (("training.rounds=1", "training.rounds=2"), 1, "must name each key once"),
+        (("adapter.rank=1", "training.rounds=2+adapter.rank=2"), 1, "must name each key once"),
         (AXES, 9999, "sweep must have at most 10000 runs, got 39996"),
     ],
 )
@@ -157,6 +201,18 @@ def test_other_records_under_the_same_job_run_anew(cells: list[Cell]) -> None:
     other = replace(first, scenario=replace(first.scenario, records=records))
     assert other.scenario.job.sha256 == first.scenario.job.sha256
     assert other.name != first.name
+
+
+def test_another_hold_out_or_way_to_run_is_run_anew(tmp_path: Path) -> None:
+    path, names = tmp_path / "notes.csv", []
+    values = {**OPTIONS.values, "evaluation.data": str(path), "evaluation.records": 1}
+    for text in ("a cough", "a fever"):
+        path.write_text(f"text,label\n{text},respiratory\n")
+        for how in ("inprocess", "inprocess, seeded noise"):
+            (cell,) = plan(DEFAULT, replace(OPTIONS, values=values), (), seeds=1, how=how)
+            names.append((cell.scenario.job.sha256, cell.name))
+    assert len({job for job, _ in names}) == 1
+    assert len({name for _, name in names}) == 4
 
 
 def test_means_and_intervals_are_students(cells: list[Cell], tmp_path: Path) -> None:
