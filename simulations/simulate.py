@@ -22,7 +22,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from common import cli, log
-from common.errors import InvalidInput, StorageFailed
+from common.config import SCORES
+from common.errors import InvalidInput, Refusal, StorageFailed
 from common.files import make_folder
 from common.result import Result, read_result
 from common.words import counted
@@ -197,7 +198,11 @@ def _run(scenario: Scenario, grid: str, work: Path, out: Path, seeded: bool) -> 
 
 
 def _sweep(cells: Sequence[Cell], grid: str, out: Path, seeded: bool) -> None:
-    """Run every cell that has no result yet, and show where each setting stands."""
+    """Run every cell that has no outcome yet, and show where each setting stands.
+
+    Raises:
+        Refusal: no run came to a result.
+    """
     from simulations import leaderboard, sweep_page
 
     make_folder(out)
@@ -207,11 +212,17 @@ def _sweep(cells: Sequence[Cell], grid: str, out: Path, seeded: bool) -> None:
             return _outcome(scenario, grid, work, shown.round, seeded)
 
         found = perform(cells, out / "runs" / grid, run, shown.tell)
-    measure, best = found[0][1].measure, leaderboard.standings(found)
-    leaderboard.write(best, measure, out / "sweep.json")
-    sweep_page.write_page(best, cells[0].scenario.job.job.name, measure, out / "sweep.html")
-    Console().print(leaderboard.table(best, measure))
+    job = cells[0].scenario.job.job
+    measure, failed = SCORES[job.task], leaderboard.failures(found)
+    best = leaderboard.standings(found)
+    leaderboard.write(best, measure, out / "sweep.json", failed)
+    sweep_page.write_page(best, job.name, measure, out / "sweep.html", failed)
+    Console().print(leaderboard.table(best, measure, failed))
+    for failure in failed:
+        console.print(f"[bold]failed[/bold]   {escape(f'{failure.words}: {failure.reason}')}")
     console.print(f"page     {out / 'sweep.html'}\nresults  {out / 'sweep.json'}", highlight=False)
+    if not best:
+        raise Refusal(f"sweep must have a run that ends, got {counted(len(failed), 'failed run')}")
 
 
 class _Work:

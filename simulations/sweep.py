@@ -10,6 +10,7 @@ charged.
 
 import hashlib
 import itertools
+import json
 import os
 import shutil
 import tempfile
@@ -18,14 +19,27 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from common.errors import InvalidInput, StorageFailed
-from common.files import make_folder
+from common.config import Section, parse
+from common.errors import InvalidInput, Refusal, StorageFailed
+from common.files import make_folder, write_file
 from common.result import Result, read_result
+from common.strict_json import read_json
 from simulations.axes import EPSILON, MOST_RUNS, NONE, Setting, in_words, settings
 from simulations.scenario import SEEDS, Options, Scenario, hold_out_sha256, load_scenario
 
 # (scenario, where its homes go) -> the outcome folder.
 Run = Callable[[Scenario, Path], Path]
+_RESULT, _FAILED = "result.json", "failed.json"
+_MOST_REASON = 64 * 1024  # bytes of a file that holds one
+
+
+class Failed(Section):
+    """Why a run came to no result: its job could not end."""
+
+    reason: str
+
+
+Outcome = Result | Failed
 
 
 @dataclass(frozen=True)
@@ -121,14 +135,16 @@ def _with(options: Options, setting: Setting, seed: int) -> Options:
 
 def perform(
     cells: Sequence[Cell], out: Path, run: Run, told: Callable[[Cell, bool], None]
-) -> list[tuple[Cell, Result]]:
-    """Run what has no result under ``out`` yet; every cell with its result.
+) -> list[tuple[Cell, Outcome]]:
+    """Run what has no outcome under ``out`` yet; every cell with its own.
+
+    A job that cannot end, as where updates diverge, is an outcome too, and kept like one.
 
     Args:
         cells: of the sweep.
         out: where each run has a folder of its own.
         run: does one.
-        told: of each cell, and whether its result was there already, before it is run.
+        told: of each cell, and whether its outcome was there already, before it is run.
 
     Raises:
         StorageFailed: the disk refused.
@@ -136,25 +152,46 @@ def perform(
     found = []
     for cell in cells:
         folder = out / cell.name
-        is_done = (folder / "result.json").is_file()
-        told(cell, is_done)
-        if not is_done:
+        known = _read(folder)
+        told(cell, known is not None)
+        if known is None:
             _run_into(folder, cell, run)
-        found.append((cell, read_result(folder / "result.json")))
+            known = _read(folder)
+        if known is None:
+            raise StorageFailed(f"{folder} must hold a run's outcome, got none")
+        found.append((cell, known))
     return found
 
 
+def _read(folder: Path) -> Outcome | None:
+    if (folder / _RESULT).is_file():
+        return read_result(folder / _RESULT)
+    if (folder / _FAILED).is_file():
+        content = read_json(folder / _FAILED, max_bytes=_MOST_REASON)
+        return parse(Failed, content if isinstance(content, dict) else {}, _FAILED)
+    return None
+
+
 def _run_into(folder: Path, cell: Cell, run: Run) -> None:
-    """A run's result and report, which are there whole or not at all."""
+    """A run's result and report, or why there is none; whole or not at all."""
     make_folder(folder.parent)
     with tempfile.TemporaryDirectory(prefix="veiltune-") as work:
-        outcome = run(cell.scenario, Path(work))
+        outcome, names = _attempt(cell, run, Path(work))
         aside = folder.with_suffix(".tmp")
         try:
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir()
-            for name in ("report.html", "result.json"):
+            for name in names:
                 shutil.copy(outcome / name, aside / name)
             os.replace(aside, folder)
         except OSError as error:
             raise StorageFailed(f"{folder} must be writable, got: {error.strerror}") from error
+
+
+def _attempt(cell: Cell, run: Run, work: Path) -> tuple[Path, tuple[str, ...]]:
+    """Where what a run leaves is, and what of it is kept."""
+    try:
+        return run(cell.scenario, work), ("report.html", _RESULT)
+    except Refusal as error:
+        write_file(work / _FAILED, json.dumps({"reason": str(error)[:4000]}).encode(), mode=0o644)
+        return work, (_FAILED,)

@@ -9,7 +9,6 @@ Not covered: central training under privacy (the study of methods has it); other
 
 from collections.abc import Sequence
 
-from common.result import Result
 from simulations.studies.methods import (
     SCREENED,
     SEEDS,
@@ -21,7 +20,7 @@ from simulations.studies.methods import (
     scores_of,
     trials_of,
 )
-from simulations.sweep import Cell
+from simulations.sweep import Cell, Outcome
 
 METHOD = {"adapter.method": "ffa"}
 CENTRAL = Arm("central", METHOD, sites=1, partition="iid")
@@ -37,7 +36,7 @@ def screening(task: Task) -> list[Cell]:
     return [cell for arm, epsilon in own for cell in trials_of(task, arm, epsilon)]
 
 
-def finals(task: Task, screened: Sequence[tuple[Cell, Result]]) -> list[Cell]:
+def finals(task: Task, screened: Sequence[tuple[Cell, Outcome]]) -> list[Cell]:
     """Every row at its rate on all records, seed after seed."""
     scores = scores_of(task, screened)
     chosen = [

@@ -9,15 +9,15 @@ Not covered: other bases, more steps, tuning of anything but the rate. On privat
 would be charged; these are public.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from common.result import Result
 from simulations.axes import Setting
 from simulations.scenario import FOLDER, Options, load_scenario
-from simulations.sweep import Cell
+from simulations.sweep import Cell, Failed, Outcome
 
 RATES = (1.0, 4.0, 16.0)
 RATES_UNDER_NOISE = (1.0, 2.0, 4.0)  # of adapters at many sites: 16 left none of them any better
@@ -143,7 +143,7 @@ def trials_of(task: Task, arm: Arm, epsilon: float | None) -> list[Cell]:
     return [cell_of(task, trial, SCREENING_SEED, rows=task.rows) for trial in trials]
 
 
-def finals(task: Task, screened: Sequence[tuple[Cell, Result]]) -> list[Cell]:
+def finals(task: Task, screened: Sequence[tuple[Cell, Outcome]]) -> list[Cell]:
     """The chosen arms on all rows, seed after seed."""
     chosen = [
         replace(trial, epsilon=epsilon)
@@ -154,7 +154,7 @@ def finals(task: Task, screened: Sequence[tuple[Cell, Result]]) -> list[Cell]:
 
 
 def best_of(
-    task: Task, screened: Sequence[tuple[Cell, Result]], epsilon: float | None
+    task: Task, screened: Sequence[tuple[Cell, Outcome]], epsilon: float | None
 ) -> list[Trial]:
     """At one epsilon: the best three methods, FedAvg, and what stands beside them, at their rates.
 
@@ -175,9 +175,14 @@ def best_rate(arm: Arm, epsilon: float | None, scores: Mapping[Setting, float]) 
     )
 
 
-def scores_of(task: Task, screened: Sequence[tuple[Cell, Result]]) -> dict[Setting, float]:
-    """What a setting is chosen by, on the public hold-out."""
-    return {cell.setting: getattr(result.final, task.measure) or 0.0 for cell, result in screened}
+def scores_of(task: Task, screened: Sequence[tuple[Cell, Outcome]]) -> dict[Setting, float]:
+    """What a setting is chosen by, on the public hold-out; a run that failed never is."""
+    return {
+        cell.setting: -math.inf
+        if isinstance(outcome, Failed)
+        else getattr(outcome.final, task.measure) or 0.0
+        for cell, outcome in screened
+    }
 
 
 def cell_of(task: Task, trial: Trial, seed: int, rows: int | None) -> Cell:

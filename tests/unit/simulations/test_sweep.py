@@ -1,6 +1,7 @@
 """Sweeps: what is run, what is not run again, and where each setting stands."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from common.errors import InvalidInput
+from common.errors import InvalidInput, Refusal
 from common.methods import METHODS
 from common.result import (
     FinalResult,
@@ -38,15 +39,15 @@ def score_of(scenario: Scenario) -> float:
     return round(base + scenario.job.training.learning_rate / 10 + 0.01 * scenario.seed, 6)
 
 
-def result_of(scenario: Scenario) -> Result:
+def result_of(scenario: Scenario, *, seeded: bool = False) -> Result:
     job, score = scenario.job, score_of(scenario)
-    privacy = privacy_statement(job, seeded=False)
+    privacy = privacy_statement(job, seeded=seeded)
     return Result(
         job_sha256=job.sha256,
         name=job.job.name,
         task="seq-cls",
         grid="inprocess",
-        private=False,
+        private=privacy.is_private,
         sites=tuple(site_result(site, 4, privacy) for site in job.sites),
         start=None,
         rounds=tuple(
@@ -55,7 +56,7 @@ def result_of(scenario: Scenario) -> Result:
                 accuracy=score * n / 2,
                 macro_f1=0.1,
                 entity_f1=None,
-                epsilon=None,
+                epsilon=privacy.epsilon(2 * n),
                 bytes_up=1000 * n,
                 seconds=1.0,
             )
@@ -71,14 +72,17 @@ def result_of(scenario: Scenario) -> Result:
 class Runs:
     """A run that writes what a real one leaves, and remembers which it was asked for."""
 
-    def __init__(self, fails_after: int | None = None) -> None:
+    def __init__(self, fails_after: int | None = None, diverges_at: float = math.inf) -> None:
         self.asked: list[str] = []
-        self._fails_after = fails_after
+        self._fails_after, self._diverges_at = fails_after, diverges_at
 
     def __call__(self, scenario: Scenario, work: Path) -> Path:
         if self._fails_after is not None and len(self.asked) == self._fails_after:
             raise KeyboardInterrupt
         self.asked.append(scenario.job.sha256)
+        rate, seed = scenario.job.training.learning_rate, scenario.seed
+        if rate + seed >= self._diverges_at:
+            raise Refusal(f"round 1 must have 2 usable updates, got 0 (A: norm <{seed}>)")
         write_result(result_of(scenario), work / "result.json")
         (work / "report.html").write_text("<p>a report</p>")
         return work
@@ -226,6 +230,73 @@ def test_means_and_intervals_are_students(cells: list[Cell], tmp_path: Path) -> 
     assert best.by_round == pytest.approx((0.3275, 0.655))
     assert (best.bytes_up, best.seeds, best.epsilon) == (3000, 2, None)
     assert [s.score for s in found] == sorted((s.score for s in found), reverse=True)
+
+
+def test_a_run_that_fails_is_an_outcome_and_is_kept(cells: list[Cell], tmp_path: Path) -> None:
+    runs, words = Runs(diverges_at=1.2), "round 1 must have 2 usable updates, got 0 (A: norm <1>)"
+    found = perform(cells, tmp_path, runs, ignore)
+    assert len(runs.asked) == len(cells)
+    failed = leaderboard.failures(found)
+    assert [(f.setting["training.learning_rate"], f.seed, f.reason) for f in failed] == [
+        (0.5, 1, words)
+    ] * 2
+    again = Runs()
+    assert perform(cells, tmp_path, again, ignore) == found
+    assert again.asked == []
+
+
+def test_who_failed_under_a_seed_comes_after_who_did_not(cells: list[Cell], tmp_path: Path) -> None:
+    found = perform(cells, tmp_path, Runs(diverges_at=1.2), ignore)
+    best, failed = leaderboard.standings(found), leaderboard.failures(found)
+    rate = "training.learning_rate"
+    told = [(s.setting["adapter.method"], s.setting[rate], s.seeds, s.failed) for s in best]
+    # fedsvd at 0.5 has the highest mean of all: of the one run that ended.
+    assert told[:2] == [("fedsvd", 0.1, 2, 0), ("ffa", 0.1, 2, 0)]
+    assert told[2:] == [("fedsvd", 0.5, 1, 1), ("ffa", 0.5, 1, 1)]
+    assert best[2].score == max(standing.score for standing in best)
+    leaderboard.write(best, "accuracy", tmp_path / "sweep.json", failed)
+    loaded = json.loads((tmp_path / "sweep.json").read_text())
+    assert [s["failed"] for s in loaded["settings"]] == [0, 0, 1, 1]
+    assert [f["seed"] for f in loaded["failures"]] == [1, 1]
+    page = sweep_page.page(best, "rates", "accuracy", failed)
+    assert "8 runs, 2 without a result" in page
+    assert page.count("norm &lt;1&gt;") == 2
+    assert page.count(">1 of 2<") == 2
+    drawn = page[page.index("What it costs") :]
+    assert "learning_rate 0.1" in drawn
+    assert "learning_rate 0.5" not in drawn
+
+
+def test_a_setting_without_a_result_is_a_line_that_says_so(
+    cells: list[Cell], tmp_path: Path
+) -> None:
+    found = perform(cells, tmp_path, Runs(diverges_at=0.5), ignore)
+    best, failed = leaderboard.standings(found), leaderboard.failures(found)
+    assert [(s.setting["training.learning_rate"], s.failed) for s in best] == [(0.1, 1)] * 2
+    page = sweep_page.page(best, "rates", "accuracy", failed)
+    assert page.count('<tr class="failed">') == 2
+    assert page.count(">0 of 2<") == 2
+    assert "<svg" not in page  # no setting is whole
+    table = leaderboard.table(best, "accuracy", failed)
+    assert list(table.columns[1].cells)[2:] == ["failed", "failed"]
+    assert "2 settings" in sweep_page.page([], "rates", "accuracy", failed[1:3])
+
+
+def test_whether_a_run_was_private_is_said(tmp_path: Path) -> None:
+    made = plan(DEFAULT, Options(values={"training.rounds": 2}), ["privacy.epsilon=3,none"], 1)
+    found = [(cell, result_of(cell.scenario, seeded=False)) for cell in made]
+    assert {s.setting["privacy.epsilon"]: s.private for s in leaderboard.standings(found)} == {
+        3: True,
+        "none": False,
+    }
+    seeded = [(cell, result_of(cell.scenario, seeded=True)) for cell in made]
+    best = leaderboard.standings(seeded)
+    assert [s.private for s in best] == [False, False]
+    leaderboard.write(best, "accuracy", tmp_path / "sweep.json")
+    loaded = json.loads((tmp_path / "sweep.json").read_text())
+    assert [s["private"] for s in loaded["settings"]] == [False, False]
+    assert "No run promises privacy to anybody" in sweep_page.page(best, "e", "accuracy")
+    assert "Not every run promises" in sweep_page.page(leaderboard.standings(found), "e", "f")
 
 
 def test_one_run_has_no_interval() -> None:

@@ -9,7 +9,7 @@ import pytest
 from simulations.scenario import Options
 from simulations.studies import methods
 from simulations.studies.methods import ARMS, LORA, SEEDS, TASKS, Trial, best_of
-from simulations.sweep import Cell
+from simulations.sweep import Cell, Failed
 
 TASK = TASKS["ade_corpus_v2"]
 
@@ -68,6 +68,17 @@ def test_the_best_three_and_fedavg_go_on_at_their_best_rates(options: list[Optio
         ("fedavg", 4.0),
     ]
     assert [trial.arm.name for trial in chosen[4:]] == ["head", "central"]
+
+
+def test_a_rate_whose_run_failed_is_not_chosen(options: list[Options]) -> None:
+    screened = [
+        (
+            cell,
+            Failed(reason="diverged") if dict(cell.setting)["training.learning_rate"] != 2.0 else r,
+        )
+        for cell, r in scored(methods.screening(TASK), {("ffa", 2.0): 0.0})
+    ]
+    assert methods.best_rate(LORA[1], 8.0, methods.scores_of(TASK, screened)).rate == 2.0
 
 
 def test_fedavg_is_not_there_twice(options: list[Options]) -> None:
