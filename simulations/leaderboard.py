@@ -42,6 +42,7 @@ class Standing:
         epsilon: the largest of any site, or ``None`` without privacy.
         private: whether every run promises that; noise that a seed repeats promises nothing.
         bytes_up: by all sites, in the whole job; the mean.
+        bytes_down: to all sites; ``None`` where a result of before does not say.
         rounds: that were run; the mean.
         seconds: of a run; the mean.
         by_round: the mean score after each round that all runs have.
@@ -55,6 +56,7 @@ class Standing:
     epsilon: float | None
     private: bool
     bytes_up: float
+    bytes_down: float | None
     rounds: float
     seconds: float
     by_round: tuple[float, ...]
@@ -131,6 +133,7 @@ def without_result(
 def _standing(setting: Setting, results: Sequence[Result], failed: int, measure: str) -> Standing:
     scores = [getattr(result.final, measure) or 0.0 for result in results]
     spent = [site.epsilon for result in results for site in result.sites]
+    down = [result.bytes_down for result in results if result.bytes_down is not None]
     shared = min(len(result.rounds) for result in results)
     return Standing(
         setting=dict(setting),
@@ -140,7 +143,8 @@ def _standing(setting: Setting, results: Sequence[Result], failed: int, measure:
         half_width=half_width(scores),
         epsilon=max((e for e in spent if e is not None), default=None),
         private=all(result.private for result in results),
-        bytes_up=statistics.fmean(sum(r.bytes_up for r in result.rounds) for result in results),
+        bytes_up=statistics.fmean(result.bytes_up for result in results),
+        bytes_down=statistics.fmean(down) if len(down) == len(results) else None,
         rounds=statistics.fmean(len(result.rounds) for result in results),
         seconds=statistics.fmean(result.seconds for result in results),
         by_round=tuple(
@@ -177,7 +181,17 @@ def write(
 
 def heads(measure: str) -> tuple[str, ...]:
     """What the leaderboard's columns are called."""
-    return "setting", measure, "95 %", "seeds", "epsilon", "bytes up", "rounds", "seconds"
+    return (
+        "setting",
+        measure,
+        "95 %",
+        "seeds",
+        "epsilon",
+        "bytes up",
+        "bytes down",
+        "rounds",
+        "seconds",
+    )
 
 
 def row(standing: Standing) -> tuple[str, ...]:
@@ -189,6 +203,7 @@ def row(standing: Standing) -> tuple[str, ...]:
         _seeds(standing.seeds, standing.failed),
         epsilon_of(standing),
         f"{standing.bytes_up:,.0f}",
+        "-" if standing.bytes_down is None else f"{standing.bytes_down:,.0f}",
         f"{standing.rounds:g}",
         f"{standing.seconds:.1f}",
     )
@@ -203,7 +218,7 @@ def failed_row(setting: Mapping[str, object], runs: int) -> tuple[str, ...]:
         "-",
         _seeds(0, runs),
         "-" if asked is None else str(asked),
-        *("-",) * 3,
+        *("-",) * 4,
     )
 
 

@@ -1,11 +1,11 @@
-"""A sweep as one HTML page: the leaderboard, and its score over epsilon, bytes and rounds.
+"""A sweep as one HTML page: the leaderboard, and its score over epsilon, rounds and bytes.
 
 It holds no script and fetches nothing, as the report of a run (``server/report``), whose style it
 has.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -35,6 +35,7 @@ _PALETTE = (
     ("#8a3d6b", "#d98cba"),
 )
 _FAILED = _PALETTE[4]
+_Words = tuple[str, str, str]  # what is measured, the axis, and what that counts
 
 
 def write_page(
@@ -152,8 +153,14 @@ def _costs(found: Sequence[Standing], measure: str) -> Markup | None:
 
 def _plots(found: Sequence[Standing], measure: str) -> Markup:
     colours = {name: i for i, name in enumerate(dict.fromkeys(s.name for s in found))}
-    shown = [_over_epsilon(found, colours, measure), _over_bytes(found, colours, measure)]
-    shown.append(_over_rounds(found, colours, measure))
+    up = {i: standing.bytes_up for i, standing in enumerate(found)}
+    down = {i: s.bytes_down for i, s in enumerate(found) if s.bytes_down is not None}
+    shown = [_over_epsilon(found, colours, measure), _over_rounds(found, colours, measure)]
+    of_up = measure, "bytes up", "that all sites sent in the whole job"
+    shown.append(_over_bytes(up, found, colours, of_up))
+    if len(down) == len(found):  # a result of an earlier version does not say
+        of_down = measure, "bytes down", "that were sent to all sites in the whole job"
+        shown.append(_over_bytes(down, found, colours, of_down))
     return element("div", *shown, class_="plots")
 
 
@@ -184,20 +191,25 @@ def _asked(standing: Standing) -> str:
     return epsilon_of(standing) if asked is None or is_without else str(asked)
 
 
-def _over_bytes(found: Sequence[Standing], colours: dict[str, int], measure: str) -> Markup:
-    rising = sorted(found, key=lambda s: s.score)
+def _over_bytes(
+    sizes: Mapping[int, float], found: Sequence[Standing], colours: dict[str, int], words: _Words
+) -> Markup:
+    """Scores over ``sizes``, of each standing by its place in ``found``."""
+    measure, label, caption = words
+    at = [(standing, max(sizes[i], 1)) for i, standing in enumerate(found)]
+    at.sort(key=lambda one: one[0].score)
     lines = [
         Line(
             name,
             colour,
-            tuple(_point(s, math.log10(max(s.bytes_up, 1))) for s in rising if s.name == name),
+            tuple(_point(s, math.log10(size)) for s, size in at if s.name == name),
             is_joined=False,
         )
         for name, colour in colours.items()
     ]
-    axis = powers("bytes up", [max(s.bytes_up, 1) for s in found])
-    drawn = chart(lines, axis, f"{measure} over bytes sent by sites")
-    return _figure(drawn, f"{measure} over bytes", "that all sites sent in the whole job")
+    title = f"{measure} over {label}"
+    drawn = chart(lines, powers(label, [size for _, size in at]), title)
+    return _figure(drawn, title, caption)
 
 
 def _over_rounds(found: Sequence[Standing], colours: dict[str, int], measure: str) -> Markup:

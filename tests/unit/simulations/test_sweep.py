@@ -58,6 +58,7 @@ def result_of(scenario: Scenario, *, seeded: bool = False) -> Result:
                 entity_f1=None,
                 epsilon=privacy.epsilon(2 * n),
                 bytes_up=1000 * n,
+                bytes_down=None if scenario.seed == 7 else 5000 * n,
                 seconds=1.0,
             )
             for n in (1, 2)
@@ -187,7 +188,7 @@ def test_a_sweep_that_was_killed_runs_only_what_is_left(cells: list[Cell], tmp_p
     (tmp_path / cells[3].name).with_suffix(".tmp").mkdir()
     found = perform(cells, tmp_path, after, ignore)
     assert killed.asked + after.asked == [c.scenario.job.sha256 for c in cells]
-    assert [r.job_sha256 for _, r in found] == [c.scenario.job.sha256 for c in cells]
+    assert [r.job_sha256 for _, r in found if isinstance(r, Result)] == [c.scenario.job.sha256 for c in cells]
     assert perform(cells, tmp_path, Runs(fails_after=0), ignore)
 
 
@@ -228,7 +229,8 @@ def test_means_and_intervals_are_students(cells: list[Cell], tmp_path: Path) -> 
     assert best.score == pytest.approx(np.mean(values))
     assert best.half_width == pytest.approx((high - low) / 2)
     assert best.by_round == pytest.approx((0.3275, 0.655))
-    assert (best.bytes_up, best.seeds, best.epsilon) == (3000, 2, None)
+    assert (best.bytes_up, best.bytes_down, best.seeds) == (3000, 15000, 2)
+    assert best.epsilon is None
     assert [s.score for s in found] == sorted((s.score for s in found), reverse=True)
 
 
@@ -313,7 +315,17 @@ def test_table_file_and_page_say_the_same(cells: list[Cell], tmp_path: Path) -> 
     assert "<script" not in page
     for standing in found:
         assert page.count(f">{standing.score:.3f}<") >= 1
+    assert page.count('class="chart"') == 4
+    assert page.count(">15,000<") == len(found)
+
+
+def test_a_result_of_before_has_no_bytes_down(cells: list[Cell]) -> None:
+    old = replace(cells[0], seed=7, scenario=replace(cells[0].scenario, seed=7))
+    best = leaderboard.standings([(cell, result_of(cell.scenario)) for cell in (cells[0], old)])
+    assert (best[0].seeds, best[0].bytes_down) == (2, None)
+    page = sweep_page.page(best, "old", "accuracy")
     assert page.count('class="chart"') == 3
+    assert "over bytes down" not in page
 
 
 @pytest.mark.parametrize(
