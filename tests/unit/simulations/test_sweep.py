@@ -19,7 +19,7 @@ from common.result import (
     site_result,
     write_result,
 )
-from simulations import leaderboard, sweep_page
+from simulations import leaderboard, simulate, sweep_page
 from simulations.charts import Axis, numbers, places, powers
 from simulations.scenario import DEFAULT, Options, Scenario
 from simulations.sweep import Cell, perform, plan
@@ -188,7 +188,9 @@ def test_a_sweep_that_was_killed_runs_only_what_is_left(cells: list[Cell], tmp_p
     (tmp_path / cells[3].name).with_suffix(".tmp").mkdir()
     found = perform(cells, tmp_path, after, ignore)
     assert killed.asked + after.asked == [c.scenario.job.sha256 for c in cells]
-    assert [r.job_sha256 for _, r in found if isinstance(r, Result)] == [c.scenario.job.sha256 for c in cells]
+    assert [r.job_sha256 for _, r in found if isinstance(r, Result)] == [
+        c.scenario.job.sha256 for c in cells
+    ]
     assert perform(cells, tmp_path, Runs(fails_after=0), ignore)
 
 
@@ -299,6 +301,32 @@ def test_whether_a_run_was_private_is_said(tmp_path: Path) -> None:
     assert [s["private"] for s in loaded["settings"]] == [False, False]
     assert "No run promises privacy to anybody" in sweep_page.page(best, "e", "accuracy")
     assert "Not every run promises" in sweep_page.page(leaderboard.standings(found), "e", "f")
+
+
+def test_the_command_goes_on_after_a_failure_and_says_which(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = Runs(diverges_at=1.0)
+
+    def outcome(scenario: Scenario, _: str, work: Path, *__: object) -> Path:
+        return runs(scenario, work)
+
+    monkeypatch.setattr(simulate, "_outcome", outcome)
+    plain = ["--no-privacy", "--grid", "inprocess", "--out", str(tmp_path)]
+    rates = "training.learning_rate=0.1,9,0.2"
+    assert simulate.main([*plain, "--sweep", rates]) == 0
+    assert len(runs.asked) == 3
+    told = json.loads((tmp_path / "sweep.json").read_text())
+    assert [s["setting"]["training.learning_rate"] for s in told["settings"]] == [0.2, 0.1]
+    assert [f["setting"]["training.learning_rate"] for f in told["failures"]] == [9]
+    assert "learning_rate 9, seed 0: round 1 must have 2" in capsys.readouterr().err
+    assert simulate.main([*plain, "--sweep", rates]) == 0
+    assert len(runs.asked) == 3
+    # Not those runs: their noise was fresh.
+    assert simulate.main([*plain, "--seeded-noise", "--sweep", rates]) == 0
+    assert len(runs.asked) == 6
+    assert simulate.main([*plain, "--sweep", "training.learning_rate=9"]) == 2
+    assert "sweep must have a run that ends, got 1 failed run" in capsys.readouterr().err
 
 
 def test_one_run_has_no_interval() -> None:
