@@ -11,6 +11,7 @@ from flwr.common.serde import (
     recorddict_from_proto,
     recorddict_to_proto,
 )
+from flwr.common.serde_utils import metadata_to_proto
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from flwr.supercore.run import Run
@@ -28,6 +29,7 @@ __all__ = [
     "content_to_bytes",
     "message_from_bytes",
     "message_to_bytes",
+    "metadata_to_bytes",
     "new_context",
     "new_run",
     "set_message_id",
@@ -83,6 +85,12 @@ def set_source(message: Message, node_id: int) -> None:
 def message_to_bytes(message: Message) -> bytes:
     """Serialise a message deterministically."""
     return bytes(message_to_proto(message).SerializeToString(deterministic=True))
+
+
+def metadata_to_bytes(message: Message) -> bytes:
+    """What of ``message_to_bytes`` is not its content."""
+    bare = ProtoMessage(metadata=metadata_to_proto(message.metadata))
+    return bytes(bare.SerializeToString(deterministic=True))
 
 
 def message_from_bytes(data: bytes) -> Message:

@@ -101,6 +101,18 @@ class AdapterSection(Section):
         """How A begins; ``uniform`` where the job does not say."""
         return self.init or "uniform"
 
+    @model_validator(mode="before")
+    @classmethod
+    def _start_of_the_method(cls, data: Any) -> Any:  # noqa: ANN401 -- whatever a file holds
+        """With ``fedsb`` A and B stay as they start; where nothing is said, the job then says how.
+
+        Written out, so that the job has one name either way, and means the same to software that
+        has no such default.
+        """
+        if isinstance(data, dict) and data.get("method") == "fedsb" and data.get("init") is None:
+            return {**data, "init": "orthonormal"}
+        return data
+
     @model_validator(mode="after")
     def _fits_the_method(self) -> Self:
         faults = []

@@ -93,12 +93,15 @@ class StartResult(Quality):
 class RoundResult(Quality):
     """The state after a round, from 1 on.
 
-    ``epsilon`` is that of the site that has spent most by then.
+    ``epsilon`` is that of the site that has spent most by then. ``bytes_up`` and ``bytes_down`` are
+    of all sites' messages in the round, as Flower serialises them; the latter is absent where an
+    earlier version closed the round.
     """
 
     round: Annotated[int, Field(ge=1)]
     epsilon: Epsilon | None
     bytes_up: Count
+    bytes_down: Count | None = None
     seconds: Annotated[float, Field(ge=0)]
 
 
@@ -264,6 +267,17 @@ class Result(_Record):
         return max(spent, default=None)
 
     @property
+    def bytes_up(self) -> int:
+        """That all sites sent in all rounds."""
+        return sum(row.bytes_up for row in self.rounds)
+
+    @property
+    def bytes_down(self) -> int | None:
+        """That were sent to them; ``None`` where some round does not say."""
+        sizes = [row.bytes_down for row in self.rounds if row.bytes_down is not None]
+        return sum(sizes) if len(sizes) == len(self.rounds) else None
+
+    @property
     def last_round(self) -> int:
         """Rounds that were closed."""
         return self.rounds[-1].round
@@ -350,7 +364,10 @@ def site_result(
 
 def to_json(result: Result) -> str:
     """The file's text; a file of an earlier version is written as it was."""
-    unsaid = {"hold_out"} if result.hold_out is None else None
+    unsaid: dict[str, Any] = {} if result.hold_out is not None else {"hold_out": True}
+    unsaid["rounds"] = {
+        i: {"bytes_down"} for i, row in enumerate(result.rounds) if row.bytes_down is None
+    }
     content = result.model_dump(mode="json", exclude=unsaid)
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 

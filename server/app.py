@@ -160,7 +160,7 @@ class _Run:
             self.observe(record)
         latest = self.checkpoints.latest(self.job.sha256)
         if latest is None:
-            return self._close_round(0, self.adapter.initial, [], time.monotonic(), "", 0)
+            return self._close_round(0, self.adapter.initial, [], time.monotonic(), "", (0, 0))
         self._remember(self.checkpoints.receipts(self.job.sha256))
         return np.frombuffer(latest[1], dtype="<f4")
 
@@ -200,8 +200,9 @@ class _Run:
         middle = vector if arrays is None else read_global(arrays)
         before = self.checkpoints.memory(self.job.sha256)
         after, memory = optimized(self.job, vector, middle, round_, before)
+        sizes = book.bytes_up, book.sent.bytes
         return self._close_round(
-            round_, after, book.receipts, begun, book.input_sha256, book.bytes_up, memory
+            round_, after, book.receipts, begun, book.input_sha256, sizes, memory
         )
 
     def _ask(self, site: str, round_: int, vector: Vector) -> RecordDict:
@@ -234,7 +235,7 @@ class _Run:
         receipts: list[Receipt],
         begun: float,
         input_sha256: str,
-        bytes_up: int,
+        sizes: tuple[int, int],
         memory: bytes = b"",
     ) -> Vector:
         metrics = self.hold_out.evaluate(vector)
@@ -242,11 +243,12 @@ class _Run:
             round=round_,
             accuracy=metrics.accuracy,
             macro_f1=metrics.macro_f1,
-            bytes_up=bytes_up,
+            bytes_up=sizes[0],
             seconds=time.monotonic() - begun,
             input_sha256=input_sha256,
             output_sha256=vector_sha256(vector),
             entity_f1=metrics.entity_f1,
+            bytes_down=sizes[1],
         )
         closed = [*self.closed, record]
         is_best = self.job.training.patience is not None and best_round(closed) == round_

@@ -143,6 +143,7 @@ def _round(record: RoundRecord, steps: int, privacy: PrivacyStatement) -> RoundR
         entity_f1=record.entity_f1,
         epsilon=privacy.epsilon(steps),
         bytes_up=record.bytes_up,
+        bytes_down=record.bytes_down,
         seconds=record.seconds,
     )
 

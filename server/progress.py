@@ -98,11 +98,12 @@ def rounds_table(closed: Sequence[Line]) -> Table:
             _number(record["macro_f1"]),
             f"{record['seconds']:.2f}",
             _size(record["bytes_up"]) if record["round"] else "",
+            _size(record["bytes_down"]) if record["round"] and record.get("bytes_down") else "",
         )
         for record in closed
     ]
     measure = _measure(closed[-1]) if closed else "accuracy"
-    return _table(["round", measure, "macro F1", "seconds", "bytes up"], rows)
+    return _table(["round", measure, "macro F1", "seconds", "bytes up", "bytes down"], rows)
 
 
 def sites_table(spent: Sequence[Line]) -> Table:

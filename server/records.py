@@ -37,7 +37,8 @@ class Receipt:
 class RoundRecord:
     """A closed round: the adapter that went in, the one that came out, and how good it is.
 
-    ``entity_f1`` takes accuracy's place in jobs that look for entities.
+    ``entity_f1`` takes accuracy's place in jobs that look for entities. ``bytes_down`` is
+    unknown where an earlier version closed the round.
     """
 
     round: int
@@ -48,6 +49,7 @@ class RoundRecord:
     input_sha256: str
     output_sha256: str
     entity_f1: float | None = None
+    bytes_down: int | None = None
 
     @property
     def score(self) -> float | None:

@@ -25,6 +25,7 @@ from common.phases import RELEASE, is_charge
 from common.trace import exchange_id
 from server.aggregate import Change
 from server.checkpoint import Receipt
+from server.sent import Sent
 
 # Between two askings of a site that could not answer; less than a server that stops waits for.
 ASK_AGAIN_S = 3.0
@@ -49,6 +50,7 @@ class RoundBook:
         receipts: one for every update that arrived, used or not.
         refused: site -> why it did not train, in its own words.
         bytes_up: of all replies, as serialised.
+        sent: all orders and confirmations.
         confirmed: sites whose charge was taken, and whose update may be.
     """
 
@@ -59,6 +61,7 @@ class RoundBook:
     receipts: list[Receipt] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
     bytes_up: int = 0
+    sent: Sent = field(default_factory=Sent)
     confirmed: set[str] = field(default_factory=set)
 
     @property
@@ -234,6 +237,8 @@ def _receive(
         else:
             del waiting[node]
             yield reply
+    # A simulation's grid keeps messages from sites that are away.
+    book.sent.add(messages_out, getattr(grid, "kept_back", ()))
 
 
 def in_words(refused: dict[str, str]) -> str:

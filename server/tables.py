@@ -55,6 +55,7 @@ rounds = sa.Table(
     sa.Column("output_sha256", sa.String(64), nullable=False),
     sa.Column("vector_sha256", sa.String(64), nullable=False),
     sa.Column("entity_f1", sa.Double),
+    sa.Column("bytes_down", sa.BigInteger),
 )
 receipts = sa.Table(
     "receipts",
@@ -134,4 +135,4 @@ adapters = _adapters("adapters")  # the latest
 best_adapters = _adapters("best_adapters")  # the best, of jobs with patience
 memories = _adapters("memories")  # a server optimiser's, of jobs that have one
 # Columns that tables of an earlier version do not have; nullable, since their rows have no value.
-ADDED = (rounds.c.entity_f1,)
+ADDED = (rounds.c.entity_f1, rounds.c.bytes_down)

@@ -21,7 +21,7 @@ from typing import Any, Self
 import tomli_w
 
 from common.data.records import Record
-from common.errors import JobStopped, LinkDown
+from common.errors import JobStopped, LinkDown, Refusal
 from common.files import make_folder, write_file
 from common.job import Job
 from server.control import Request, ask, follow
@@ -181,13 +181,16 @@ class Federation:
         """Follow the job to its end; ``observe`` is told of each closed round.
 
         Raises:
-            JobStopped: it ended in any way but well.
+            Refusal: it failed.
+            JobStopped: it was stopped.
         """
         answer: dict[str, Any] = {}
         for line in follow(self.server_home, Request(command="watch", job=self.job.sha256)):
             if isinstance(line.get("round"), dict):  # the answer has a round too, a number
                 observe(line["round"])
             answer = line
+        if answer.get("state") == "failed":
+            raise Refusal(str(answer.get("reason")))
         if answer.get("state") != "finished":
             raise JobStopped(f"job {answer.get('state')}: {answer.get('reason')}")
 

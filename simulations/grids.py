@@ -141,6 +141,7 @@ class AbsentGrid(LocalGrid):
         self._grid, self._absence, self._seed = grid, absence, seed
         self._attempts: dict[int, int] = {}
         self._late: set[int] = set()
+        self.kept_back: set[int] = set()  # whom the last messages did not reach
 
     def get_node_ids(self) -> Iterable[int]:
         """Every site: who is away in a round is there in another."""
@@ -152,8 +153,10 @@ class AbsentGrid(LocalGrid):
         """Deliver what reaches its site; the replies of those that are in time."""
         reached = list(messages)
         orders = [message for message in reached if message.metadata.message_type == TRAIN]
+        self.kept_back = set()
         if orders:
             trains = self._begin(int(orders[0].metadata.group_id))
+            self.kept_back = {m.metadata.dst_node_id for m in orders} - trains
             reached = [m for m in reached if m not in orders or m.metadata.dst_node_id in trains]
         yield from self._grid.send_and_receive(filter(self._is_in_time, reached), timeout=timeout)
 

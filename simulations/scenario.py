@@ -30,6 +30,7 @@ NATURAL = "natural"
 FOLDER = Path(__file__).resolve().parent / "scenarios"
 DEFAULT = FOLDER / "hospital.toml"
 _SIMULATION = "simulation."
+SEEDS = frozenset({"adapter.seed", "simulation.seed"})  # that --seed sets both
 
 
 class SimulationSection(Section):
@@ -106,6 +107,24 @@ def _absence(section: SimulationSection, job: Job) -> Absence:
             f"{absence.participation:g} asks, got {quorum}"
         )
     return absence
+
+
+def hold_out_sha256(job: Job) -> str:
+    """Of the file that the public hold-out is read from; empty where this code makes or pins it.
+
+    Raises:
+        InvalidInput: the file cannot be read.
+    """
+    data = job.evaluation.data
+    is_named = data in catalogue.names()
+    path = catalogue.local_path(data, job.evaluation.split) if is_named else Path(data).expanduser()
+    if path is None:
+        return ""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InvalidInput(f"hold-out must be a file, got {path}: {error.strerror}") from error
 
 
 def shared_with_hold_out(scenario: Scenario) -> int:
@@ -220,7 +239,7 @@ def _apply(raw: dict[str, Any], options: Options, sites: int) -> None:
         _table(raw, section)[key] = value
     if options.values.get("privacy.unit") == RECORD:
         _table(raw, "privacy").pop("unit_cap", None)  # of another unit, as the file has it
-    if options.seed is not None:
+    if options.seed is not None and "adapter.seed" not in options.values:
         _table(raw, "adapter")["seed"] = options.seed
     if options.no_privacy:
         privacy = _table(raw, "privacy")

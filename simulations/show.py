@@ -107,7 +107,9 @@ def summary(result: Result, job: Job, out: Path, seconds: float) -> None:
 
 
 def _rounds(result: Result) -> Table:
-    table = _table("round", result.measure, "macro-F1", "epsilon", "bytes up", "seconds")
+    table = _table(
+        "round", result.measure, "macro-F1", "epsilon", "bytes up", "bytes down", "seconds"
+    )
     if result.start is not None:
         start = result.start
         table.add_row("start", _number(start.score, 3), _number(start.macro_f1, 3))
@@ -118,6 +120,7 @@ def _rounds(result: Result) -> Table:
             _number(row.macro_f1, 3),
             _number(row.epsilon, 3),
             f"{row.bytes_up:,}",
+            "-" if row.bytes_down is None else f"{row.bytes_down:,}",
             f"{row.seconds:.1f}",
         )
     return table

@@ -22,7 +22,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from common import cli, log
-from common.errors import InvalidInput, StorageFailed
+from common.config import SCORES
+from common.errors import InvalidInput, Refusal, StorageFailed
 from common.files import make_folder
 from common.result import Result, read_result
 from common.words import counted
@@ -91,7 +92,10 @@ def simulate(
     ] = None,
     sweep: Annotated[
         list[str] | None,
-        typer.Option(help="SECTION.KEY=A,B,...: run each; repeatable. Epsilon may be none."),
+        typer.Option(
+            help="SECTION.KEY=A,B,...: run each; repeatable. Epsilon may be none; A+OTHER.KEY=X "
+            "sets that with A."
+        ),
     ] = None,
     seeds: Annotated[int | None, typer.Option(help="Run each setting under so many seeds.")] = None,
     out: Annotated[Path, typer.Option(help="Where the outcome goes.")] = Path("veiltune-out"),
@@ -124,7 +128,10 @@ def simulate(
     if sweep or seeds is not None:
         if work is not None:
             raise InvalidInput(f"--work must be absent with --sweep and --seeds, got {work}")
-        _sweep(plan(scenario, options, sweep or (), seeds or 1), grid, out, seeded_noise)
+        # The stacked grid and Ray's have no noise but the seed's.
+        how = f"{grid}, seeded noise" if seeded_noise and grid == "inprocess" else grid
+        cells = plan(scenario, options, sweep or (), seeds or 1, how)
+        _sweep(cells, grid, out, seeded_noise)
         return
     loaded = load_scenario(scenario, options)
     _introduce(loaded, grid)
@@ -191,7 +198,11 @@ def _run(scenario: Scenario, grid: str, work: Path, out: Path, seeded: bool) -> 
 
 
 def _sweep(cells: Sequence[Cell], grid: str, out: Path, seeded: bool) -> None:
-    """Run every cell that has no result yet, and show where each setting stands."""
+    """Run every cell that has no outcome yet, and show where each setting stands.
+
+    Raises:
+        Refusal: no run came to a result.
+    """
     from simulations import leaderboard, sweep_page
 
     make_folder(out)
@@ -201,11 +212,17 @@ def _sweep(cells: Sequence[Cell], grid: str, out: Path, seeded: bool) -> None:
             return _outcome(scenario, grid, work, shown.round, seeded)
 
         found = perform(cells, out / "runs" / grid, run, shown.tell)
-    measure, best = found[0][1].measure, leaderboard.standings(found)
-    leaderboard.write(best, measure, out / "sweep.json")
-    sweep_page.write_page(best, cells[0].scenario.job.job.name, measure, out / "sweep.html")
-    Console().print(leaderboard.table(best, measure))
+    job = cells[0].scenario.job.job
+    measure, failed = SCORES[job.task], leaderboard.failures(found)
+    best = leaderboard.standings(found)
+    leaderboard.write(best, measure, out / "sweep.json", failed)
+    sweep_page.write_page(best, job.name, measure, out / "sweep.html", failed)
+    Console().print(leaderboard.table(best, measure, failed))
+    for failure in failed:
+        console.print(f"[bold]failed[/bold]   {escape(f'{failure.words}: {failure.reason}')}")
     console.print(f"page     {out / 'sweep.html'}\nresults  {out / 'sweep.json'}", highlight=False)
+    if not best:
+        raise Refusal(f"sweep must have a run that ends, got {counted(len(failed), 'failed run')}")
 
 
 class _Work:

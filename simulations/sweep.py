@@ -1,8 +1,8 @@
 """Many runs of one scenario: every combination of some settings, each under several seeds.
 
-A run is known by its job and records, so a sweep that was killed goes on where it stopped, and one
-whose scenario was changed runs anew. Nothing is run before every combination has been found
-possible.
+A run is known by all that its result follows from, so a sweep that was killed goes on where it
+stopped, and one whose scenario, data or grid was changed runs anew. Nothing is run before every
+combination has been found possible.
 
 Not covered: choosing the next setting by the results so far; on private data each run would be
 charged.
@@ -10,95 +10,118 @@ charged.
 
 import hashlib
 import itertools
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
-from common.errors import InvalidInput, StorageFailed
-from common.files import make_folder
+from common.config import Section, parse
+from common.errors import InvalidInput, Refusal, StorageFailed
+from common.files import make_folder, write_file
 from common.result import Result, read_result
-from simulations.scenario import Options, Scenario, load_scenario, parse_value
+from common.strict_json import read_json
+from simulations.axes import EPSILON, MOST_RUNS, NONE, Setting, in_words, settings
+from simulations.scenario import SEEDS, Options, Scenario, hold_out_sha256, load_scenario
 
-MOST_RUNS = 10_000
-EPSILON, NONE = "privacy.epsilon", "none"
-
-Setting = tuple[tuple[str, object], ...]
 # (scenario, where its homes go) -> the outcome folder.
 Run = Callable[[Scenario, Path], Path]
+_RESULT, _FAILED = "result.json", "failed.json"
+_MOST_REASON = 64 * 1024  # bytes of a file that holds one
+
+
+class Failed(Section):
+    """Why a run came to no result: its job could not end."""
+
+    reason: str
+
+
+Outcome = Result | Failed
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a sweep: what is varied in it, the seed, and the scenario that follows."""
+    """One run of a sweep: what is varied in it, the seed, the scenario that follows, and ``how``.
+
+    ``how`` is the grid, and whose the noise is where the grid leaves that open.
+    """
 
     setting: Setting
     seed: int
     scenario: Scenario
+    how: str = "stacked"
 
-    @property
+    @cached_property
     def name(self) -> str:
-        """Of its job, its records (another partition may give the same job) and who is away."""
-        digest = hashlib.sha256(self.scenario.job.canonical)
-        if not self.scenario.absence.is_nobody:
-            digest.update(f"\n{self.scenario.absence} {self.seed}".encode())
-        for site, records in sorted(self.scenario.records.items()):
+        """Of all that its result follows from.
+
+        That is its job, how it is run, the hold-out's file, who is away when, and its records
+        (another partition may give the same job).
+        """
+        scenario = self.scenario
+        digest = hashlib.sha256(scenario.job.canonical)
+        digest.update(f"\n{self.how}\n{hold_out_sha256(scenario.job)}".encode())
+        if not scenario.absence.is_nobody:
+            digest.update(f"\n{scenario.absence} {self.seed}".encode())
+        for site, records in sorted(scenario.records.items()):
             digest.update(f"\n{site}\n{records!r}".encode())
         return digest.hexdigest()[:16]
 
     @property
     def words(self) -> str:
         """The setting as people read it."""
-        return ", ".join(f"{name.rpartition('.')[2]} {value}" for name, value in self.setting)
+        return ", ".join(
+            f"{name.rpartition('.')[2]} {in_words(value)}" for name, value in self.setting
+        )
 
 
-def parse_axis(text: str) -> tuple[str, tuple[object, ...]]:
-    """``SECTION.KEY=A,B,C`` as its name and values.
-
-    >>> parse_axis("privacy.epsilon=1,8,none")
-    ('privacy.epsilon', (1, 8, 'none'))
-
-    Raises:
-        InvalidInput: no ``=``, no value, or one twice.
-    """
-    name, _, listed = text.partition("=")
-    parts = [part.strip() for part in listed.split(",")]
-    if not listed or "" in parts or len(set(parts)) < len(parts):
-        raise InvalidInput(f"--sweep must be SECTION.KEY=A,B,... of distinct values, got {text!r}")
-    return name.strip(), tuple(parse_value(f"{name}={part}")[1] for part in parts)
-
-
-def plan(path: Path, options: Options, axes: Sequence[str], seeds: int) -> list[Cell]:
+def plan(
+    path: Path, options: Options, axes: Sequence[str], seeds: int, how: str = "stacked"
+) -> list[Cell]:
     """Every run of the sweep, seed after seed, so that a sweep cut short has whole comparisons.
 
     Raises:
-        InvalidInput: what is wrong with any combination, all of them at once.
+        InvalidInput: what is wrong with any combination, all of them at once; two that are one.
     """
     if not 1 <= seeds <= MOST_RUNS:
         raise InvalidInput(f"--seeds must be 1 to {MOST_RUNS}, got {seeds}")
-    named = [parse_axis(text) for text in axes]
-    settings = list(_settings(named))
-    if len(settings) * seeds > MOST_RUNS:
-        raise InvalidInput(f"sweep must have at most {MOST_RUNS} runs, got {len(settings) * seeds}")
+    if fixed := sorted(SEEDS & set(options.values)):
+        raise InvalidInput(
+            f"--set {fixed[0]} must be absent with --sweep and --seeds (--seed is the first of "
+            f"them, and sets all that is drawn), got {options.values[fixed[0]]}"
+        )
+    found = settings(axes, seeds)
+    if options.no_privacy and any(key == EPSILON for setting in found for key, _ in setting):
+        raise InvalidInput(
+            f"--sweep {EPSILON} must be absent with --no-privacy ({NONE} is one of its values), "
+            "got both"
+        )
     first, cells, wrong = options.seed or 0, [], []
-    for seed, setting in itertools.product(range(first, first + seeds), settings):
+    for seed, setting in itertools.product(range(first, first + seeds), found):
         try:
-            cells.append(Cell(setting, seed, load_scenario(path, _with(options, setting, seed))))
+            loaded = load_scenario(path, _with(options, setting, seed))
+            cells.append(Cell(setting, seed, loaded, how))
         except InvalidInput as error:
             wrong.append(str(error))
     if wrong:
         raise InvalidInput("; ".join(dict.fromkeys(wrong)))
+    _require_distinct(cells)
     return cells
 
 
-def _settings(named: Sequence[tuple[str, tuple[object, ...]]]) -> Iterator[Setting]:
-    names = [name for name, _ in named]
-    if len(set(names)) < len(names):
-        raise InvalidInput(f"--sweep must name each key once, got {', '.join(names)}")
-    for values in itertools.product(*(values for _, values in named)):
-        yield tuple(zip(names, values, strict=True))
+def _require_distinct(cells: Sequence[Cell]) -> None:
+    """Check that no run is another one under a name of its own, as if both had been tried."""
+    known: dict[str, Cell] = {}
+    for cell in cells:
+        same = known.setdefault(cell.name, cell)
+        if same is not cell:
+            raise InvalidInput(
+                f"sweep must make every setting another run, got the same one for {same.words} and "
+                f"{cell.words} (KEY=A+OTHER=B ties a key to a value)"
+            )
 
 
 def _with(options: Options, setting: Setting, seed: int) -> Options:
@@ -112,14 +135,16 @@ def _with(options: Options, setting: Setting, seed: int) -> Options:
 
 def perform(
     cells: Sequence[Cell], out: Path, run: Run, told: Callable[[Cell, bool], None]
-) -> list[tuple[Cell, Result]]:
-    """Run what has no result under ``out`` yet; every cell with its result.
+) -> list[tuple[Cell, Outcome]]:
+    """Run what has no outcome under ``out`` yet; every cell with its own.
+
+    A job that cannot end, as where updates diverge, is an outcome too, and kept like one.
 
     Args:
         cells: of the sweep.
         out: where each run has a folder of its own.
         run: does one.
-        told: of each cell, and whether its result was there already, before it is run.
+        told: of each cell, and whether its outcome was there already, before it is run.
 
     Raises:
         StorageFailed: the disk refused.
@@ -127,25 +152,46 @@ def perform(
     found = []
     for cell in cells:
         folder = out / cell.name
-        is_done = (folder / "result.json").is_file()
-        told(cell, is_done)
-        if not is_done:
+        known = _read(folder)
+        told(cell, known is not None)
+        if known is None:
             _run_into(folder, cell, run)
-        found.append((cell, read_result(folder / "result.json")))
+            known = _read(folder)
+        if known is None:
+            raise StorageFailed(f"{folder} must hold a run's outcome, got none")
+        found.append((cell, known))
     return found
 
 
+def _read(folder: Path) -> Outcome | None:
+    if (folder / _RESULT).is_file():
+        return read_result(folder / _RESULT)
+    if (folder / _FAILED).is_file():
+        content = read_json(folder / _FAILED, max_bytes=_MOST_REASON)
+        return parse(Failed, content if isinstance(content, dict) else {}, _FAILED)
+    return None
+
+
 def _run_into(folder: Path, cell: Cell, run: Run) -> None:
-    """A run's result and report, which are there whole or not at all."""
+    """A run's result and report, or why there is none; whole or not at all."""
     make_folder(folder.parent)
     with tempfile.TemporaryDirectory(prefix="veiltune-") as work:
-        outcome = run(cell.scenario, Path(work))
+        outcome, names = _attempt(cell, run, Path(work))
         aside = folder.with_suffix(".tmp")
         try:
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir()
-            for name in ("report.html", "result.json"):
+            for name in names:
                 shutil.copy(outcome / name, aside / name)
             os.replace(aside, folder)
         except OSError as error:
             raise StorageFailed(f"{folder} must be writable, got: {error.strerror}") from error
+
+
+def _attempt(cell: Cell, run: Run, work: Path) -> tuple[Path, tuple[str, ...]]:
+    """Where what a run leaves is, and what of it is kept."""
+    try:
+        return run(cell.scenario, work), ("report.html", _RESULT)
+    except Refusal as error:
+        write_file(work / _FAILED, json.dumps({"reason": str(error)[:4000]}).encode(), mode=0o644)
+        return work, (_FAILED,)

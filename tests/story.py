@@ -370,6 +370,7 @@ class Story:
                     "round": n,
                     "epsilon": privacy.epsilon(max(asked[site][n - 1] for site in job.sites)),
                     "bytes_up": 64,
+                    "bytes_down": 640,
                     "seconds": 1.0,
                 }
                 for n in self._numbers()

@@ -92,7 +92,15 @@ def _epsilon_chart(result: Result, job: Job) -> Markup:
 
 
 def _rounds(result: Result) -> Markup:
-    heads = ("round", result.measure, "macro-F1", "epsilon", "sent by sites", "time")
+    heads = (
+        "round",
+        result.measure,
+        "macro-F1",
+        "epsilon",
+        "sent by sites",
+        "sent to sites",
+        "time",
+    )
     rows = [
         (
             f"{row.round} (kept)" if row.round == result.kept_round else str(row.round),
@@ -100,6 +108,7 @@ def _rounds(result: Result) -> Markup:
             share(row.macro_f1),
             NOTHING if row.epsilon is None else bound(row.epsilon),
             size(row.bytes_up),
+            NOTHING if row.bytes_down is None else size(row.bytes_down),
             duration(row.seconds),
         )
         for row in result.rounds

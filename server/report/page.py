@@ -107,7 +107,6 @@ def _banner(why: str) -> Markup:
 
 
 def _headline(result: Result) -> Markup:
-    sent = sum(row.bytes_up for row in result.rounds)
     figures = [(result.measure, share(result.final.score), "lead")]
     found = result.final.entities
     if found is None:
@@ -121,7 +120,8 @@ def _headline(result: Result) -> Markup:
     figures += [
         ("sites" if len(result.sites) > 1 else "site", str(len(result.sites)), ""),
         ("rounds" if result.last_round != 1 else "round", str(result.last_round), ""),
-        ("sent by sites", size(sent), ""),
+        ("sent by sites", size(result.bytes_up), ""),
+        *([("sent to sites", size(down), "")] if (down := result.bytes_down) is not None else []),
         ("in all", duration(result.seconds), ""),
     ]
     rows = [

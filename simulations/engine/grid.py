@@ -1,7 +1,7 @@
 """What the sites of a simulation answer when they train together: a round's orders are one cohort.
 
 Messages are not serialised on the way, as all of a round's orders carry one buffer; what is counted
-as sent is what the server makes of the replies.
+as sent is what they would be if they were (server/round.py).
 
 Not covered: a site that is away or slow; what each of them says (simulations/engine/site.py).
 """

@@ -16,12 +16,11 @@ from rich.table import Table
 
 from common import cli, log
 from common.files import make_folder, write_file
-from common.result import Result
 from simulations import leaderboard, runs, sweep_page
 from simulations.scenario import Scenario
 from simulations.show import Cells, Steps
 from simulations.studies import accuracy, linear_head, methods, poisoning
-from simulations.sweep import Cell, perform
+from simulations.sweep import Cell, Outcome, perform
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 console = Console(stderr=True, soft_wrap=True)
@@ -130,7 +129,7 @@ def _screen(task: TaskName, pairs: Sequence[methods.Pair], out: Path, name: str)
 
 def _perform(
     cells: Sequence[Cell], out: Path, name: str, measure: str
-) -> list[tuple[Cell, Result]]:
+) -> list[tuple[Cell, Outcome]]:
     """Run what has not been run, and write where each setting stands."""
     make_folder(out)
     with Cells(console, len(cells)) as shown:
@@ -139,10 +138,10 @@ def _perform(
             return runs.stacked(scenario, work, shown.round)
 
         found = perform(cells, out / "runs", run, shown.tell)
-    best = leaderboard.standings(found, measure)
-    leaderboard.write(best, measure, out / f"{name}.json")
-    sweep_page.write_page(best, name, measure, out / f"{name}.html")
-    Console().print(leaderboard.table(best, measure))
+    best, failed = leaderboard.standings(found, measure), leaderboard.failures(found)
+    leaderboard.write(best, measure, out / f"{name}.json", failed)
+    sweep_page.write_page(best, name, measure, out / f"{name}.html", failed)
+    Console().print(leaderboard.table(best, measure, failed))
     return found
 
 

@@ -17,16 +17,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from common.result import Result
+from simulations.axes import Setting
 from simulations.scenario import FOLDER, Options, Scenario, load_scenario
-from simulations.sweep import Cell, Setting
+from simulations.sweep import Cell, Failed, Outcome
 
 RATES = (1.0, 4.0)  # that every arm is tried at first under privacy
 BARE_RATES = (0.001, 0.004)  # and without
 RATE = "training.learning_rate"
 APART = 4.0  # one rate over the next
 TRIALS = 4
-Found = Sequence[tuple[Cell, Result]]
+Found = Sequence[tuple[Cell, Outcome]]
 EPSILONS = (3.0, 8.0, None)
 SCREENED = {3.0: 8.0, 8.0: 8.0, None: None}  # where an epsilon's arms and rates are chosen
 SEEDS = (1, 2, 3)
@@ -241,8 +241,13 @@ def tried_of(arm: Arm, epsilon: float | None, scores: Mapping[Setting, float]) -
 
 
 def scores_of(task: Task, screened: Found) -> dict[Setting, float]:
-    """What a setting is chosen by, on the public hold-out."""
-    return {cell.setting: getattr(result.final, task.measure) or 0.0 for cell, result in screened}
+    """What a setting is chosen by, on the public hold-out; a run that failed never is."""
+    return {
+        cell.setting: -math.inf
+        if isinstance(outcome, Failed)
+        else getattr(outcome.final, task.measure) or 0.0
+        for cell, outcome in screened
+    }
 
 
 def scenario_of(task: Task, trial: Trial, seed: int, rows: int | None) -> Scenario:

@@ -182,6 +182,7 @@ def test_the_result_is_what_its_schema_says(request: pytest.FixtureRequest, grid
     for entry in result["rounds"]:
         assert entry.keys() >= {"round", "accuracy", "bytes_up", "seconds"}
         assert entry["bytes_up"] > 0
+        assert entry["bytes_down"] > 0
 
 
 def test_epsilon_follows_from_the_steps_in_the_sites_own_accounts(private: Ran) -> None:

@@ -337,6 +337,9 @@ def test_a_private_job_runs_by_every_method(
     adapter = load_adapter(made, Path(made.model.base), "cpu")
     _, held = fed.checkpoints.latest(made.sha256)
     state = np.frombuffer(held, "<f4")
+    for row in result.rounds:  # the whole state goes down to each site, with d x k where it has it
+        assert row.bytes_down is not None
+        assert 0 < row.bytes_down - len(made.sites) * state.nbytes < len(made.sites) * 30_000
     assert read_adapter(adapter, fed.folder / "out" / "adapter").tobytes() == state.tobytes()
     moved = {
         part

@@ -117,6 +117,15 @@ def test_any_change_gives_a_job_another_name(section: str, change: dict[str, Any
     assert make(**{section: change}).sha256 != make().sha256
 
 
+def test_fedsb_starts_orthonormal_where_nothing_is_said_and_the_job_says_so() -> None:
+    job = make(adapter={"method": "fedsb"})
+    assert job.sha256 == make(adapter={"method": "fedsb", "init": "orthonormal"}).sha256
+    assert json.loads(job.canonical)["adapter"]["init"] == "orthonormal"
+    assert make(adapter={"method": "fedsb", "init": "svd"}).adapter.start == "svd"
+    ffa = make(adapter={"method": "ffa"})  # its bytes are those that it always had
+    assert (ffa.adapter.start, "init" in json.loads(ffa.canonical)["adapter"]) == ("uniform", False)
+
+
 def test_every_fault_is_named_by_its_key_at_once() -> None:
     data = tables(
         training={"rounds": 0, "learning_rate": float("nan"), "epochs": 3},
@@ -178,7 +187,11 @@ def test_every_fault_is_named_by_its_key_at_once() -> None:
         ("adapter", {"seed": 2**53}, "adapter.seed must be"),
         ("evaluation", {"records": 2**60}, "evaluation.records must be"),
         ("adapter", {"method": "lora"}, "adapter.method must be 'fedavg', 'ffa'"),
-        ("adapter", {"method": "fedsb"}, "adapter.init must be 'orthonormal' or 'svd' with method"),
+        (
+            "adapter",
+            {"method": "fedsb", "init": "uniform"},
+            "adapter.init must be 'orthonormal' or 'svd' with method",
+        ),
         ("adapter", {"method": "head", "init": "svd"}, "adapter.init must be 'uniform' or 'orth"),
         ("adapter", {"method": "head", "head": []}, "adapter.head must name a module with method"),
         ("adapter", {"ranks": {"A": 2}}, "adapter.ranks must be absent with method 'ffa', got it"),

@@ -31,6 +31,7 @@ def example() -> dict[str, Any]:
                 "entity_f1": None,
                 "epsilon": 1.25 * number,
                 "bytes_up": 4096 * number,
+                "bytes_down": 8192 * number,
                 "seconds": 0.5,
             }
             for number in (1, 2)
@@ -127,6 +128,18 @@ def test_a_result_of_before_entities_and_patience_is_still_read(tmp_path: Path) 
     del old["kept_round"], old["final"]["entities"], old["final"]["entity_f1"]
     del old["start"]["entity_f1"], old["rounds"][0]["entity_f1"], old["rounds"][1]["entity_f1"]
     assert read_result(put(tmp_path, old)) == read_result(put(tmp_path, example()))
+
+
+def test_a_result_of_before_bytes_down_is_written_as_it_was(tmp_path: Path) -> None:
+    for rounds in ((0, 1), (0,)):  # the second: closed by two versions
+        old = example()
+        for i in rounds:
+            del old["rounds"][i]["bytes_down"]
+        result = read_result(put(tmp_path, old))
+        assert (result.bytes_up, result.bytes_down) == (3 * 4096, None)
+        write_result(result, tmp_path / "again.json")
+        assert json.loads((tmp_path / "again.json").read_text()) == old
+    assert read_result(put(tmp_path, example())).bytes_down == 3 * 8192
 
 
 @pytest.mark.parametrize(

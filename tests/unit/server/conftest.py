@@ -75,6 +75,7 @@ def make_outcome(
             "macro_f1": 0.06 + 0.78 * (1 - math.exp(-3.6 * n / rounds)),
             "epsilon": privacy.epsilon(8 * n),
             "bytes_up": 260_000,
+            "bytes_down": 1_300_000,
             "seconds": 1.375,
         }
         for n in range(1, rounds + 1)

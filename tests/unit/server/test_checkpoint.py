@@ -78,6 +78,20 @@ def test_everything_reads_back_from_a_second_opening(
     assert again.latest(sha256) == (1, VECTOR)
 
 
+def test_rounds_of_before_bytes_down_read_back_without_them(
+    store: Checkpoints, database: str, job: SignedJob
+) -> None:
+    sha256 = job.job.sha256
+    store.save_round(sha256, closed(1), VECTOR, replies(1))
+    store.close()
+    with contextlib.closing(sqlite3.connect(database.removeprefix("sqlite:///"))) as file:
+        file.execute("ALTER TABLE rounds DROP COLUMN bytes_down")
+        file.commit()
+    again, second = Checkpoints(database), replace(closed(2), bytes_down=2**40)
+    again.save_round(sha256, second, VECTOR, replies(2))
+    assert again.rounds(sha256) == [closed(1), second]
+
+
 HEAD = Head(5, "ab" * 32, "cd" * 72, "ef" * 91)
 
 

@@ -48,11 +48,13 @@ def test_a_file_gets_one_line_a_round() -> None:
 
 def test_the_untrained_start_is_named_and_sends_nothing() -> None:
     start = {"round": 0, "accuracy": 0.125, "macro_f1": 0.5, "seconds": 2.0, "bytes_up": 0}
-    table = progress.rounds_table([start, {**start, "round": 1, "bytes_up": 7000}])
+    first = {**start, "round": 1, "bytes_up": 7000, "bytes_down": 84_000}
+    table = progress.rounds_table([start, first, {**first, "round": 2, "bytes_down": None}])
     rows = zip(*(map(str, column.cells) for column in table.columns), strict=True)
     assert list(rows) == [
-        ("untrained start", "0.125", "0.500", "2.00", ""),
-        ("1", "0.125", "0.500", "2.00", "7.0 kB"),
+        ("untrained start", "0.125", "0.500", "2.00", "", ""),
+        ("1", "0.125", "0.500", "2.00", "7.0 kB", "84.0 kB"),
+        ("2", "0.125", "0.500", "2.00", "7.0 kB", ""),
     ]
 
 

@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 from common import messages
 from common.adapter import LoadedAdapter, load_adapter, vector_sha256
 from common.errors import Refusal, UpdateRejected
-from common.flower import become_server, set_message_id
+from common.flower import become_server, message_to_bytes, set_message_id
 from common.job import Job
 from common.link.identity import node_id
 from common.messages import Update
@@ -225,6 +225,49 @@ def test_bytes_are_counted_for_every_reply_used_or_not(made: Job, book: RoundBoo
     book.read(Message(messages.verdict(accepted=False, reason="no"), reply_to=second))
     assert used < book.bytes_up < 2 * used
     assert book.accepted == 1
+
+
+def test_bytes_down_are_those_of_every_message_to_every_site(made: Job, book: RoundBook) -> None:
+    packed = messages.pack_global(book.adapter.initial, book.adapter.table)
+    sent: list[Message] = []
+
+    def order(site: str) -> Message:
+        content = RecordDict({**packed, "own": ConfigRecord({"site": site * 40 * len(sent)})})
+        sent.append(Message(content, node_id(site), messages.TRAIN, group_id="1"))
+        return sent[-1]
+
+    def yes(batch: list[Message]) -> list[Message]:
+        sent.extend(batch)
+        return [reply(book, message) for message in batch]
+
+    grid = Told(lambda batch: [charge(message) for message in batch], yes)
+    asked = [order(site) for site in made.sites]
+    for n, message in enumerate(asked):
+        set_message_id(message, f"{n:064x}")
+    for message in collect(grid, asked, book, lambda *_: RecordDict({"w": ConfigRecord({"a": 1})})):
+        book.read(message)
+    assert len(sent) == 2 * len(made.sites)
+    assert book.sent.bytes == sum(len(message_to_bytes(message)) for message in sent)
+    assert book.sent.bytes > len(made.sites) * 4 * book.adapter.table.size
+
+
+def test_what_is_asked_twice_is_sent_twice_and_what_is_kept_back_is_not(
+    made: Job, book: RoundBook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.round.ASK_AGAIN_S", 0.0)
+    asked = orders(made)
+    sizes = [len(message_to_bytes(message)) for message in asked]
+
+    def twice() -> Told:
+        return Told(lambda batch: [reply(book, batch[0])], lambda batch: [reply(book, batch[0])])
+
+    read_all(twice(), made, book)
+    assert book.sent.bytes == 2 * sum(sizes) - sizes[0]
+    book.sent.bytes, book.receipts = 0, []
+    grid = twice()
+    grid.kept_back = {node_id(made.sites[2])}  # type: ignore[attr-defined]
+    read_all(grid, made, book)
+    assert book.sent.bytes == sizes[0] + 2 * sizes[1]
 
 
 def charge(to: Message) -> Message:

@@ -1,11 +1,17 @@
 """Who is away follows the model and its seed; what the server sees is what a deployment's would."""
 
+from collections.abc import Iterable, Iterator
+
 import pytest
+from flwr.app import Message, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import InvalidInput
+from common.flower import become_server
+from common.messages import OFFER, TRAIN
 from simulations.absence import NOBODY, Absence
+from simulations.grids import AbsentGrid, LocalGrid
 from simulations.scenario import DEFAULT, Options, load_scenario
 
 shares = st.floats(0.05, 0.95)
@@ -57,6 +63,36 @@ def test_a_scenario_says_it_and_a_sweep_may() -> None:
     sizes = [len(rows) for rows in made.records.values()]
     assert len(sizes) == 12
     assert max(sizes) > 5 * min(sizes)
+
+
+class Reached(LocalGrid):
+    """Sites that take messages and say nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nodes: set[int] = set()
+
+    def get_node_ids(self) -> Iterable[int]:
+        return range(2, 12)
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterator[Message]:
+        self.nodes = {message.metadata.dst_node_id for message in messages}
+        return iter(())
+
+
+def test_a_grid_says_from_whom_it_kept_an_order() -> None:
+    become_server()
+    inner = Reached()
+    grid = AbsentGrid(inner, Absence(participation=0.6, dropout=0.3), seed=4)
+    for round_ in (1, 1, 2):
+        orders = [Message(RecordDict(), n, TRAIN, group_id=str(round_)) for n in range(2, 12)]
+        assert list(grid.send_and_receive(orders)) == []
+        assert len(grid.kept_back) >= 4
+        assert grid.kept_back == set(range(2, 12)) - inner.nodes
+    list(grid.send_and_receive([Message(RecordDict(), 2, OFFER, group_id="offer")]))
+    assert (grid.kept_back, inner.nodes) == (set(), {2})
 
 
 @pytest.mark.parametrize(

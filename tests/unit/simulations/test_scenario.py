@@ -78,6 +78,13 @@ def test_a_seed_fixes_data_partition_and_initialisation() -> None:
     assert same[0].job.adapter.seed == 5
 
 
+def test_a_seed_that_is_set_by_its_key_is_kept() -> None:
+    made = load_scenario(DEFAULT, Options(seed=5, values={"adapter.seed": 7}))
+    assert (made.job.adapter.seed, made.seed) == (7, 5)
+    made = load_scenario(DEFAULT, Options(seed=5, values={"simulation.seed": 7}))
+    assert (made.job.adapter.seed, made.seed) == (5, 7)
+
+
 def test_options_reach_the_job_and_no_privacy_takes_its_numbers_away() -> None:
     values = dict([parse_value("training.learning_rate=0.125"), parse_value("job.name=other")])
     job = load_scenario(DEFAULT, Options(no_privacy=True, values=values)).job

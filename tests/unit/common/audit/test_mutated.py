@@ -88,7 +88,7 @@ def another_hash(_: "Server", __: Tree, now: Tree) -> bool:
 
 # What the server alone answers for, or what says nothing: where it is, and what may stand there.
 FREE: tuple[tuple[str, str, Callable[["Server", Tree, Tree], bool]], ...] = (
-    ("result.json", r"rounds/\d+/(accuracy|macro_f1|bytes_up|seconds)|seconds", any_other),
+    ("result.json", r"rounds/\d+/(accuracy|macro_f1|bytes_(up|down)|seconds)|seconds", any_other),
     ("result.json", r"rounds/\d+/epsilon", more),
     ("result.json", r"hold_out", gone),
     ("rounds/", r"closed_at", in_order),

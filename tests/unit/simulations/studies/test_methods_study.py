@@ -22,7 +22,7 @@ from simulations.studies.methods import (
     best_of,
     climb,
 )
-from simulations.sweep import Cell
+from simulations.sweep import Cell, Failed
 
 TASK = TASKS["ade_corpus_v2"]
 
@@ -101,6 +101,14 @@ def test_trials_go_beyond_the_better_end_and_then_between_the_best(
     assert tried["ffa"] == [1.0, 4.0, 16.0, 64.0]
     assert tried["head"] == [1.0, 4.0, 0.25, 0.5]
     assert tried["fedavg"] == [1.0, 4.0, 0.25, 0.0625]  # all alike
+
+
+def test_a_rate_whose_run_failed_is_not_chosen(options: list[Options]) -> None:
+    found = [
+        (cell, result if dict(cell.setting)[methods.RATE] == 4.0 else Failed(reason="diverged"))
+        for cell, result in screened({("ffa", 4.0): 0.0, ("ffa", 1.0): 0.9})
+    ]
+    assert methods.best_rate(LORA[1], 8.0, methods.scores_of(TASK, found)).rate == 4.0
 
 
 @given(st.floats(-4, 4))
