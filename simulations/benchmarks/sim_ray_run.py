@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
     if kind.startswith(RAY):
         change = _stock(int(kind.removeprefix(RAY)), sites, rounds, batch, length)
     elif kind == START:
-        change = np.zeros(0)
+        change = np.zeros(0, np.float32)
     else:
         dtype = "bfloat16" if kind == "stacked_bf16" else "float32"
         change = _ours(sites, rounds, batch, length, dtype)

@@ -21,10 +21,10 @@ from simulations.benchmarks import (
     sim_ray_run,
     sim_stack,
 )
+from simulations.engine.cohort import train_cohort
 from simulations.engine.engine import Engine
 
 pytestmark = pytest.mark.slow
-TRAIN_COHORT = sim_stack.train_cohort
 
 
 def spoilt_at(call: int, train: Callable[..., list[Vector]]) -> Callable[..., list[Vector]]:
@@ -63,7 +63,7 @@ def test_stacked_clients_end_with_pefts_adapters_in_every_round(
     assert 0 < shape["distance"]["stacked"] <= 1e-4 < shape["distance"]["stacked_bf16"] <= 0.15
     # In the second round of three, float32 and then bfloat16.
     for call, name in ((3, "stacked"), (4, "stacked_bf16")):
-        monkeypatch.setattr(sim_stack, "train_cohort", spoilt_at(call, TRAIN_COHORT))
+        monkeypatch.setattr(sim_stack, "train_cohort", spoilt_at(call, train_cohort))
         with pytest.raises(SelfCheckFailed, match=f"^{name} must be within"):
             sim_stack.benchmark(2)
 
@@ -78,7 +78,7 @@ def test_private_sites_end_where_each_would_by_itself_in_every_round(
         assert 0 < max(shape["distance"].values()) <= 1e-4
         assert len(shape["site_step"]["private"]["ms"]) == 2
     for call, name in ((4, "plain"), (5, "private"), (6, "noiseless")):
-        monkeypatch.setattr(sim_dp, "train_cohort", spoilt_at(call, TRAIN_COHORT))
+        monkeypatch.setattr(sim_dp, "train_cohort", spoilt_at(call, train_cohort))
         with pytest.raises(SelfCheckFailed, match=f"^{name} must be within"):
             sim_dp.benchmark(2)
 
