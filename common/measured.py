@@ -100,7 +100,7 @@ class MetricsResult(_Record):
     deviation: Annotated[float, Field(gt=0, le=MAX_DEVIATION)]
     confidence: _Share
     histograms: Annotated[tuple[HistogramResult, ...], Field(strict=False, min_length=1)]
-    sites: Annotated[tuple[SiteCounts, ...], Field(strict=False, max_length=1000)]
+    sites: Annotated[tuple[SiteCounts, ...], Field(strict=False, max_length=10_000)]
     silent: Annotated[tuple[Name, ...], Field(strict=False)]
     together: Annotated[tuple[int, ...], Field(strict=False)]
     estimates: Annotated[tuple[EstimateResult, ...], Field(strict=False)]

@@ -23,7 +23,7 @@ from common.job import Job, with_absolute_paths
 from common.model import content_hash
 from common.words import counted
 from simulations.absence import NOBODY, Absence
-from simulations.partitions import partition, site_names
+from simulations.partitions import MAX_SITES, partition, site_names
 
 WARDS = "builtin:wards"
 NATURAL = "natural"
@@ -190,8 +190,8 @@ def _table(raw: dict[str, Any], name: str) -> dict[str, Any]:
 
 def _names(table: Mapping[str, Any], options: Options) -> tuple[str, ...]:
     if options.sites is not None:
-        if not 1 <= options.sites <= 1000:
-            raise InvalidInput(f"sites must be 1 to 1000, got {options.sites}")
+        if not 1 <= options.sites <= MAX_SITES:
+            raise InvalidInput(f"sites must be 1 to {MAX_SITES}, got {options.sites}")
         return site_names(options.sites)
     population = table.get("population")
     return tuple(population) if isinstance(population, dict) and population else site_names(3)

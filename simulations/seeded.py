@@ -2,7 +2,7 @@
 
 Whoever knows the seed can subtract the noise: a run with these keys promises nothing and is marked
 ``"private": false``. Keys differ by site, purpose, round and step, so that the order in which sites
-run changes nothing.
+run changes nothing; they do not differ by job, so that jobs under one seed see the same batches.
 """
 
 from common.privacy.stream import KeySource, public_keys

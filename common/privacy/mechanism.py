@@ -14,7 +14,7 @@ from torch import Tensor
 
 from common.job import Job
 from common.privacy import clipping, noise, sampling
-from common.privacy.stream import KeySource, Stream, public_keys
+from common.privacy.stream import KeySource, Stream, fresh_key, public_keys
 
 Item = TypeVar("Item")
 
@@ -83,9 +83,10 @@ def mechanism_of(job: Job, site: str, keys: KeySource) -> Mechanism:
     """The mechanism that a job prescribes to a site.
 
     A job without privacy draws its batches from a stream that anybody can compute, so that its runs
-    can be repeated; ``keys`` are for all others.
+    can be repeated, unless ``keys`` are a simulation's, which repeat by themselves: under one seed
+    jobs that differ in a codec or a method see the same batches.
     """
-    if not job.is_private:
+    if not job.is_private and keys is fresh_key:
         keys = public_keys(job.sha256, site)
     return Mechanism(
         sampling_rate=job.privacy.sampling_rate,

@@ -45,6 +45,7 @@ from simulations.benchmarks.step_models import (
     make_batch,
     minilm,
 )
+from simulations.benchmarks.timing import require_rounds
 
 DEFAULT_ROUNDS = 12
 _MECHANISM_SIZE, _MECHANISM_REPEATS = 332_000, 9
@@ -68,8 +69,7 @@ def benchmark(rounds: int = DEFAULT_ROUNDS, targets: str = "qv") -> dict[str, ob
         InvalidInput: an option that does not exist.
         SelfCheckFailed: engines that disagree about a sum.
     """
-    if rounds < 2:
-        raise InvalidInput(f"rounds must be at least 2, got {rounds}")
+    require_rounds(rounds)
     if targets not in TARGETS:
         raise InvalidInput(f"targets must be one of {', '.join(TARGETS)}, got {targets!r}")
     quiet_transformers()

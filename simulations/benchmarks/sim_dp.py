@@ -5,9 +5,12 @@ clips each record, adds each site's own lattice noise and divides; ``noiseless``
 without noise, as ``dp-step`` does, since any private way needs noise alike. Noise is drawn a number
 at a time from AES words, so that it weighs the more the smaller the step is beside the adapter.
 
-In every round ``noiseless`` with a clip norm that clips nothing ends where ``plain`` does.
+In every round each variant has to end within 1e-4 of what the sites' own trainers make one after
+the other (client/train.py) from the same keys, noise included. Once, ``noiseless`` under a clip
+norm that clips nothing has to end where ``plain`` does.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -15,24 +18,36 @@ from typing import Any
 import numpy as np
 import torch
 
+from client.train import Trainer
 from common.adapter import Vector
 from common.model import quiet_transformers
 from simulations.benchmarks import sim_jobs
-from simulations.benchmarks.timing import alternate, milliseconds, ratio, require_close
+from simulations.benchmarks.timing import (
+    Distances,
+    alternate,
+    milliseconds,
+    ratio,
+    require_close,
+    require_rounds,
+)
 from simulations.engine.cohort import Lane, train_cohort
 
 SHAPES = {"b8": (8, 8, 64), "b1": (64, 1, 16)}
 _STEPS, _TOKENS = 3, 2048
 _SGD: dict[str, Any] = {"optimizer": "sgd", "learning_rate": 0.01, "momentum": 0.9}
 _UNCLIPPED, _CLOSE = 64.0, 0.01  # of that the lattice of so large a norm takes 0.003
+_SEQUENTIAL = 1e-4
 
 
 def benchmark(rounds: int = 9) -> dict[str, object]:
     """Times and ratios to ``plain`` at B8 T64 and B1 T16.
 
     Raises:
-        SelfCheckFailed: what is not clipped ends elsewhere.
+        InvalidInput: fewer than two rounds.
+        SelfCheckFailed: a variant ends elsewhere than its sites by themselves, or what is not
+            clipped elsewhere than without privacy.
     """
+    require_rounds(rounds)
     quiet_transformers()
     torch.set_num_threads(1)
     shapes = {name: _measure(*shape, rounds) for name, shape in SHAPES.items()}
@@ -63,21 +78,39 @@ def _measure(sites: int, batch: int, length: int, rounds: int) -> dict[str, Any]
         replace(one, mechanism=replace(one.mechanism, clip_norm=_UNCLIPPED)) for one in silent
     ]
 
-    def run(trainers: list[Any]) -> list[Vector]:
-        lanes = [Lane(one) for one in trainers]
-        return train_cohort(lanes, adapter.initial, 1, tokens=_TOKENS)
-
     variants = {"plain": plain, "private": private, "noiseless": silent}
-    seconds = alternate({name: partial(run, those) for name, those in variants.items()}, rounds)
-    ends = np.concatenate(run(unclipped)), np.concatenate(run(plain))
+    expected = {name: _one_by_one(those) for name, those in variants.items()}
+    distances = Distances(dict.fromkeys(variants, _SEQUENTIAL))
+
+    def check(ends: Mapping[str, Vector]) -> None:
+        for name, end in ends.items():
+            distances.require(name, end, expected[name])
+
+    acts = {name: partial(_stacked, those) for name, those in variants.items()}
+    seconds = alternate(acts, rounds, check)
     return {
         "sites": sites,
         "batch": batch,
         "length": length,
         "numbers": adapter.table.size,
         "noise_multiplier": job.noise_multiplier,
-        "distance_unclipped": require_close("unclipped adapters", *ends, _CLOSE),
+        "distance": distances.greatest,
+        "distance_unclipped": require_close(
+            "unclipped adapters", _stacked(unclipped), expected["plain"], _CLOSE
+        ),
         "private": ratio(seconds["private"], seconds["plain"]),
         "noiseless": ratio(seconds["noiseless"], seconds["plain"]),
         "site_step": milliseconds(seconds, sites * _STEPS),
     }
+
+
+def _stacked(trainers: Sequence[Trainer]) -> Vector:
+    """All sites' changes of a round, one after the other, (K * P,)."""
+    start = trainers[0].adapter.initial
+    return np.concatenate(train_cohort([Lane(one) for one in trainers], start, 1, tokens=_TOKENS))
+
+
+def _one_by_one(trainers: Sequence[Trainer]) -> Vector:
+    """The same, each by its own trainer."""
+    start = trainers[0].adapter.initial
+    return np.concatenate([one.train_round(start, 1) for one in trainers])

@@ -97,6 +97,15 @@ def _words() -> tuple[str, ...]:
     return tuple(sorted(w for w in vocabulary if w.isascii() and w.isalpha() and len(w) > 3))
 
 
+@lru_cache(maxsize=1)
+def make_examples(sites: int, batch: int, length: int) -> list[list[Example]]:
+    """Each site's records, encoded; once a process, and so once an actor of Ray's."""
+    job = make_job(sites, batch, length)
+    tokenizer = load(job).tokenizer
+    records = make_records(sites, batch, length)
+    return [task_of(job).encode(tokenizer, own, job) for own in records.values()]
+
+
 def make_scenario(
     folder: Path,
     sites: int,

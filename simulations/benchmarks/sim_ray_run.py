@@ -1,11 +1,12 @@
 """One whole run for ``sim-ray``: ``KIND OUT SITES ROUNDS BATCH LENGTH``.
 
-``OUT`` gets the change of the adapter, (P,) float32, as raw bytes.
+``KIND`` is ``ray_CPUS`` for Flower's own simulation with so many cores a client, ``stacked`` or
+``stacked_bf16`` for ours, or ``start`` for all imports and nothing else. ``OUT`` gets the change of
+the adapter, (P,) float32, as raw bytes.
 """
 
 import sys
 import tempfile
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,14 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
 from common.adapter import Vector
-from common.job import Job
 from common.log import configure
 from common.model import quiet_transformers
 from common.saved import read_adapter
-from common.tasks import task_of
-from common.tasks.batches import Example
 from simulations import runs
 from simulations.benchmarks import sim_jobs
 
 STEPS = 3
+RAY, START = "ray_", "start"
 _NAME = "adapter"
 
 
@@ -37,8 +36,10 @@ def main(argv: list[str]) -> int:
     configure(level="error")
     quiet_transformers()
     torch.set_num_threads(1)
-    if kind == "ray":
-        change = _stock(sites, rounds, batch, length)
+    if kind.startswith(RAY):
+        change = _stock(int(kind.removeprefix(RAY)), sites, rounds, batch, length)
+    elif kind == START:
+        change = np.zeros(0, np.float32)
     else:
         dtype = "bfloat16" if kind == "stacked_bf16" else "float32"
         change = _ours(sites, rounds, batch, length, dtype)
@@ -58,8 +59,12 @@ def _ours(sites: int, rounds: int, batch: int, length: int, dtype: str) -> Vecto
         return change
 
 
-def _stock(sites: int, rounds: int, batch: int, length: int) -> Vector:
-    """Flower's own simulation, with nothing of ours but the training data and the base."""
+def _stock(cpus: int, sites: int, rounds: int, batch: int, length: int) -> Vector:
+    """Flower's own simulation, with nothing of ours but the training data and the base.
+
+    What a client calls has to be imported from elsewhere: this module is ``__main__`` here, and in
+    Ray's actors ``__main__`` is another.
+    """
     from flwr.simulation import run_simulation
 
     ended: list[Vector] = []
@@ -77,7 +82,8 @@ def _stock(sites: int, rounds: int, batch: int, length: int) -> Vector:
     @client.train()
     def train(message: Message, context: Context) -> Message:
         torch.set_num_threads(1)
-        examples = _examples(sites, batch, length)[int(context.node_config["partition-id"])]
+        own = int(context.node_config["partition-id"])
+        examples = sim_jobs.make_examples(sites, batch, length)[own]
         adapter = sim_jobs.load(sim_jobs.make_job(sites, batch, length))
         state = np.asarray(message.content.array_records["arrays"][_NAME].numpy())
         change = sim_jobs.train_plainly(adapter, state, examples, STEPS)
@@ -87,19 +93,10 @@ def _stock(sites: int, rounds: int, batch: int, length: int) -> Vector:
         }
         return Message(RecordDict(content), reply_to=message)
 
-    resources: Any = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
+    resources: Any = {"client_resources": {"num_cpus": cpus, "num_gpus": 0.0}}
     run_simulation(server, client, num_supernodes=sites, backend_config=resources)
     change: Vector = ended[0] - start
     return change
-
-
-@lru_cache(maxsize=1)
-def _examples(sites: int, batch: int, length: int) -> list[list[Example]]:
-    """Each client's encoded records, once an actor."""
-    job: Job = sim_jobs.make_job(sites, batch, length)
-    tokenizer = sim_jobs.load(job).tokenizer
-    records = sim_jobs.make_records(sites, batch, length)
-    return [task_of(job).encode(tokenizer, own, job) for own in records.values()]
 
 
 if __name__ == "__main__":

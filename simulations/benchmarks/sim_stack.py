@@ -1,12 +1,15 @@
 """Clients one after the other by plain PEFT, beside the same clients stacked.
 
-Every client takes three AdamW steps on its own records, without privacy, on one thread. In each
-round both ways end with the same adapters, within 1e-4 in float32; in bfloat16 the distance is
-reported. ``ratio_bf16`` is PEFT in float32 over stacked in bfloat16.
+Every client takes three AdamW steps on its own records, without privacy, on one thread. In every
+round stacked clients have to end with PEFT's adapters, within 1e-4 in float32 and within 0.15 of
+how far they moved in bfloat16; the greatest distances are reported. ``ratio_bf16`` is PEFT in
+float32 over stacked in bfloat16, which costs more where the processor does not multiply it.
 
 Not covered: messages and aggregation (``sim-central``, ``sim-ray``).
 """
 
+from collections.abc import Mapping
+from functools import partial
 from importlib import metadata
 from typing import Any
 
@@ -17,21 +20,29 @@ from common.adapter import LoadedAdapter, Vector
 from common.job import Job
 from common.model import quiet_transformers
 from simulations.benchmarks import sim_jobs
-from simulations.benchmarks.timing import alternate, milliseconds, ratio, require_close
+from simulations.benchmarks.timing import (
+    Distances,
+    alternate,
+    milliseconds,
+    ratio,
+    require_rounds,
+)
 from simulations.engine.cohort import Lane, train_cohort
 
 # sites, records of a step, tokens of a record
 SHAPES = {"b1_t16": (64, 1, 16), "b2_t32": (16, 2, 32), "b8_t64": (8, 8, 64)}
 _STEPS, _TOKENS = 3, 2048
-_FLOAT32, _BFLOAT16 = 1e-4, 0.5
+MOST = {"stacked": 1e-4, "stacked_bf16": 0.15}  # bfloat16 was measured at 0.07 to 0.09
 
 
 def benchmark(rounds: int = 7) -> dict[str, object]:
     """Times of both ways for each shape; ``ratio_fp32`` and ``ratio_bf16`` are those of B1 T16.
 
     Raises:
+        InvalidInput: fewer than two rounds.
         SelfCheckFailed: the two ways end with other adapters.
     """
+    require_rounds(rounds)
     quiet_transformers()
     torch.set_num_threads(1)
     shapes = {name: _measure(*shape, rounds) for name, shape in SHAPES.items()}
@@ -54,26 +65,28 @@ def _measure(sites: int, batch: int, length: int, rounds: int) -> dict[str, Any]
         adapter = sim_jobs.load(job)
         records = sim_jobs.make_records(sites, batch, length)
         found[dtype] = job, adapter, sim_jobs.make_trainers(job, adapter, records)
-    ends: dict[str, list[Vector]] = {}
+    distances = Distances(MOST)
+
+    def check(ends: Mapping[str, list[Vector]]) -> None:
+        for name in MOST:
+            distances.require(name, np.concatenate(ends[name]), np.concatenate(ends["peft"]))
+
     seconds = alternate(
         {
-            "peft": lambda: ends.update(peft=_one_by_one(*found["float32"][1:])),
-            "stacked": lambda: ends.update(stacked=_stacked(*found["float32"][1:])),
-            "stacked_bf16": lambda: ends.update(stacked_bf16=_stacked(*found["bfloat16"][1:])),
+            "peft": partial(_one_by_one, *found["float32"][1:]),
+            "stacked": partial(_stacked, *found["float32"][1:]),
+            "stacked_bf16": partial(_stacked, *found["bfloat16"][1:]),
         },
         rounds,
+        check,
     )
-    distance = {
-        name: _distance(name, ends[name], ends["peft"], most)
-        for name, most in (("stacked", _FLOAT32), ("stacked_bf16", _BFLOAT16))
-    }
     return {
         "sites": sites,
         "batch": batch,
         "length": length,
-        "fp32": ratio(seconds["peft"], seconds["stacked"]) | {"distance": distance["stacked"]},
-        "bf16": ratio(seconds["peft"], seconds["stacked_bf16"])
-        | {"distance": distance["stacked_bf16"]},
+        "fp32": ratio(seconds["peft"], seconds["stacked"]),
+        "bf16": ratio(seconds["peft"], seconds["stacked_bf16"]),
+        "distance": distances.greatest,
         "site_step": milliseconds(seconds, sites * _STEPS),
     }
 
@@ -88,10 +101,6 @@ def _one_by_one(adapter: LoadedAdapter, trainers: list[Any]) -> list[Vector]:
 def _stacked(adapter: LoadedAdapter, trainers: list[Any]) -> list[Vector]:
     lanes = [Lane(trainer) for trainer in trainers]
     return train_cohort(lanes, adapter.initial, 1, tokens=_TOKENS)
-
-
-def _distance(name: str, found: list[Vector], expected: list[Vector], most: float) -> float:
-    return require_close(name, np.concatenate(found), np.concatenate(expected), most)
 
 
 def _has_bf16() -> bool:

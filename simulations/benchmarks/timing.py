@@ -1,25 +1,58 @@
-"""Alternating runs of several variants: raw CPU times, medians, quartiles and their ratios."""
+"""Alternating runs of several variants: raw CPU times, medians, quartiles and their ratios.
 
+CPU time is of this process and of every child that it has waited for.
+"""
+
+import resource
 import statistics
-import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from common.adapter import Vector
-from common.errors import SelfCheckFailed
+from common.errors import InvalidInput, SelfCheckFailed
+
+Made = TypeVar("Made")
 
 
-def alternate(variants: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of CPU of each variant, once a round, after a round that warms up."""
+def require_rounds(rounds: int) -> None:
+    """Check that there are enough rounds for quartiles.
+
+    Raises:
+        InvalidInput: fewer than two.
+    """
+    if rounds < 2:
+        raise InvalidInput(f"rounds must be at least 2, got {rounds}")
+
+
+def cpu_seconds() -> float:
+    """User and system time so far."""
+    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+def alternate(
+    variants: Mapping[str, Callable[[], Made]],
+    rounds: int,
+    check: Callable[[Mapping[str, Made]], None],
+) -> dict[str, list[float]]:
+    """Seconds of CPU of each variant, once a round, after a round that warms up.
+
+    Args:
+        variants: what is timed.
+        rounds: how often.
+        check: raises unless what the variants of a round made is right; called in every one.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for round_ in range(rounds + 1):
+        made: dict[str, Made] = {}
         for name, act in variants.items():
-            begun = time.process_time()
-            act()
+            begun = cpu_seconds()
+            made[name] = act()
             if round_:
-                seconds[name].append(time.process_time() - begun)
+                seconds[name].append(cpu_seconds() - begun)
+        check(made)
     return seconds
 
 
@@ -39,6 +72,27 @@ def milliseconds(seconds: Mapping[str, list[float]], of: int) -> dict[str, Any]:
         }
         for name, own in seconds.items()
     }
+
+
+class Distances:
+    """The greatest relative distance of each variant from another over all rounds.
+
+    Args:
+        most: variant -> what is allowed.
+    """
+
+    def __init__(self, most: Mapping[str, float]) -> None:
+        self._most = dict(most)
+        self.greatest = dict.fromkeys(most, 0.0)
+
+    def require(self, name: str, found: Vector, expected: Vector) -> None:
+        """Check one variant's end of a round, (P,).
+
+        Raises:
+            SelfCheckFailed: it is further from ``expected`` than allowed.
+        """
+        distance = require_close(name, found, expected, self._most[name])
+        self.greatest[name] = max(self.greatest[name], distance)
 
 
 def require_close(name: str, found: Vector, expected: Vector, most: float) -> float:

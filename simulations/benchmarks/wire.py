@@ -18,6 +18,7 @@ from common.job import Job
 from common.model import quiet_transformers, require_base
 from common.result import Result, read_result
 from simulations import runs
+from simulations.benchmarks.timing import require_rounds
 from simulations.leaderboard import half_width
 from simulations.scenario import FOLDER, Options, Scenario, load_scenario
 
@@ -40,7 +41,12 @@ Make = Callable[[int, str], Scenario]
 
 
 def benchmark(rounds: int = 5) -> dict[str, object]:
-    """Bytes and accuracy of each codec; ``rounds`` is how many seeds."""
+    """Bytes and accuracy of each codec; ``rounds`` is how many seeds.
+
+    Raises:
+        InvalidInput: fewer than two.
+    """
+    require_rounds(rounds)
     quiet_transformers()
     return measure(_bank, rounds)
 

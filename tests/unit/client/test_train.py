@@ -254,8 +254,11 @@ def test_sampling_and_noise_take_keys_of_their_own(job: MakeJob) -> None:
 def test_a_private_job_takes_the_keys_it_is_given_and_one_without_privacy_takes_public_ones(
     job: MakeJob, no_privacy: dict[str, Any]
 ) -> None:
-    assert mechanism_of(job(), "A", fresh_key).keys is fresh_key
     naked = job(privacy=no_privacy)
+    assert mechanism_of(job(), "A", fresh_key).keys is fresh_key
+    # A simulation's repeat by themselves, and for all jobs of one seed alike.
+    assert mechanism_of(job(), "A", SEEDED).keys is SEEDED
+    assert mechanism_of(naked, "A", SEEDED).keys is SEEDED
     drawn = [mechanism_of(naked, site, fresh_key).keys("sampling", 2, 1) for site in "AAB"]
     assert drawn[0] == drawn[1] != drawn[2]
 

@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, RecordDict
 
+from common.config import parse
 from common.errors import UpdateRejected
 from common.flower import content_to_bytes
-from common.job import Job
+from common.histograms import bins
+from common.job import MOST_JOB_SITES, Job
+from common.measured import MetricsResult, measured
 from common.metric_messages import Counts, counts_reply, read_counts
 from common.privacy.ledger import Head
 
@@ -71,3 +74,13 @@ def test_anything_else_is_refused(content: RecordDict, words: str, counting_job:
 def test_a_job_without_counts_takes_none(make_job: MakeJob) -> None:
     with pytest.raises(UpdateRejected, match="0 numbers"):
         read_counts(reply([0] * 8), make_job())
+
+
+def test_what_is_written_of_as_many_sites_as_a_job_may_have_can_be_read(counting_job: Job) -> None:
+    sites = [f"S{i:04d}" for i in range(MOST_JOB_SITES)]
+    one = np.arange(bins(counting_job.histograms), dtype=np.int64)
+    written = measured(counting_job, dict.fromkeys(sites, one), ())
+    assert written is not None
+    read = parse(MetricsResult, written.model_dump(mode="json"), "result.json")
+    assert [own.site for own in read.sites] == sites
+    assert read.together == tuple((MOST_JOB_SITES * one).tolist())

@@ -14,6 +14,7 @@ from common.errors import InvalidInput
 from common.job import load_job
 from common.privacy.accounting import GaussianSteps, epsilon
 from simulations.homes import write_home
+from simulations.partitions import MAX_SITES
 from simulations.scenario import (
     DEFAULT,
     FOLDER,
@@ -97,7 +98,8 @@ def test_options_reach_the_job_and_no_privacy_takes_its_numbers_away() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (Options(sites=0), "sites must be 1 to 1000, got 0"),
+        (Options(sites=0), "sites must be 1 to 4096, got 0"),
+        (Options(sites=4097), "sites must be 1 to 4096, got 4097"),
         (Options(values={"training.epochs": 3}), "training.epochs must be a known key"),
         (Options(values={"rounds": 3}), "option must be SECTION.KEY=VALUE, got 'rounds'"),
         (Options(data="wards"), "data must be a path to a file or one of"),
@@ -107,6 +109,16 @@ def test_options_reach_the_job_and_no_privacy_takes_its_numbers_away() -> None:
 def test_a_bad_option_is_named(options: Options, words: str) -> None:
     with pytest.raises(InvalidInput, match=words.replace("(", r"\(")):
         load_scenario(DEFAULT, options)
+
+
+def test_as_many_sites_as_the_scale_benchmark_has_may_be_asked_for(tmp_path: Path) -> None:
+    records, most = tmp_path / "two_each.jsonl", MAX_SITES  # of scale.py as well
+    rows = ({"text": f"note {i}", "label": "ab"[i % 2]} for i in range(2 * most))
+    records.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = Options(sites=most, data=str(records), partition="iid", no_privacy=True)
+    scenario = load_scenario(DEFAULT, options)
+    assert scenario.job.data.population == {site: len(r) for site, r in scenario.records.items()}
+    assert list(scenario.job.data.population.values()) == [2] * most
 
 
 def test_an_unknown_key_of_the_simulation_table_is_refused(tmp_path: Path) -> None:
