@@ -234,6 +234,27 @@ def test_sites_that_are_away_or_late_are_so_on_every_grid(
     }
 
 
+@pytest.mark.parametrize("grid", ["stacked", "inprocess"])
+def test_a_server_that_moves_farther_than_updates_could_is_refused_on_every_grid(
+    make_job: MakeJob,
+    rows: Rows,
+    tmp_path: Path,
+    outcomes: Any,  # noqa: ANN401
+    monkeypatch: pytest.MonkeyPatch,
+    grid: str,
+) -> None:
+    training = {**SITES["training"], "max_update_norm": 50.0}
+    made = scenario(make_job(**{**SITES, "training": training}, adapter={"method": "ffa"}), rows)
+
+    def far(_: Job, before: NDArray[np.float32], *__: Any) -> tuple[NDArray[np.float32], bytes]:  # noqa: ANN401
+        return before + np.float32(60), b""
+
+    monkeypatch.setattr("server.app.optimized", far)
+    words = r"round 2 must have .* got 0 \(A: global adapter must be within .* this site knows"
+    with pytest.raises(Refusal, match=words):
+        run(made, grid, tmp_path / grid, outcomes)
+
+
 def test_cohorts_of_any_size_end_with_the_same_adapter(
     make_job: MakeJob,
     rows: Rows,
