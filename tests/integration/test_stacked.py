@@ -21,6 +21,7 @@ from common.errors import Refusal
 from common.job import Job
 from common.model import require_base
 from common.result import Result, read_result
+from server import measuring
 from server.checkpoint import Checkpoints, Receipt, RoundRecord
 from simulations import runs
 from simulations.absence import Absence
@@ -232,6 +233,37 @@ def test_sites_that_are_away_or_late_are_so_on_every_grid(
         site: sum(site in drawn[r][0] for r in range(1, last[site] + 1)) + 5 - last[site]
         for site in COUNTS
     }
+
+
+def test_sites_that_were_late_give_their_counts_at_once(
+    make_job: MakeJob,
+    rows: Rows,
+    tmp_path: Path,
+    outcomes: Any,  # noqa: ANN401
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Lateness is a round's: whoever was asked for counts once has answered."""
+    metrics = {"release": ["accuracy"], "share": 0.1, "hold_out": 0.25}
+    training = {**SITES["training"], "quorum": 1, "deadline_s": 8}
+    made = scenario(make_job(**{**SITES, "training": training}, metrics=metrics), rows)
+    made = replace(made, absence=Absence(stragglers=0.5), seed=4)
+    nodes = sorted(made.job.site_of_node)
+    _, late = made.absence.draw(nodes, 4, 2, 1)
+    assert 0 < len(late) < len(nodes)
+    asked: list[set[str]] = []
+    note = measuring.note_asked
+
+    def noted(checkpoints: Checkpoints, job: str, sites: set[str]) -> None:
+        asked.append(set(sites))
+        note(checkpoints, job, sites)
+
+    monkeypatch.setattr("server.measuring.note_asked", noted)
+    result, _, _ = run(made, "stacked", tmp_path / "stacked", outcomes)
+    assert asked == [set(COUNTS)]
+    assert [site.counts for site in result.sites] == [1, 1, 1, 1]
+    assert result.metrics is not None
+    assert sorted(one.site for one in result.metrics.sites) == sorted(COUNTS)
+    assert not result.metrics.silent
 
 
 @pytest.mark.parametrize("grid", ["stacked", "inprocess"])
