@@ -21,8 +21,8 @@ from common.errors import Refusal
 from common.job import Job
 from common.model import require_base
 from common.result import Result, read_result
-from server import measuring
 from server.checkpoint import Checkpoints, Receipt, RoundRecord
+from server.counts import note_asked
 from simulations import runs
 from simulations.absence import Absence
 from simulations.engine.engine import Engine
@@ -235,6 +235,31 @@ def test_sites_that_are_away_or_late_are_so_on_every_grid(
     }
 
 
+def test_no_time_passes_where_a_round_is_asked_again(
+    make_job: MakeJob,
+    rows: Rows,
+    tmp_path: Path,
+    outcomes: Any,  # noqa: ANN401
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = scenario(make_job(**{**SITES, "training": {**SITES["training"], "quorum": 3}}), rows)
+    made = replace(made, absence=Absence(dropout=0.5), seed=5)
+    attempts: list[int] = []
+    draw = Absence.draw
+
+    def drawn(self: Absence, nodes: list[int], seed: int, round_: int, attempt: int) -> Any:  # noqa: ANN401
+        attempts.append(attempt)
+        return draw(self, nodes, seed, round_, attempt)
+
+    slept: list[float] = []
+    monkeypatch.setattr(Absence, "draw", drawn)
+    monkeypatch.setattr("server.round.time.sleep", slept.append)
+    run(made, "stacked", tmp_path / "stacked", outcomes)
+    assert max(attempts) > 1
+    assert slept
+    assert set(slept) == {0.0}
+
+
 def test_sites_that_were_late_give_their_counts_at_once(
     make_job: MakeJob,
     rows: Rows,
@@ -251,7 +276,7 @@ def test_sites_that_were_late_give_their_counts_at_once(
     _, late = made.absence.draw(nodes, 4, 2, 1)
     assert 0 < len(late) < len(nodes)
     asked: list[set[str]] = []
-    note = measuring.note_asked
+    note = note_asked
 
     def noted(checkpoints: Checkpoints, job: str, sites: set[str]) -> None:
         asked.append(set(sites))
