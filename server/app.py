@@ -74,6 +74,7 @@ def run_job(
     grid_name: str = "link",
     observe: Callable[[RoundRecord], None] = lambda _: None,
     seeded: bool = False,
+    pause_s: float | None = None,
 ) -> Result:
     """Run a job to its end, from its last closed round if there is one.
 
@@ -85,6 +86,7 @@ def run_job(
         grid_name: as ``result.json`` states it.
         observe: told of every closed round, from round 0, the untrained start.
         seeded: whether some site's noise can be repeated, which forfeits privacy.
+        pause_s: between two askings in a round, as ``collect`` takes it.
 
     Raises:
         Refusal: too few sites accept the job, or a round can have no quorum.
@@ -95,7 +97,7 @@ def run_job(
     become_server()
     job = signed.job
     adapter = _load(job)
-    run = _Run(signed, adapter, load_hold_out(job, adapter), grid, checkpoints, observe)
+    run = _Run(signed, adapter, load_hold_out(job, adapter), grid, checkpoints, observe, pause_s)
     vector = run.resume()
     if not is_over(job, run.closed):
         run.sites.gather()
@@ -141,6 +143,7 @@ class _Run:
     grid: Grid
     checkpoints: Checkpoints
     observe: Callable[[RoundRecord], None]
+    pause_s: float | None = None
     closed: list[RoundRecord] = field(default_factory=list)
     receipts: dict[str, Receipt] = field(default_factory=dict)
     _packed: tuple[Vector, messages.Packed] | None = None
@@ -193,7 +196,7 @@ class _Run:
             said = confirm(self.checkpoints, self.job, round_, input_sha256, site, reply)
             return phases.confirm(said)
 
-        replies = collect(self.grid, first, book, confirmed, latecomers)
+        replies = collect(self.grid, first, book, confirmed, latecomers, pause_s=self.pause_s)
         arrays, _ = strategy.aggregate_train(round_, replies)
         answered = {receipt.site for receipt in book.receipts} | set(book.refused)
         sites.missed = (sites.missed | asked) - answered

@@ -168,6 +168,8 @@ def collect(
     book: RoundBook,
     confirm: Confirm,
     latecomers: Callable[[], Iterable[Message]] = tuple,
+    *,
+    pause_s: float | None = None,
 ) -> Iterator[Message]:
     """Replies until all have come, or the quorum has and the deadline is over.
 
@@ -182,6 +184,7 @@ def collect(
         book: what has come.
         confirm: checks and keeps the charge in a site's reply; the content that confirms it.
         latecomers: orders to accepting sites that are there now and were not asked before.
+        pause_s: the least between two askings, if another than here; 0 where no time passes.
 
     Raises:
         Refusal: every site has answered and too few updates can be used.
@@ -198,8 +201,9 @@ def collect(
             break
         if waiting:
             log.warning("quorum missed", round=book.round, have=book.accepted, need=quorum)
-            pause_s = min(ASK_AGAIN_S, book.job.training.deadline_s)
-            time.sleep(max(0.0, asked_s + pause_s - time.monotonic()))
+            least_s = ASK_AGAIN_S if pause_s is None else pause_s
+            again_s = asked_s + min(least_s, book.job.training.deadline_s)
+            time.sleep(max(0.0, again_s - time.monotonic()))
         waiting |= {order.metadata.dst_node_id: order for order in latecomers()}
     if book.accepted < quorum:
         raise Refusal(

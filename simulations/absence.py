@@ -3,7 +3,8 @@
 A seed decides, for each round and each time that the round is asked again. A site that is not
 sampled or drops out hears nothing of the round and is charged nothing. A straggler trains, is
 charged and shows its charge, and its update is not there at the deadline: what a deployment would
-see of it. No time passes. The server's figures count what a site may have run since it was last
+see of it. After the last round all are there again, so that a job's counts have every site's. No
+time passes. The server's figures count what a site may have run since it was last
 heard (server/charges.py), so that they are upper bounds here too.
 
 Not covered: amplification by sampling of sites; accounting claims none, here as in a deployment. A

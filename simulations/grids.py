@@ -142,6 +142,7 @@ class AbsentGrid(LocalGrid):
         self._attempts: dict[int, int] = {}
         self._late: set[int] = set()
         self.kept_back: set[int] = set()  # whom the last messages did not reach
+        self._late_in = ""  # the group of the round that they are late in
 
     def get_node_ids(self) -> Iterable[int]:
         """Every site: who is away in a round is there in another."""
@@ -165,8 +166,11 @@ class AbsentGrid(LocalGrid):
         attempt = self._attempts[round_] = self._attempts.get(round_, 0) + 1
         nodes = sorted(self.get_node_ids())
         trains, self._late = self._absence.draw(nodes, self._seed, round_, attempt)
+        self._late_in = str(round_)
         return trains
 
     def _is_in_time(self, message: Message) -> bool:
-        is_release = message.metadata.message_type == RELEASE
-        return not (is_release and message.metadata.dst_node_id in self._late)
+        sent = message.metadata
+        # Counts leave by a release too, after the rounds: nobody is late in those.
+        is_update = sent.message_type == RELEASE and sent.group_id == self._late_in
+        return not (is_update and sent.dst_node_id in self._late)

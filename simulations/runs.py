@@ -58,6 +58,7 @@ def in_process(scenario: Scenario, work: Path, observe: Observe, *, seeded: bool
         grid_name="inprocess",
         observe=lambda record: observe(record.round, record.score),
         seeded=seeded and scenario.job.is_private,
+        pause_s=_pause_s(scenario),
     )
     checkpoints.close()
     return work / "outcome"
@@ -66,6 +67,11 @@ def in_process(scenario: Scenario, work: Path, observe: Observe, *, seeded: bool
 def _some_away(grid: LocalGrid, scenario: Scenario) -> LocalGrid:
     absence = scenario.absence
     return grid if absence.is_nobody else AbsentGrid(grid, absence, scenario.seed)
+
+
+def _pause_s(scenario: Scenario) -> float | None:
+    """Where a draw decides who is away, the next is made at once; else the server's own pause."""
+    return None if scenario.absence.is_nobody else 0.0
 
 
 def _node(
@@ -128,6 +134,7 @@ def _together(
         grid_name=grid,
         observe=lambda record: observe(record.round, record.score),
         seeded=job.is_private,
+        pause_s=_pause_s(scenario),
     )
     checkpoints.close()
     return work / "outcome"

@@ -51,6 +51,7 @@ def train_cohort(
     round_: int,
     *,
     tokens: int = DEFAULT_TOKENS,
+    rows: int | None = None,
     prefix: Prefix | None = None,
 ) -> list[Vector]:
     """What ``Trainer.train_round`` gives at each site, in the order of ``lanes``.
@@ -60,6 +61,7 @@ def train_cohort(
         start: (P,) the state that all begin with.
         round_: which one.
         tokens: the most in a physical batch.
+        rows: likewise; ``None`` for as many as have so many tokens.
         prefix: keeps what a record is below the first adapter; ``None`` to compute it each time.
 
     Returns:
@@ -72,7 +74,7 @@ def train_cohort(
         return []
     # Sites that finish first are last, so that those which go on are always the first rows.
     order = sorted(range(len(lanes)), key=lambda i: -lanes[i].planned)
-    cohort = Cohort([lanes[i] for i in order], start, round_, tokens, prefix)
+    cohort = Cohort([lanes[i] for i in order], start, round_, tokens, prefix, rows)
     changes = dict(zip(order, cohort.train(), strict=True))
     return [changes[i] for i in range(len(lanes))]
 
@@ -87,9 +89,10 @@ class Cohort:
         round_: int,
         tokens: int,
         prefix: Prefix | None = None,
+        rows: int | None = None,
     ) -> None:
         self._lanes, self._start, self._round = lanes, start, round_
-        self._tokens, self._prefix = tokens, prefix
+        self._tokens, self._most_rows, self._prefix = tokens, rows, prefix
         first = lanes[0].trainer
         self._adapter = first.adapter
         self._model = replace(first, rank=None, round=round_).begin(start)
@@ -181,8 +184,8 @@ class Cohort:
         return sums
 
     def _batches(self, examples: Sequence[Example]) -> Iterator[tuple[Batch, list[int]]]:
-        adapter = self._adapter
-        return shared_batches(examples, self._tokens, adapter.pad_id, adapter.device)
+        adapter, rows = self._adapter, self._most_rows
+        return shared_batches(examples, self._tokens, adapter.pad_id, adapter.device, rows)
 
     def _below(self, batch: Batch, examples: Sequence[Example]) -> AbstractContextManager[None]:
         return nullcontext() if self._prefix is None else self._prefix.entering(batch, examples)

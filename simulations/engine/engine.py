@@ -30,10 +30,13 @@ class Engine:
     Args:
         tokens: of a physical batch; ``None`` for what this machine does best.
         at_once: sites of a cohort; ``None`` for as many as memory and batch allow.
+        sharing: how many engines share this machine's memory.
     """
 
-    def __init__(self, *, tokens: int | None = None, at_once: int | None = None) -> None:
-        self._tokens, self._at_once = tokens, at_once
+    def __init__(
+        self, *, tokens: int | None = None, at_once: int | None = None, sharing: int = 1
+    ) -> None:
+        self._tokens, self._at_once, self._sharing = tokens, at_once, sharing
         self._shape: Shape | None = None
         self._prefix: Prefix | None = None
 
@@ -46,16 +49,18 @@ class Engine:
         """
         trainers = [lane.trainer for lane in lanes]
         if self._shape is None:
-            self._prefix = checked_prefix(trainers[0])
-            self._shape = Shape(self._tokens, 1) if self._tokens else shape_of(trainers[0])
-        count = self._at_once or sites_at_once(trainers, self._shape, round_)
+            self._prefix = checked_prefix(trainers[0], self._sharing)
+            self._shape = shape_of(trainers[0], self._sharing, tokens=self._tokens)
+        shape = self._shape
+        count = self._at_once or sites_at_once(trainers, shape, round_, self._sharing)
         for first in range(0, len(lanes), count):
             part = lanes[first : first + count]
-            tokens, prefix = self._shape.tokens, self._prefix
-            yield from train_cohort(part, start, round_, tokens=tokens, prefix=prefix)
+            yield from train_cohort(
+                part, start, round_, tokens=shape.tokens, rows=shape.rows, prefix=self._prefix
+            )
 
 
-def checked_prefix(trainer: Trainer) -> Prefix | None:
+def checked_prefix(trainer: Trainer, sharing: int = 1) -> Prefix | None:
     """What may be kept below the first adapter, once it is known that it changes nothing.
 
     Raises:
@@ -70,17 +75,18 @@ def checked_prefix(trainer: Trainer) -> Prefix | None:
     except (SelfCheckFailed, RuntimeError, TypeError, ValueError) as error:
         log.info("nothing kept below the first adapter", error=type(error).__name__)
         return None
-    return prefix_of(trainer.adapter.model, _known_states(trainer))
+    return prefix_of(trainer.adapter.model, _known_states(trainer, sharing))
 
 
-def _known_states(trainer: Trainer) -> States | None:
+def _known_states(trainer: Trainer, sharing: int) -> States | None:
     """What earlier runs of this process kept of the same base below the same block."""
     block = first_trained(trainer.adapter.model)
     if block is None:
         return None
     blocks, count = block
     dtype, device = str(_dtype(trainer)), str(trainer.adapter.device)
-    return states_of(trainer.job.model.sha256, dtype, device, f"{count} of {len(blocks)}")
+    place = f"{count} of {len(blocks)}"
+    return states_of(trainer.job.model.sha256, dtype, device, place, sharing)
 
 
 def require_exact(trainer: Trainer, prefix: Prefix | None = None) -> None:

@@ -29,9 +29,14 @@ class _Reached(BaseException):
 
 
 class States:
-    """What enters one block, by example, as far as memory goes."""
+    """What enters one block, by example, as far as memory goes.
 
-    def __init__(self) -> None:
+    Args:
+        sharing: how many engines share this machine's memory.
+    """
+
+    def __init__(self, sharing: int = 1) -> None:
+        self._sharing = sharing
         self._kept: dict[Example, Tensor] = {}
         self._room: int | None = None
         self._is_full = False
@@ -45,7 +50,7 @@ class States:
     def keep(self, example: Example, state: Tensor) -> None:
         """Keep a (T, D) state of an example's own tokens."""
         if self._room is None:
-            self._room = int(_SHARE * free_bytes(state.device))
+            self._room = int(_SHARE * free_bytes(state.device) / self._sharing)
         if state.nbytes > self._room:
             self._is_full = True
             return
@@ -59,12 +64,12 @@ class States:
 
 
 @lru_cache(maxsize=1)
-def states_of(base_sha256: str, dtype: str, device: str, block: str) -> States:
+def states_of(base_sha256: str, dtype: str, device: str, block: str, sharing: int) -> States:
     """The states that runs of this process share: those of the base and block that came last.
 
     A sweep's runs differ in what they train, and so in nothing below it.
     """
-    return States()
+    return States(sharing)
 
 
 class Prefix:

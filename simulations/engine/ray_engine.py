@@ -34,16 +34,18 @@ class Worker:
         signed: the job, as it is signed.
         records: of every site.
         seed: the run's.
+        sharing: how many workers share a machine's memory.
     """
 
     signed: bytes
     records: Mapping[str, Sequence[Record]]
     seed: int
+    sharing: int = 1
 
     def __post_init__(self) -> None:
         signed = parse_signed_job(self.signed)
         adapter = load_adapter(signed.job, require_base(signed.job))
-        self._engine = Engine()
+        self._engine = Engine(sharing=self.sharing)
         self._sites = {
             site: SimulatedSite(site, signed, adapter, own, seeded_keys(self.seed, site))
             for site, own in self.records.items()
@@ -95,11 +97,14 @@ class RayEngine:
             ray.init(include_dashboard=False, log_to_driver=False, num_cpus=self._workers or None)
         gpus = int(ray.cluster_resources().get("GPU", 0))
         count = self._workers or gpus or int(ray.cluster_resources().get("CPU", 1))
-        resources = {"num_gpus": 1} if gpus >= count else {"num_cpus": 1}
+        has_own_gpu = gpus >= count
+        resources = {"num_gpus": 1} if has_own_gpu else {"num_cpus": 1}
+        sharing = 1 if has_own_gpu else count  # as if all were on one machine, which is safe
         remote = ray.remote(**resources)(Worker)
         shared = ray.put({site: list(own) for site, own in self._records.items()})
         self._actors = [
-            remote.remote(self._signed.to_bytes(), shared, self._seed) for _ in range(count)
+            remote.remote(self._signed.to_bytes(), shared, self._seed, sharing)
+            for _ in range(count)
         ]
         return self
 

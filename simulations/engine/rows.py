@@ -17,7 +17,11 @@ _MULTIPLE = 4  # tokens; a row that is not aligned costs more than the padding
 
 
 def shared_batches(
-    examples: Sequence[Example], tokens: int, pad_id: int, device: torch.device
+    examples: Sequence[Example],
+    tokens: int,
+    pad_id: int,
+    device: torch.device,
+    rows: int | None = None,
 ) -> Iterator[tuple[Batch, list[int]]]:
     """Batches of about ``tokens`` tokens with padding, longest rows first.
 
@@ -26,6 +30,7 @@ def shared_batches(
         tokens: the most in a batch, unless one row alone has more.
         pad_id: what rows are padded with.
         device: where batches go.
+        rows: the most in a batch, of which each has a gradient of its own; ``None`` for any number.
 
     Returns:
         Each batch with the places of its examples.
@@ -33,7 +38,7 @@ def shared_batches(
     order = sorted(range(len(examples)), key=lambda i: -len(examples[i].input_ids))
     while order:
         width = row_width(examples[order[0]])
-        count = max(1, tokens // width)
+        count = max(1, min(tokens // width, len(order) if rows is None else rows))
         places, order = order[:count], order[count:]
         group = [examples[i] for i in places]
         yield collate(group, width, len(group), pad_id, device), places

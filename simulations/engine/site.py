@@ -42,6 +42,8 @@ from common.tasks import task_of
 from common.vocabulary import require_known
 from simulations.engine.account import MemoryLedger
 
+Known = tuple[int, bytes] | None  # round and state of the last order that was charged
+
 log = structlog.get_logger(__name__)
 
 
@@ -55,6 +57,7 @@ class SimulatedSite:
         adapter: the job's, shared by all sites.
         records: its own.
         keys: of the run's seed, which forfeit privacy.
+        latest: what the next round's state is measured by.
     """
 
     name: str
@@ -62,6 +65,7 @@ class SimulatedSite:
     adapter: LoadedAdapter
     records: Sequence[Record]
     keys: KeySource
+    latest: Known = None
     _trainer: Trainer | None = None
     _ready: dict[int, RecordDict] = field(default_factory=dict)
     _feedback: Feedback = field(default_factory=Feedback)
@@ -109,8 +113,8 @@ class SimulatedSite:
         """Whether a round was charged, and so has its content."""
         return (self.job.sha256, round_) in self.ledger.account.rounds
 
-    def reserve(self, order: Order, input_sha256: str) -> None:
-        """Charge a round before it is trained, or the counts.
+    def reserve(self, order: Order, input_sha256: str, start: bytes) -> None:
+        """Charge a round before it is trained from the state ``start``, or the counts.
 
         Raises:
             RoundRefused: it is none of the job's.
@@ -133,6 +137,7 @@ class SimulatedSite:
             **({"purpose": purpose} if is_counts else {}),
             **_versions(),
         )
+        self.latest = order.round, start
 
     def keep(self, round_: int, input_sha256: str, change: Vector) -> None:
         """Take a round's change; the content that waits for the confirmation."""

@@ -22,6 +22,7 @@ from common.job import Job
 from common.model import require_base
 from common.result import Result, read_result
 from server.checkpoint import Checkpoints, Receipt, RoundRecord
+from server.counts import note_asked
 from simulations import runs
 from simulations.absence import Absence
 from simulations.engine.engine import Engine
@@ -240,6 +241,83 @@ def test_sites_that_are_away_or_late_are_so_on_every_grid(
         site: sum(site in drawn[r][0] for r in range(1, last[site] + 1)) + 5 - last[site]
         for site in COUNTS
     }
+
+
+def test_no_time_passes_where_a_round_is_asked_again(
+    make_job: MakeJob,
+    rows: Rows,
+    tmp_path: Path,
+    outcomes: Any,  # noqa: ANN401
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = scenario(make_job(**{**SITES, "training": {**SITES["training"], "quorum": 3}}), rows)
+    made = replace(made, absence=Absence(dropout=0.5), seed=5)
+    attempts: list[int] = []
+    draw = Absence.draw
+
+    def drawn(self: Absence, nodes: list[int], seed: int, round_: int, attempt: int) -> Any:  # noqa: ANN401
+        attempts.append(attempt)
+        return draw(self, nodes, seed, round_, attempt)
+
+    slept: list[float] = []
+    monkeypatch.setattr(Absence, "draw", drawn)
+    monkeypatch.setattr("server.round.time.sleep", slept.append)
+    run(made, "stacked", tmp_path / "stacked", outcomes)
+    assert max(attempts) > 1
+    assert slept
+    assert set(slept) == {0.0}
+
+
+def test_sites_that_were_late_give_their_counts_at_once(
+    make_job: MakeJob,
+    rows: Rows,
+    tmp_path: Path,
+    outcomes: Any,  # noqa: ANN401
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Lateness is a round's: whoever was asked for counts once has answered."""
+    metrics = {"release": ["accuracy"], "share": 0.1, "hold_out": 0.25}
+    training = {**SITES["training"], "quorum": 1, "deadline_s": 8}
+    made = scenario(make_job(**{**SITES, "training": training}, metrics=metrics), rows)
+    made = replace(made, absence=Absence(stragglers=0.5), seed=4)
+    nodes = sorted(made.job.site_of_node)
+    _, late = made.absence.draw(nodes, 4, 2, 1)
+    assert 0 < len(late) < len(nodes)
+    asked: list[set[str]] = []
+    note = note_asked
+
+    def noted(checkpoints: Checkpoints, job: str, sites: set[str]) -> None:
+        asked.append(set(sites))
+        note(checkpoints, job, sites)
+
+    monkeypatch.setattr("server.measuring.note_asked", noted)
+    result, _, _ = run(made, "stacked", tmp_path / "stacked", outcomes)
+    assert asked == [set(COUNTS)]
+    assert [site.counts for site in result.sites] == [1, 1, 1, 1]
+    assert result.metrics is not None
+    assert sorted(one.site for one in result.metrics.sites) == sorted(COUNTS)
+    assert not result.metrics.silent
+
+
+@pytest.mark.parametrize("grid", ["stacked", "inprocess"])
+def test_a_server_that_moves_farther_than_updates_could_is_refused_on_every_grid(
+    make_job: MakeJob,
+    rows: Rows,
+    tmp_path: Path,
+    outcomes: Any,  # noqa: ANN401
+    monkeypatch: pytest.MonkeyPatch,
+    grid: str,
+) -> None:
+    training = {**SITES["training"], "max_update_norm": 50.0}
+    made = scenario(make_job(**{**SITES, "training": training}, adapter={"method": "ffa"}), rows)
+
+    def far(_: Job, before: NDArray[np.float32], *__: Any) -> tuple[NDArray[np.float32], bytes]:  # noqa: ANN401
+        return before + np.float32(60), b""
+
+    monkeypatch.setattr("server.app.optimized", far)
+    words = r"round 2 must have .* got 0 \(A: global adapter must be within .* this site knows"
+    with pytest.raises(Refusal, match=words):
+        run(made, grid, tmp_path / grid, outcomes)
 
 
 def test_cohorts_of_any_size_end_with_the_same_adapter(

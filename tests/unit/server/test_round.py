@@ -142,6 +142,24 @@ def test_without_a_quorum_only_those_that_have_not_answered_are_asked_again(
     assert grid.sent == [[node_id("A"), *rest], rest, rest]
 
 
+@pytest.mark.parametrize(("pause_s", "least"), [(None, 2.9), (0.0, 0.0)])
+def test_the_pause_before_asking_again_is_the_servers_unless_told(
+    made: Job,
+    book: RoundBook,
+    monkeypatch: pytest.MonkeyPatch,
+    pause_s: float | None,
+    least: float,
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("server.round.time.sleep", slept.append)
+    grid = Told(lambda _: [], lambda batch: [reply(book, m) for m in batch])
+    book.confirmed |= set(made.sites)
+    for message in collect(grid, orders(made), book, confirm, pause_s=pause_s):
+        book.read(message)
+    assert len(slept) == 1
+    assert least <= slept[0] <= (3.0 if least else 0.0)
+
+
 def test_a_round_that_can_have_no_quorum_says_who_refused_and_why(
     made: Job, book: RoundBook
 ) -> None:

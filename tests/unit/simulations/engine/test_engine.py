@@ -15,13 +15,14 @@ from common.adapter import LoadedAdapter, Vector, load_adapter
 from common.data.records import Record
 from common.errors import SelfCheckFailed
 from common.job import Job
+from common.privacy.buffer import Buffer
 from common.privacy.stream import public_keys
 from common.tasks import task_of
-from common.tasks.batches import Batch
+from common.tasks.batches import Batch, Example
 from simulations.engine import size
 from simulations.engine.cohort import Lane
 from simulations.engine.engine import Engine, checked_prefix, require_exact
-from simulations.engine.prefix import prefix_of, states_of
+from simulations.engine.prefix import States, prefix_of, states_of
 from simulations.engine.site import trainer_of
 
 MakeJob = Callable[..., Job]
@@ -34,6 +35,10 @@ UPPER = {"targets": ["layer.1.attention.self.query"], "method": "fedavg"}
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def with_anchor(job: Job) -> Job:
+    return job.model_copy(update={"training": job.training.model_copy(update={"proximal_mu": 0.5})})
 
 
 def loaded(job: Job) -> LoadedAdapter:
@@ -108,6 +113,16 @@ def test_states_are_kept_as_far_as_memory_goes(
         assert np.linalg.norm(change - expected) <= 1e-4 * np.linalg.norm(expected)
 
 
+def test_each_of_several_workers_keeps_its_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("simulations.engine.prefix.free_bytes", lambda device: 4 * 4000)
+    for sharing, most in ((1, 10), (4, 2)):  # of a quarter of what is free, 400 bytes each
+        states = States(sharing)
+        examples = [Example((i,), 0, 1) for i in range(20)]
+        for example in examples:
+            states.keep(example, torch.zeros(100))
+        assert sum(states.find([example]) is not None for example in examples) == most
+
+
 def test_a_model_whose_states_cannot_be_kept_trains_without(
     make_job: MakeJob, rows: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,10 +157,79 @@ def test_the_shape_is_measured_once_and_then_read(
     assert first.tokens in (1024, 2048, 4096, 8192)
     # A token's activations: some tens of numbers for each of 32, in 2 layers.
     assert 32 * 4 * 10 < first.token_bytes < 32 * 4 * 1000
-    monkeypatch.setattr(size, "measure", lambda trainer: pytest.fail("measured again"))
+    monkeypatch.setattr(size, "measure", lambda *_: pytest.fail("measured again"))
     assert size.shape_of(made) == first
     monkeypatch.setattr(size, "free_bytes", lambda device: 2000 * first.token_bytes)
-    assert size.shape_of(made).tokens == 600  # three tenths of what is free
+    assert size.shape_of(made).tokens == 400  # a fifth of what is free
+    assert size.shape_of(made, 2).tokens == 256  # of a half each, and never fewer
+
+
+def test_a_tokens_activations_weigh_the_same_however_many_there_are(
+    make_job: MakeJob, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The base's weights, and the rows' own tensors, are no token's.
+
+    The slope of all that is kept, the weights too, against the tokens is what a token adds; it
+    counts what two operations keep twice, about a tenth of it.
+    """
+    made = trainers(make_job(model={"max_length": 32}, **FIELDS), rows)[0]
+    kept = [everything_kept(made, tokens) for tokens in (256, 2048)]
+    row = 4 * made.trained(1).size / 32
+    slope = (kept[1] - kept[0]) / (2048 - 256) - row
+    found = size.weigh(made)
+    assert 0.8 * slope < found <= slope
+    for tokens in (512, 2048):
+        monkeypatch.setattr(size, "_LEAST_TOKENS", tokens)
+        assert size.weigh(made) == pytest.approx(found, rel=2e-3)
+
+
+def test_a_greater_rank_adds_its_own_activations_to_a_token_and_nothing_else(
+    make_job: MakeJob, rows: Rows
+) -> None:
+    """(n, positions, R) float32 of each of 4 matrices; A and B of 12 more ranks are a row's."""
+    adapters = ({"rank": rank, "method": "fedavg"} for rank in (2, 14))
+    jobs = [make_job(adapter=adapter, **FIELDS) for adapter in adapters]
+    weighed = [size.weigh(trainers(job, rows)[0]) for job in jobs]
+    assert weighed[1] - weighed[0] == pytest.approx(12 * 4 * 4, abs=4)
+
+
+def everything_kept(made: Trainer, tokens: int) -> int:
+    kept = 0
+
+    def pack(tensor: Tensor) -> Tensor:
+        nonlocal kept
+        kept += tensor.numel() * tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        size._probe(made, 32)(tokens)
+    return kept
+
+
+def test_a_batch_has_the_rows_that_memory_allows(
+    make_job: MakeJob, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row takes its gradient and its site's tensors, 8 bytes a number; a worker has its part."""
+    made = trainers(make_job(privacy={"sampling_rate": 0.9}, **FIELDS), rows)
+    numbers, opened = made[0].adapter.layout.largest, []
+    open_ = Buffer.open
+
+    def opening(self: Buffer, samples: int) -> None:
+        opened.append(samples)
+        open_(self, samples)
+
+    monkeypatch.setattr(size, "free_bytes", lambda device: 5 * 8 * numbers * 6)
+    monkeypatch.setattr(Buffer, "open", opening)
+    start = start_of(made)
+    for sharing, most in ((1, 6), (3, 2)):
+        engine = Engine(tokens=10_000, at_once=3, sharing=sharing)
+        list(engine.train([Lane(one) for one in made], start, 1))
+        opened.clear()
+        changes = list(engine.train([Lane(one) for one in made], start, 1))
+        assert max(opened) == most
+        for trainer, change in zip(made, changes, strict=True):
+            expected = trainer.train_round(start, 1)
+            assert np.linalg.norm(change - expected) <= 1e-4 * np.linalg.norm(expected)
 
 
 def test_a_damaged_cache_is_written_anew(make_job: MakeJob, rows: Rows) -> None:
@@ -165,7 +249,10 @@ def test_more_sites_go_together_where_there_is_memory_and_steps_are_small(
     assert size.sites_at_once(made, small, 1) == int(np.ceil(16 * 256 / tokens)) < 120
     assert size.sites_at_once(made, size.Shape(1 << 20, 1), 1) == 120
     numbers = made[0].trained(1).size
-    monkeypatch.setattr(size, "free_bytes", lambda device: 10 * numbers * 20 * 7)
-    assert size.sites_at_once(made, small, 1) == 21  # of 20 bytes a number, without momentum
+    monkeypatch.setattr(size, "free_bytes", lambda device: 5 * numbers * 16 * 21)
+    assert size.sites_at_once(made, small, 1) == 21  # of 16 bytes a number, without momentum
+    assert size.sites_at_once(made, small, 1, 3) == 7  # three workers share the memory
+    anchored = [replace(one, job=with_anchor(one.job)) for one in made]
+    assert size.sites_at_once(anchored, small, 1) == 21 * 16 // 20  # and where the round began
     monkeypatch.setattr(size, "free_bytes", lambda device: 1)
     assert size.sites_at_once(made, small, 1) == 1

@@ -27,6 +27,14 @@ def test_every_example_is_in_one_batch_with_its_own_tokens(given_: list[int], mo
     assert sorted(seen) == list(range(len(examples)))
 
 
+@given(lengths, st.integers(1, 300), st.integers(1, 7))
+def test_a_batch_has_no_more_rows_than_it_may(given_: list[int], most: int, rows: int) -> None:
+    examples = [example(n) for n in given_]
+    batches = [places for _, places in shared_batches(examples, most, 3, CPU, rows)]
+    assert all(len(places) <= rows for places in batches)
+    assert sorted(place for places in batches for place in places) == list(range(len(examples)))
+
+
 @given(st.integers(1, 70))
 def test_a_row_is_never_wider_than_the_sites_own_padding(tokens: int) -> None:
     assert tokens <= row_width(example(tokens)) <= padded_length(tokens, 70)
