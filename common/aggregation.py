@@ -19,6 +19,7 @@ Optimizer = Literal["none", "fedavgm", "fedadam", "fedyogi"]
 
 _COUNTS_ATTACKERS = ("trimmed-mean", "krum", "multi-krum")
 _MIDDLES = ("median", "trimmed-mean", "geometric-median")
+_COMPARES = ("krum", "multi-krum")
 
 
 class AggregationSection(Section):
@@ -62,8 +63,17 @@ class AggregationSection(Section):
         return self
 
 
-def faults(asked: AggregationSection, method: str, quorum: int) -> list[str]:
-    """What of a rule cannot work with a method, or with the fewest updates that close a round."""
+def faults(
+    asked: AggregationSection, method: str, quorum: int, *, is_mixed: bool = False
+) -> list[str]:
+    """What of a rule cannot work with a method, or with the fewest updates that close a round.
+
+    Args:
+        asked: the section.
+        method: of the job's adapter.
+        quorum: the fewest updates.
+        is_mixed: whether sites have adapters of several ranks.
+    """
     found, f = [], asked.byzantine or 0
     needs = {"trimmed-mean": 2 * f + 1, "krum": 2 * f + 3, "multi-krum": 2 * f + 3}
     least = needs.get(asked.rule, 1)
@@ -77,6 +87,11 @@ def faults(asked: AggregationSection, method: str, quorum: int) -> list[str]:
             f"aggregation.rule must choose or bound whole updates with adapter.method {method!r} "
             f"(it averages products of A and B, which have no middle number by number), "
             f"got {asked.rule!r}"
+        )
+    if asked.rule in _COMPARES and is_mixed:
+        found.append(
+            f"aggregation.rule must compare no updates with adapter.ranks that differ (they are "
+            f"numbers of unlike matrices, and of other lengths), got {asked.rule!r}"
         )
     if asked.optimizer != "none" and not METHODS[method].is_stationary:
         found.append(

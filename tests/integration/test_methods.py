@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification
 from client.step import require_step
 from common.adapter import LoadedAdapter, load_adapter
 from common.audit.recompute import check_outcome
-from common.errors import RoundRefused
+from common.errors import InvalidInput, RoundRefused
 from common.job import Job
 from common.layout import Vector
 from common.methods import Part
@@ -187,6 +187,17 @@ def test_fedsvd_leaves_a_with_orthonormal_rows(job: MakeJob, *, start_is_zero: b
     assert len(rows) == 4
     for a in rows:
         assert np.abs(a @ a.T - np.eye(2)).max() < 1e-6
+
+
+def test_fedsvd_takes_no_rank_that_has_no_orthonormal_rows(job: MakeJob) -> None:
+    """The base is 32 wide: of 33 rows one is not orthogonal to the others."""
+    with pytest.raises(InvalidInput, match="rank must be at most 32 with method 'fedsvd'"):
+        loaded(job, "fedsvd", rank=33)
+    made, adapter = loaded(job, "fedsvd", rank=32)
+    came, _ = sites(made, adapter, adapter.initial, 1)
+    after = tensors(adapter, aggregated(made, adapter, adapter.initial, came))
+    for rows in (tensor for name, tensor in after.items() if "lora_A" in name):
+        assert np.abs(rows @ rows.T - np.eye(32)).max() < 1e-6
 
 
 def test_fedex_keeps_the_means_of_a_and_b_and_folds_the_rest(job: MakeJob) -> None:

@@ -225,6 +225,24 @@ def test_products_have_no_middle_number_by_number(method: str) -> None:
     assert made.aggregation is not None
 
 
+@pytest.mark.parametrize("rule", ["krum", "multi-krum"])
+def test_updates_of_several_ranks_are_not_compared(rule: str) -> None:
+    population = dict.fromkeys("ABCDE", 300)
+
+    def of(rank: int, asked: dict[str, Any]) -> Job:
+        return make(
+            adapter={"method": "flexlora", "rank": 3, "ranks": {"A": rank}},
+            training={"quorum": 5},
+            data={"population": population},
+            aggregation=asked,
+        )
+
+    with pytest.raises(InvalidInput, match=r"must compare no updates with adapter\.ranks that"):
+        of(1, {"rule": rule, "byzantine": 1})
+    assert of(3, {"rule": rule, "byzantine": 1}).rank("A") == 3
+    assert of(1, {"rule": "norm-bound", "norm_bound": 1.0}).rank("A") == 1
+
+
 @pytest.mark.parametrize("method", ["fedsvd", "rolora", "fedex", "flora", "flexlora"])
 def test_momentum_is_refused_where_numbers_change_their_meaning(method: str) -> None:
     asked = {"optimizer": "fedavgm", "learning_rate": 1.0, "momentum": 0.9}
