@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,9 @@ from numpy.typing import NDArray
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
-from client.step import require_step
 from common.adapter import LoadedAdapter, load_adapter
 from common.audit.recompute import check_outcome
-from common.errors import InvalidInput, RoundRefused
+from common.errors import InvalidInput
 from common.job import Job
 from common.layout import Vector
 from common.methods import Part
@@ -357,27 +355,6 @@ def test_a_private_job_runs_by_every_method(
         if piece.any()
     }
     assert moved == set(adapter.layout.parts) - ({Part.B} if method == "flora" else set())
-
-
-@pytest.mark.parametrize(("method", "init"), [one for one in STARTS if one[1] != "uniform"])
-def test_a_site_takes_what_honest_rounds_make_and_no_leap(
-    job: MakeJob, method: str, init: str
-) -> None:
-    """Every state that updates within the bound lead to, and none a thousand bounds away."""
-    bound, rounds = 0.5, 4
-    made, adapter = loaded(job, method, init=init)
-    training = {"rounds": rounds, "max_update_norm": bound}
-    made = job(adapter=made.adapter.model_dump(exclude_none=True), training=training)
-    state, latest = adapter.initial, (1, adapter.initial.tobytes())
-    for round_ in range(1, rounds + 1):
-        require_step(made, adapter, round_, state, latest)
-        latest = round_, state.tobytes()
-        came, _ = sites(made, adapter, state, round_)
-        came = [replace(c, vector=c.vector * (bound / np.linalg.norm(c.vector))) for c in came]
-        state = aggregated(made, adapter, state, came, round_)
-    far = state + np.float32(1000 * bound)
-    with pytest.raises(RoundRefused, match="must be within"):
-        require_step(made, adapter, rounds, far, (rounds - 1, latest[1]))
 
 
 def test_a_job_without_privacy_learns_by_products(
