@@ -93,10 +93,21 @@ def faults(
             f"aggregation.rule must compare no updates with adapter.ranks that differ (they are "
             f"numbers of unlike matrices, and of other lengths), got {asked.rule!r}"
         )
-    if asked.optimizer != "none" and not METHODS[method].is_stationary:
+    why = _why_no_optimizer(method)
+    if asked.optimizer != "none" and why:
         found.append(
-            f"aggregation.optimizer must be 'none' with adapter.method {method!r} (its rounds "
-            f"change what the numbers stand for, and momentum would mix them), "
+            f"aggregation.optimizer must be 'none' with adapter.method {method!r} ({why}), "
             f"got {asked.optimizer!r}"
         )
     return found
+
+
+def _why_no_optimizer(method: str) -> str:
+    of = METHODS[method]
+    if not of.is_stationary:
+        return "its rounds change what the numbers stand for, and momentum would mix them"
+    if not of.is_mean:
+        return "what it folds in is what the means leave out, and an optimiser leaves the means"
+    if len(of.phases) > 1:
+        return "A and B take turns, and momentum would move the one that is held still"
+    return ""

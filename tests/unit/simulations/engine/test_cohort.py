@@ -131,7 +131,9 @@ def test_fedprox_draws_a_second_step_back_by_mu_times_the_first(
     for one, two, with_mu in zip(first, plain, drawn, strict=True):
         # The state travels in float32.
         assert np.abs(with_mu - (two - rate * mu * one)).max() < 1e-6
-        assert np.abs(rate * mu * one).max() > 1e-3
+    # Which records are sampled follows from the job's hash, and so from where the base lies: of a
+    # small site now and then none.
+    assert max(np.abs(rate * mu * one).max() for one in first) > 1e-3
 
 
 @pytest.mark.parametrize("training", [SGD, ADAMW])
