@@ -5,6 +5,8 @@ Without it what is too small for a row's scale would never arrive (error feedbac
 noised updates, so that it costs no privacy, and it stays in memory: after a restart one round's
 rounding is lost, and nothing else.
 
+Where tensors take turns (``rolora``) each turn's rounding waits for the next of its kind.
+
 Not covered: methods whose numbers stand for something else in the next round; they carry nothing.
 """
 

@@ -19,6 +19,7 @@ Optimizer = Literal["none", "fedavgm", "fedadam", "fedyogi"]
 
 _COUNTS_ATTACKERS = ("trimmed-mean", "krum", "multi-krum")
 _MIDDLES = ("median", "trimmed-mean", "geometric-median")
+_COMPARES = ("krum", "multi-krum")
 
 
 class AggregationSection(Section):
@@ -62,8 +63,17 @@ class AggregationSection(Section):
         return self
 
 
-def faults(asked: AggregationSection, method: str, quorum: int) -> list[str]:
-    """What of a rule cannot work with a method, or with the fewest updates that close a round."""
+def faults(
+    asked: AggregationSection, method: str, quorum: int, *, is_mixed: bool = False
+) -> list[str]:
+    """What of a rule cannot work with a method, or with the fewest updates that close a round.
+
+    Args:
+        asked: the section.
+        method: of the job's adapter.
+        quorum: the fewest updates.
+        is_mixed: whether sites have adapters of several ranks.
+    """
     found, f = [], asked.byzantine or 0
     needs = {"trimmed-mean": 2 * f + 1, "krum": 2 * f + 3, "multi-krum": 2 * f + 3}
     least = needs.get(asked.rule, 1)
@@ -78,10 +88,26 @@ def faults(asked: AggregationSection, method: str, quorum: int) -> list[str]:
             f"(it averages products of A and B, which have no middle number by number), "
             f"got {asked.rule!r}"
         )
-    if asked.optimizer != "none" and not METHODS[method].is_stationary:
+    if asked.rule in _COMPARES and is_mixed:
         found.append(
-            f"aggregation.optimizer must be 'none' with adapter.method {method!r} (its rounds "
-            f"change what the numbers stand for, and momentum would mix them), "
+            f"aggregation.rule must compare no updates with adapter.ranks that differ (they are "
+            f"numbers of unlike matrices, and of other lengths), got {asked.rule!r}"
+        )
+    why = _why_no_optimizer(method)
+    if asked.optimizer != "none" and why:
+        found.append(
+            f"aggregation.optimizer must be 'none' with adapter.method {method!r} ({why}), "
             f"got {asked.optimizer!r}"
         )
     return found
+
+
+def _why_no_optimizer(method: str) -> str:
+    of = METHODS[method]
+    if not of.is_stationary:
+        return "its rounds change what the numbers stand for, and momentum would mix them"
+    if not of.is_mean:
+        return "what it folds in is what the means leave out, and an optimiser leaves the means"
+    if len(of.phases) > 1:
+        return "A and B take turns, and momentum would move the one that is held still"
+    return ""

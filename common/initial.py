@@ -41,7 +41,7 @@ def initialise(model: nn.Module, job: Job, is_new_head: Callable[[str], bool]) -
         is_new_head: whether the base has no weights for a parameter of a head, by its name.
 
     Raises:
-        InvalidInput: more ranks than the smallest matrix has.
+        InvalidInput: more ranks than the smallest matrix has, where A is or becomes orthonormal.
     """
     keys = public_keys("initial adapter", str(job.adapter.seed))
 
@@ -63,11 +63,12 @@ def initialise(model: nn.Module, job: Job, is_new_head: Callable[[str], bool]) -
 
 def _fill_factors(factors: Factors, job: Job, stream: Callable[[str], Stream]) -> None:
     (rank, inputs), outputs = factors.a.shape, factors.b.shape[0]
-    how = job.adapter.start
-    if how != "uniform" and rank > min(inputs, outputs):
+    how, method = job.adapter.start, job.adapter.method
+    # FedSVD makes rows of A orthonormal in every round, whatever they began as.
+    if (how != "uniform" or method == "fedsvd") and rank > min(inputs, outputs):
         raise InvalidInput(
-            f"adapter.rank must be at most {min(inputs, outputs)} with init {how!r} "
-            f"({factors.name} has no more), got {rank}"
+            f"adapter.rank must be at most {min(inputs, outputs)} with method {method!r} and init "
+            f"{how!r} ({factors.name} has no more), got {rank}"
         )
     right, left = _STARTS[how](factors, rank, stream)
     _put(factors.a, right)

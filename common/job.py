@@ -302,7 +302,10 @@ class Job(Section):
         faults = self._task_faults() or self._metrics_faults()
         sites, quorum = len(self.data.population), self.training.quorum
         if self.aggregation is not None:
-            faults += aggregation_faults(self.aggregation, self.adapter.method, quorum)
+            is_mixed = len({self.rank(site) for site in self.data.population}) > 1
+            faults += aggregation_faults(
+                self.aggregation, self.adapter.method, quorum, is_mixed=is_mixed
+            )
         if quorum > sites:
             faults.append(f"training.quorum must be at most the {sites} sites, got {quorum}")
         strangers = sorted(set(self.adapter.ranks or {}) - set(self.data.population))

@@ -40,8 +40,8 @@ class Method:
     Attributes:
         state: parts that change from round to round, and so travel to the sites.
         phases: parts that a site trains; the first in round 1, then the next, and from the start.
-        is_stationary: whether each number stands for the same in every round, so that momentum and
-            what a round's rounding left out mean something in the next one.
+        is_stationary: whether a number that is trained stands for the same when it is trained next,
+            so that what rounding left out of one round means something in a later one.
         is_mean: whether the state moves by the mean of the sites' changes, so that another middle
             may stand in the mean's place.
     """
@@ -61,8 +61,8 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "fedavg": Method(_BOTH, (_BOTH,), is_mean=True, is_stationary=True),
         "ffa": Method(_B_ALONE, (_B_ALONE,), is_mean=True, is_stationary=True),
         "fedsvd": Method(_BOTH, (_B_ALONE,), is_mean=True),
-        "rolora": Method(_BOTH, (_B_ALONE, _A_ALONE), is_mean=True),
-        "fedex": Method(_BOTH | {Part.FOLD}, (_BOTH,), is_mean=False),
+        "rolora": Method(_BOTH, (_B_ALONE, _A_ALONE), is_mean=True, is_stationary=True),
+        "fedex": Method(_BOTH | {Part.FOLD}, (_BOTH,), is_mean=False, is_stationary=True),
         "flora": Method(_BOTH | {Part.FOLD}, (_BOTH,), is_mean=False),
         "flexlora": Method(_BOTH, (_BOTH,), is_mean=False),
         "fedsb": Method(

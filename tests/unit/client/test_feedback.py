@@ -11,6 +11,7 @@ from common.adapter import Vector
 from common.layout import AdapterTable, TensorSpec, Trained
 from common.link.codecs import CODECS
 from common.link.rows import rows_of
+from common.methods import METHODS
 
 Floats = NDArray[Any]
 TABLE = AdapterTable((TensorSpec("b", (9, 4)), TensorSpec("c", (5,))))
@@ -60,6 +61,38 @@ def test_without_feedback_roundings_add_up() -> None:
     """What the test above would find if nothing were carried."""
     made, arrived, last = run("int4", method="fedsvd", rounds=60)
     assert np.abs(made - arrived).max() > last.max() / 7 * 0.5 * 1.5
+
+
+class Turning(Site):
+    """Trains one table in odd rounds and another in even ones."""
+
+    def trained(self, round_: int) -> Trained:
+        kept = AdapterTable((TensorSpec("a" if round_ % 2 else "b", (9, 4)), TABLE.tensors[1]))
+        return Trained(kept, np.arange(41))
+
+
+def test_where_tensors_take_turns_each_gets_its_own_rounding_back() -> None:
+    site: Any = Turning("int4", "rolora")
+    feedback, rng = Feedback(), np.random.default_rng(3)
+    made, arrived, last = np.zeros((2, 41)), np.zeros((2, 41)), np.zeros((2, 41))
+    for round_ in range(1, 61):
+        change = rng.normal(0, 1, 41).astype(np.float32)
+        carried, turn = feedback.carried(site, round_, change), round_ % 2
+        made[turn] += change
+        arrived[turn] += received(carried, "int4")
+        last[turn] = np.abs(carried)
+    for turn in range(2):
+        most = last[turn].max() / 7 * 0.5
+        assert np.abs(made[turn] - arrived[turn]).max() <= most * 1.01 + 1e-5
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_keeps_its_meaning_is_carried(method: str) -> None:
+    site: Any = Site("int4", method)
+    feedback, change = Feedback(), np.linspace(-1, 1, 41, dtype=np.float32)
+    first, second = (feedback.carried(site, round_, change).copy() for round_ in (1, 2))
+    turned = {"fedsvd", "flora", "flexlora"}
+    assert np.array_equal(first, second) == (method in turned)
 
 
 @pytest.mark.parametrize("codec", ["fp32", "bf16"])

@@ -17,6 +17,8 @@ from common.adapter import Vector, load_adapter, vector_sha256
 from common.errors import JobRefused, RoundRefused, SelfCheckFailed, StorageFailed
 from common.flower import content_from_bytes, content_to_bytes
 from common.job import Job, SignedJob, sign_job
+from common.link.codecs import CODECS
+from common.link.payload import rounded
 from common.messages import WRONG_BASE, Closing, Order, Receipt, read_update
 from common.phases import read_charged
 from common.privacy import noise, sampling
@@ -74,6 +76,23 @@ def test_a_round_is_answered_within_the_closed_schema(
     assert (read.round, read.steps, read.charged_steps) == (1, 2, 2)
     assert read.input_sha256 == vector_sha256(start(job()))
     assert np.abs(read.vector).min() > 0
+
+
+def test_what_four_bits_round_off_is_sent_in_the_next_round(
+    plain_job: MakeJob, site: MakeSite, sign: Sign
+) -> None:
+    """Without privacy training repeats, so that what was rounded is known beside what was sent."""
+    made = plain_job(training={"codec": "int4", "rounds": 2})
+    one, signed, base = site(policy={"allow_no_privacy": True}), sign(made), start(made)
+    trainer = one.consider(signed)
+    first, second = (
+        read_update(content_from_bytes(ask(one, signed, n)), made, trainer.adapter.table).vector
+        for n in (1, 2)
+    )
+    left = trainer.train_round(base, 1) - first
+    change = trainer.train_round(base, 2)
+    assert np.array_equal(second, rounded(change + left, trainer.adapter.table, CODECS["int4"]))
+    assert not np.array_equal(second, rounded(change, trainer.adapter.table, CODECS["int4"]))
 
 
 def test_the_same_round_gives_the_same_bytes_and_one_charge_even_in_a_new_process(

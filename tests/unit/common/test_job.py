@@ -238,10 +238,38 @@ def test_products_have_no_middle_number_by_number(method: str) -> None:
     assert made.aggregation is not None
 
 
-@pytest.mark.parametrize("method", ["fedsvd", "rolora", "fedex", "flora", "flexlora"])
-def test_momentum_is_refused_where_numbers_change_their_meaning(method: str) -> None:
+@pytest.mark.parametrize("rule", ["krum", "multi-krum"])
+def test_updates_of_several_ranks_are_not_compared(rule: str) -> None:
+    population = dict.fromkeys("ABCDE", 300)
+
+    def of(rank: int, asked: dict[str, Any]) -> Job:
+        return make(
+            adapter={"method": "flexlora", "rank": 3, "ranks": {"A": rank}},
+            training={"quorum": 5},
+            data={"population": population},
+            aggregation=asked,
+        )
+
+    with pytest.raises(InvalidInput, match=r"must compare no updates with adapter\.ranks that"):
+        of(1, {"rule": rule, "byzantine": 1})
+    assert of(3, {"rule": rule, "byzantine": 1}).rank("A") == 3
+    assert of(1, {"rule": "norm-bound", "norm_bound": 1.0}).rank("A") == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "why"),
+    [
+        ("fedsvd", "its rounds change what the numbers stand for"),
+        ("flora", "its rounds change what the numbers stand for"),
+        ("flexlora", "its rounds change what the numbers stand for"),
+        ("fedex", "what it folds in is what the means leave out"),
+        ("rolora", "A and B take turns"),
+    ],
+)
+def test_momentum_is_refused_where_it_would_break_what_a_method_is(method: str, why: str) -> None:
     asked = {"optimizer": "fedavgm", "learning_rate": 1.0, "momentum": 0.9}
-    with pytest.raises(InvalidInput, match=r"aggregation\.optimizer must be 'none' with"):
+    says = rf"aggregation\.optimizer must be 'none' with adapter\.method '{method}' \({why}"
+    with pytest.raises(InvalidInput, match=says):
         make(adapter={"method": method}, aggregation=asked)
     assert make(adapter={"method": "fedavg"}, aggregation=asked).aggregation is not None
 

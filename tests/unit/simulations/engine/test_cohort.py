@@ -110,6 +110,32 @@ def test_so_it_does_without_privacy_and_with_fedprox(
     assert not np.allclose(plain[1], together(made, start)[1])
 
 
+def alone(made: Sequence[Trainer], start: Vector) -> list[Vector]:
+    return [one.train_round(start, 1) for one in made]
+
+
+@pytest.mark.parametrize("train", [together, alone])
+def test_fedprox_draws_a_second_step_back_by_mu_times_the_first(
+    plain_job: MakeJob, rows: Rows, train: Callable[..., list[Vector]]
+) -> None:
+    """In closed form: w2 = w1 - rate (g(w1) + mu (w1 - w0)), and w1 is as without mu."""
+    rate, mu = 0.3, 0.7
+    job = plain_job(training={"learning_rate": rate, "local_steps": 2}, **POPULATION)
+    made = trainers(job, rows, doubled(job))
+
+    def changes(**training: Any) -> list[Vector]:  # noqa: ANN401
+        of = job.model_copy(update={"training": job.training.model_copy(update=training)})
+        return train([replace(one, job=of) for one in made], start_of(made))
+
+    first, plain, drawn = changes(local_steps=1), changes(), changes(proximal_mu=mu)
+    for one, two, with_mu in zip(first, plain, drawn, strict=True):
+        # The state travels in float32.
+        assert np.abs(with_mu - (two - rate * mu * one)).max() < 1e-6
+    # Which records are sampled follows from the job's hash, and so from where the base lies: of a
+    # small site now and then none.
+    assert max(np.abs(rate * mu * one).max() for one in first) > 1e-3
+
+
 @pytest.mark.parametrize("training", [SGD, ADAMW])
 def test_in_float32_every_site_ends_within_rounding(
     make_job: MakeJob, rows: Rows, training: dict[str, Any]
