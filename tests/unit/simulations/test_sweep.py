@@ -120,15 +120,16 @@ def test_every_method_and_rule_can_stand_beside_the_others() -> None:
     names = METHODS.keys() - {"ffa"}
     made = plan(DEFAULT, OPTIONS, [f"adapter.method=ffa,{','.join(sorted(names))}"], seeds=1)
     assert {c.scenario.job.adapter.method for c in made} == set(METHODS)
-    axis = "aggregation.rule=mean,median,krum+aggregation.byzantine=1+training.quorum=5"
-    rules = plan(DEFAULT, Options(sites=5), [axis], seeds=1)
+    axis = "aggregation.rule=mean,median,krum+aggregation.byzantine=1+adapter.rank=4"
+    values = {"training.quorum": 5}
+    rules = plan(DEFAULT, Options(sites=5, values=values), [axis], seeds=1)
     found = [c.scenario.job for c in rules]
-    assert [(j.aggregation and j.aggregation.byzantine, j.training.quorum) for j in found] == [
+    assert [(j.aggregation and j.aggregation.byzantine, j.adapter.rank) for j in found] == [
         (None, 2),
         (None, 2),
-        (1, 5),
-    ]  # the others have the scenario's quorum
-    assert rules[2].words == "rule krum, byzantine 1, quorum 5"
+        (1, 4),
+    ]  # the others have the scenario's rank
+    assert rules[2].words == "rule krum, byzantine 1, rank 4"
 
 
 def test_epsilons_are_not_varied_without_privacy() -> None:
