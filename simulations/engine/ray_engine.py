@@ -28,7 +28,7 @@ from simulations.engine.site import SimulatedSite
 from simulations.seeded import seeded_keys
 
 
-@dataclass
+@dataclass(repr=False)  # Ray writes an actor's into its log, and this one holds records
 class Worker:
     """What an actor does; a class of ours, so that it runs without Ray as well.
 

@@ -100,6 +100,7 @@ def test_a_worker_trains_each_site_for_its_steps(make_job: MakeJob, rows: Rows) 
     records = {site: [Record(*row) for row in rows(n)] for site, n in COUNTS.items()}
     signed = sign_job(job, Ed25519PrivateKey.generate())
     worker = Worker(signed.to_bytes(), records, 5)
+    assert records["A"][0].text not in repr(worker)  # which Ray logs
     adapter = load_adapter(job, require_base(job))
     asked = list(zip(COUNTS, (1, None, 3, 2, 4), strict=True))
     for (site, steps), change in zip(asked, worker.train(asked, adapter.initial, 1), strict=True):
