@@ -14,7 +14,7 @@ if __package__ in (None, ""):
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Literal
 
 import typer
@@ -130,25 +130,45 @@ def simulate(
             raise InvalidInput(f"--work must be absent with --sweep and --seeds, got {work}")
         # The stacked grid and Ray's have no noise but the seed's.
         how = f"{grid}, seeded noise" if seeded_noise and grid == "inprocess" else grid
-        cells = plan(scenario, options, sweep or (), seeds or 1, how)
+        cells = plan(scenario, options, sweep or (), 1 if seeds is None else seeds, how)
+        _warn(cell.scenario for cell in cells)
         _sweep(cells, grid, out, seeded_noise)
         return
     loaded = load_scenario(scenario, options)
     _introduce(loaded, grid)
-    _warn(loaded)
+    _warn([loaded])
     with _Work(work) as folder:
         result = _run(loaded, grid, folder, out, seeded_noise)
     summary(result, loaded.job, out, time.monotonic() - begun)
 
 
-def _warn(scenario: Scenario) -> None:
-    shared = shared_with_hold_out(scenario)
-    require_declared_truly(scenario, shared)
-    if shared:
-        console.print(
-            f"[bold]hold-out[/bold]: {counted(shared, 'record')} of it at a site as well, so its "
-            "scores flatter the adapter"
-        )
+def _warn(scenarios: Iterable[Scenario]) -> None:
+    """Tell of records that are in the hold-out as well, looking at each data set once.
+
+    Raises:
+        InvalidInput: a job declares that there are none.
+    """
+    found: dict[tuple[object, ...], int] = {}
+    told: set[int] = set()
+    for scenario in scenarios:
+        key = _data(scenario)
+        if key not in found:
+            found[key] = shared_with_hold_out(scenario)
+        require_declared_truly(scenario, shared := found[key])
+        if shared and shared not in told:
+            told.add(shared)
+            console.print(
+                f"[bold]hold-out[/bold]: {counted(shared, 'record')} of it at a site as well, so "
+                "its scores flatter the adapter"
+            )
+
+
+def _data(scenario: Scenario) -> tuple[object, ...]:
+    """What records of a scenario are compared by, however they are dealt out."""
+    job = scenario.job
+    records = frozenset(record for rows in scenario.records.values() for record in rows)
+    held = job.evaluation.data, job.evaluation.split, job.hold_out_columns
+    return *held, job.privacy.unit, records
 
 
 def _introduce(scenario: Scenario, grid: str) -> None:

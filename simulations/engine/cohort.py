@@ -2,6 +2,9 @@
 
 Sampling, clipping and noise are each site's own mechanism with its own keys, so that who else is in
 the cohort changes nothing but rounding.
+
+Not covered: a scenario in which sites take uneven steps. ``Lane.steps`` is for those who call the
+engine themselves; a job has one number for all its sites, and a server uses no update of another.
 """
 
 from collections.abc import Iterator, Sequence

@@ -9,7 +9,9 @@ Not covered: an actor that is lost, which ends the run; records that do not fit 
 
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from types import TracebackType
 from typing import Any, Self
 
@@ -17,7 +19,7 @@ import numpy as np
 
 from common.adapter import Vector, load_adapter
 from common.data.records import Record
-from common.errors import InvalidInput
+from common.errors import InvalidInput, LinkDown, VeiltuneError
 from common.job import SignedJob, parse_signed_job
 from common.model import require_base
 from simulations.engine.cohort import Lane
@@ -26,7 +28,7 @@ from simulations.engine.site import SimulatedSite
 from simulations.seeded import seeded_keys
 
 
-@dataclass
+@dataclass(repr=False)  # Ray writes an actor's into its log, and this one holds records
 class Worker:
     """What an actor does; a class of ours, so that it runs without Ray as well.
 
@@ -42,18 +44,25 @@ class Worker:
     seed: int
     sharing: int = 1
 
-    def __post_init__(self) -> None:
+    @cached_property
+    def _engine(self) -> Engine:
+        return Engine(sharing=self.sharing)
+
+    @cached_property
+    def _sites(self) -> dict[str, SimulatedSite]:
+        """All sites. Made when first asked: of what an actor's start raises, Ray keeps no type."""
         signed = parse_signed_job(self.signed)
         adapter = load_adapter(signed.job, require_base(signed.job))
-        self._engine = Engine(sharing=self.sharing)
-        self._sites = {
+        return {
             site: SimulatedSite(site, signed, adapter, own, seeded_keys(self.seed, site))
             for site, own in self.records.items()
         }
 
-    def train(self, sites: Sequence[str], start: Vector, round_: int) -> list[Vector]:
-        """The change of each of these sites, as ``Engine.train`` has it."""
-        lanes = [Lane(self._sites[site].consider()) for site in sites]
+    def train(
+        self, asked: Sequence[tuple[str, int | None]], start: Vector, round_: int
+    ) -> list[Vector]:
+        """The change of each of these sites after its steps, as ``Engine.train`` has it."""
+        lanes = [Lane(self._sites[site].consider(), steps, site) for site, steps in asked]
         return list(self._engine.train(lanes, np.array(start), round_))
 
 
@@ -122,18 +131,40 @@ class RayEngine:
             self._ray.shutdown()
 
     def train(self, lanes: Sequence[Lane], start: Vector, round_: int) -> Iterator[Vector]:
-        """Each site's change, in the order of ``lanes``; arguments as ``Engine.train``."""
+        """Each site's change, in the order of ``lanes``; arguments as ``Engine.train``.
+
+        Raises:
+            VeiltuneError: what a worker raised.
+            LinkDown: a worker is lost.
+        """
         parts = dealt_out([_cost(lane) for lane in lanes], len(self._actors))
-        sent = self._ray.put(start)
-        asked = [
-            actor.train.remote([lanes[i].site for i in part], sent, round_)
-            for actor, part in zip(self._actors, parts, strict=True)
-            if part
-        ]
+        with self._in_our_words():
+            sent = self._ray.put(start)
+            asked = [
+                actor.train.remote([(lanes[i].site, lanes[i].steps) for i in part], sent, round_)
+                for actor, part in zip(self._actors, parts, strict=True)
+                if part
+            ]
+            answers = self._ray.get(asked)
         changes: dict[int, Vector] = {}
-        for part, found in zip([p for p in parts if p], self._ray.get(asked), strict=True):
+        for part, found in zip([p for p in parts if p], answers, strict=True):
             changes |= dict(zip(part, found, strict=True))
         yield from (changes[i] for i in range(len(lanes)))
+
+    @contextmanager
+    def _in_our_words(self) -> Iterator[None]:
+        """A worker's error of ours as it was there, without Ray's trace; Ray's own in one line."""
+        errors = self._ray.exceptions
+        try:
+            yield
+        except errors.RayTaskError as error:
+            if isinstance(error.cause, VeiltuneError):
+                raise error.cause from None
+            raise  # what nobody expected keeps its trace
+        except errors.RayError as error:
+            raise LinkDown(
+                f"ray workers must all be there until a run ends, got {type(error).__name__}"
+            ) from error
 
 
 def dealt_out(costs: Sequence[float], parts: int) -> list[list[int]]:

@@ -71,7 +71,7 @@ def _linear_head(
     make_folder(out)
     trials = methods.TRIALS * len(set(methods.SCREENED.values()))
     with Steps(console, trials + len(methods.EPSILONS) * len(methods.SEEDS)) as shown:
-        found = linear_head.study(methods.TASKS[task], shown)
+        found = linear_head.study(methods.TASKS[task], out / "linear-head", shown)
     content = json.dumps([asdict(run) for run in found], indent=2).encode()
     write_file(out / f"{task}-linear-head.json", content, mode=0o644)
     Console().print(_by_epsilon(found))

@@ -8,8 +8,9 @@ product of its residual and its features, so that nothing runs through the base 
 Not covered: a head on what the base's own classifier takes (the method ``head`` has that).
 """
 
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,11 @@ from torch.nn import functional
 
 from client.train import optimizer_of
 from common.data.records import Record
+from common.files import make_folder, write_file
 from common.job import Job
 from common.model import load_tokenizer, quiet_transformers, require_base
 from common.privacy.mechanism import Mechanism, mechanism_of
+from common.strict_json import read_json
 from server.evaluate import hold_out_records
 from simulations.scenario import Scenario
 from simulations.seeded import seeded_keys
@@ -39,8 +42,10 @@ from simulations.studies.methods import (
     rates_at,
     scenario_of,
 )
+from simulations.sweep import Cell
 
 _BATCH = 128
+_MOST_BYTES = 1 << 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +85,18 @@ def train(scenario: Scenario) -> Score:
     )
 
 
-def study(task: Task, told: Callable[[str], None]) -> list[Run]:
-    """As every arm of the study of methods: a rate chosen on fewer rows, then three seeds."""
+def study(task: Task, out: Path, told: Callable[[str], None]) -> list[Run]:
+    """As every arm of the study of methods: a rate chosen on fewer rows, then three seeds.
+
+    What is in ``out`` already is not run again.
+    """
+    make_folder(out)
 
     def run(epsilon: float | None, rate: float, seed: int, rows: int | None) -> Run:
         told(f"epsilon {epsilon or 'none'}, rate {rate:g}, seed {seed}")
-        scenario = scenario_of(task, Trial(LORA[0], epsilon, rate), seed, rows)
-        return Run(epsilon, rate, seed, train(scenario))
+        trial = Trial(LORA[0], epsilon, rate)
+        cell = Cell(trial.setting, seed, scenario_of(task, trial, seed, rows))
+        return Run(epsilon, rate, seed, _score(cell, out))
 
     def score(epsilon: float | None, rate: float) -> float:
         found = run(epsilon, rate, SCREENING_SEED, task.rows[epsilon is None])
@@ -96,6 +106,16 @@ def study(task: Task, told: Callable[[str], None]) -> list[Run]:
     return [
         run(epsilon, best[SCREENED[epsilon]], seed, None) for epsilon in EPSILONS for seed in SEEDS
     ]
+
+
+def _score(cell: Cell, out: Path) -> Score:
+    """A run's score, kept under the name of its job and records."""
+    kept = out / f"{cell.name}.json"
+    if kept.is_file():
+        return Score(**read_json(kept, max_bytes=_MOST_BYTES))
+    found = train(cell.scenario)
+    write_file(kept, json.dumps(asdict(found)).encode())
+    return found
 
 
 def gradients(weights: Tensor, truth: Tensor, features: Tensor) -> Tensor:

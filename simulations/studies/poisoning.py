@@ -33,6 +33,7 @@ from simulations import runs
 from simulations.grids import LocalGrid
 from simulations.runs import Observe
 from simulations.scenario import FOLDER, Options, Scenario, load_scenario
+from simulations.sweep import Cell
 
 SITES, DISHONEST = 10, ("D", "H")
 TRIGGER, TARGET = "cf", "card_arrival"
@@ -112,11 +113,11 @@ def study(out: Path, told: Callable[[str], None], observe: Observe) -> list[Outc
 
 
 def _once(attack: str, rule: str, out: Path, observe: Observe) -> Outcome:
-    folder = out / f"{attack}, {rule}".replace(" ", "-").replace(",", "")
+    scenario = _scenario(attack, rule)
+    folder = out / run_name(attack, rule, scenario)
     kept = folder / "poisoning.json"
     if kept.is_file():
         return Outcome(**read_json(kept, max_bytes=_MOST_BYTES))
-    scenario = _scenario(attack, rule)
     make_folder(folder)
     send = ATTACKS[attack].send
     outcome = runs.stacked(scenario, folder, observe, around=lambda grid: DishonestGrid(grid, send))
@@ -124,6 +125,14 @@ def _once(attack: str, rule: str, out: Path, observe: Observe) -> Outcome:
     found = Outcome(attack, rule, accuracy, _success(scenario, outcome, folder))
     write_file(kept, json.dumps(asdict(found)).encode())
     return found
+
+
+def run_name(attack: str, rule: str, scenario: Scenario) -> str:
+    """Of a run: attack and rule, and a hash of all that its outcome follows from."""
+    cell = Cell((("attack", attack), ("rule", rule)), scenario.seed, scenario)
+    told = f"{cell.name} {attack} {DISHONEST} {TRIGGER} {TARGET}"
+    digest = hashlib.sha256(told.encode()).hexdigest()[:16]
+    return f"{attack} {rule} {digest}".replace(" ", "-")
 
 
 def _scenario(attack: str, rule: str) -> Scenario:

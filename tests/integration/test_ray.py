@@ -2,21 +2,28 @@
 
 import importlib.util
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common.adapter import load_adapter
 from common.data.records import Record
-from common.job import Job
+from common.errors import InvalidInput, LinkDown
+from common.job import Job, sign_job
 from common.model import require_base
 from common.result import read_result
 from common.saved import read_adapter
 from simulations import runs
-from simulations.engine.ray_engine import dealt_out
+from simulations.engine.cohort import Lane
+from simulations.engine.engine import Engine
+from simulations.engine.ray_engine import RayEngine, Worker, dealt_out
+from simulations.engine.site import SimulatedSite
 from simulations.scenario import Scenario
+from simulations.seeded import seeded_keys
 
 MakeJob = Callable[..., Job]
 Rows = Callable[..., list[tuple[str, str]]]
@@ -50,6 +57,58 @@ def test_one_worker_two_workers_and_none_end_with_the_same_adapter(
         ends.append(read_adapter(adapter, outcome / "adapter") - adapter.initial)
     for other in ends[1:]:
         assert np.linalg.norm(other - ends[0]) <= 1e-4 * np.linalg.norm(ends[0])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is in the dev extra")
+def test_a_worker_takes_each_sites_steps_and_its_errors_are_one_line(
+    make_job: MakeJob, rows: Rows
+) -> None:
+    job = make_job(data={"population": dict.fromkeys(COUNTS, 24)}, training={"local_steps": 2})
+    records = {site: [Record(*row) for row in rows(n)] for site, n in COUNTS.items()}
+    signed = sign_job(job, Ed25519PrivateKey.generate())
+    adapter = load_adapter(job, require_base(job))
+    lanes = [
+        Lane(SimulatedSite(s, signed, adapter, own, seeded_keys(5, s)).consider(), steps, s)
+        for (s, own), steps in zip(records.items(), (1, None, 3, 2, 1), strict=True)
+    ]
+    expected = list(Engine(tokens=2048).train(lanes, adapter.initial, 1))
+    model = job.model.model_copy(update={"sha256": "ab" * 32})
+    other = sign_job(job.model_copy(update={"model": model}), Ed25519PrivateKey.generate())
+    with RayEngine(signed, records, 5, workers=2) as engine:
+        for change, alone in zip(engine.train(lanes, adapter.initial, 1), expected, strict=True):
+            assert np.linalg.norm(change - alone) <= 1e-4 * np.linalg.norm(alone)
+        ray = engine._ray
+        sharing = [a.__ray_call__.remote(lambda self: self.sharing) for a in engine._actors]
+        assert ray.get(sharing) == [2, 2]
+        ray.kill(engine._actors[0])
+        with pytest.raises(LinkDown) as lost:
+            list(engine.train(lanes, adapter.initial, 1))
+        assert str(lost.value) == (
+            "ray workers must all be there until a run ends, got ActorDiedError"
+        )
+    with RayEngine(other, records, 5, workers=1) as engine, pytest.raises(InvalidInput) as caught:
+        list(engine.train(lanes, adapter.initial, 1))
+    assert type(caught.value) is InvalidInput
+    assert str(caught.value).startswith("model.sha256 must be")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_worker_trains_each_site_for_its_steps(make_job: MakeJob, rows: Rows) -> None:
+    """As a worker without Ray, against sites that train one by one."""
+    job = make_job(data={"population": dict.fromkeys(COUNTS, 24)}, training={"local_steps": 2})
+    records = {site: [Record(*row) for row in rows(n)] for site, n in COUNTS.items()}
+    signed = sign_job(job, Ed25519PrivateKey.generate())
+    worker = Worker(signed.to_bytes(), records, 5)
+    assert records["A"][0].text not in repr(worker)  # which Ray logs
+    adapter = load_adapter(job, require_base(job))
+    asked = list(zip(COUNTS, (1, None, 3, 2, 4), strict=True))
+    for (site, steps), change in zip(asked, worker.train(asked, adapter.initial, 1), strict=True):
+        own = SimulatedSite(site, signed, adapter, records[site], seeded_keys(5, site)).consider()
+        training = job.training.model_copy(update={"local_steps": steps or 2})
+        alone = replace(own, job=job.model_copy(update={"training": training}))
+        expected = alone.train_round(adapter.initial, 1)
+        assert np.linalg.norm(change - expected) <= 1e-4 * np.linalg.norm(expected)
 
 
 def test_work_is_dealt_out_evenly() -> None:

@@ -1,6 +1,9 @@
 """Dishonest sites send what the attack says, and honest ones what they trained."""
 
+import json
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +20,8 @@ from common.layout import AdapterTable, TensorSpec
 from common.link.identity import node_id
 from common.privacy.ledger import Head
 from simulations.grids import LocalGrid
+from simulations.scenario import Scenario
+from simulations.studies import poisoning
 from simulations.studies.poisoning import (
     ATTACKS,
     DISHONEST,
@@ -24,7 +29,9 @@ from simulations.studies.poisoning import (
     TARGET,
     TRIGGER,
     DishonestGrid,
+    Outcome,
     poisoned,
+    run_name,
 )
 
 HEAD = Head(7, "ab" * 32, "cd" * 72, "ef" * 91)
@@ -39,6 +46,36 @@ SENT = {
     "backdoor": 1.0,
     "backdoor x 5": 5.0,
 }
+
+
+def scenario(job: Job, text: str = "w1 w2") -> Scenario:
+    return Scenario(job, {site: [Record(text, "surgery")] for site in job.sites}, seed=0)
+
+
+def test_a_finished_run_stands_for_the_same_attack_job_and_records_alone(
+    plain_job: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = scenario(plain_job())
+    others = [
+        ("x 100", scenario(plain_job())),
+        ("none", scenario(plain_job(training={"learning_rate": 0.4}))),
+        ("none", scenario(plain_job(), "w3")),
+    ]
+    kept = tmp_path / run_name("none", "mean", made)
+    kept.mkdir()
+    found = Outcome("none", "mean", 0.625, 0.25)
+    (kept / "poisoning.json").write_text(json.dumps(asdict(found)))
+
+    def stopped(*_: object, **__: object) -> Path:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("simulations.runs.stacked", stopped)
+    monkeypatch.setattr(poisoning, "_scenario", lambda attack, rule: made)
+    assert poisoning._once("none", "mean", tmp_path, lambda *_: None) == found
+    for attack, other in others:
+        monkeypatch.setattr(poisoning, "_scenario", lambda *_, other=other: other)
+        with pytest.raises(KeyboardInterrupt):
+            poisoning._once(attack, "mean", tmp_path, lambda *_: None)
 
 
 class Replies(LocalGrid):
