@@ -14,9 +14,10 @@ And of the server's optimisers (in ``server/strategies/optimizer.py``), with mom
 - ``fedavgm``: m is a sum of r times powers of ``momentum``, so |m| <= |r| / (1 - momentum).
 - ``fedadam``: |m| <= |r|, the rate's correction no more than undoes the zero start, and the
   divisor is at least tau: a step of at most eta |r| / tau. By Cauchy and Schwarz each number of m
-  is also at most c times the root of its v, if beta_1^2 < beta_2, with
-  c = (1 - beta_1) / sqrt((1 - beta_2) (1 - beta_1^2 / beta_2)): over P numbers a step of at most
-  sqrt(P) c times the largest corrected rate of the job's rounds.
+  is also at most c sqrt(1 - q^t) times the root of its v in round t, if q = beta_1^2 / beta_2 < 1,
+  with c = (1 - beta_1) / sqrt((1 - beta_2) (1 - q)). The correction leaves that below c, as
+  (1 - beta_2^(t+1)) (1 - q^t) <= (1 - sqrt(beta_2) beta_1^t)^2 <= (1 - beta_1^(t+1))^2. So over P
+  numbers it is a step of at most eta sqrt(P) c.
 - ``fedyogi``: the same without correction, as v is at least (2 beta_2 - 1) times the one before and
   (1 - beta_2) r^2, so that 2 beta_2 - 1 stands for beta_2 within c.
 
@@ -24,8 +25,6 @@ Not covered: methods that make something else of the changes (``client/factors.p
 """
 
 import math
-
-import numpy as np
 
 from common.aggregation import AggregationSection
 from common.job import Job
@@ -39,7 +38,7 @@ def stride(job: Job, size: int) -> float:
     middle = bound * _of_rule(asked, job.training.quorum, len(job.sites))
     if asked.rule == "norm-bound" and asked.norm_bound is not None:
         middle = min(middle, asked.norm_bound)
-    return _of_optimizer(asked, middle, size, job.training.rounds)
+    return _of_optimizer(asked, middle, size)
 
 
 def _of_rule(asked: AggregationSection, quorum: int, sites: int) -> float:
@@ -51,7 +50,7 @@ def _of_rule(asked: AggregationSection, quorum: int, sites: int) -> float:
     return 1.0
 
 
-def _of_optimizer(asked: AggregationSection, middle: float, size: int, rounds: int) -> float:
+def _of_optimizer(asked: AggregationSection, middle: float, size: int) -> float:
     """The step's norm from middles of at most ``middle``."""
     rate, momentum = asked.learning_rate or 1.0, asked.momentum or 0.0
     beta_1, beta_2 = asked.beta_1 or 0.0, asked.beta_2 or 0.0
@@ -59,11 +58,8 @@ def _of_optimizer(asked: AggregationSection, middle: float, size: int, rounds: i
         return middle
     if asked.optimizer == "fedavgm":
         return rate * middle / (1 - momentum)
-    is_yogi = asked.optimizer == "fedyogi"
-    each = _over_root(beta_1, beta_2, 2 * beta_2 - 1 if is_yogi else beta_2)
-    if not is_yogi:
-        each *= _correction(beta_1, beta_2, rounds)
-    by_root = math.sqrt(size) * each
+    decay = 2 * beta_2 - 1 if asked.optimizer == "fedyogi" else beta_2
+    by_root = math.sqrt(size) * _over_root(beta_1, beta_2, decay)
     by_tau = middle / asked.tau if asked.tau else math.inf
     return rate * min(by_root, by_tau)
 
@@ -73,9 +69,3 @@ def _over_root(beta_1: float, beta_2: float, decay: float) -> float:
     if decay <= beta_1**2:
         return math.inf
     return (1 - beta_1) / math.sqrt((1 - beta_2) * (1 - beta_1**2 / decay))
-
-
-def _correction(beta_1: float, beta_2: float, rounds: int) -> float:
-    """The most by which Flower's FedAdam multiplies its rate in any round."""
-    powers = np.arange(2.0, rounds + 2)
-    return float((np.sqrt(1 - beta_2**powers) / (1 - beta_1**powers)).max())

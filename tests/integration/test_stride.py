@@ -152,8 +152,10 @@ def test_no_optimiser_goes_beyond_its_stride(
         ({**ADAM, "tau": 1e3, "optimizer": "fedyogi"}, [1.0] * 400, 0.98),
         # The worst of the root: a growing step, each beta_2 / beta_1 times the last.
         ({**ADAM, "tau": 1e-9}, [1.1 ** (i - 499) for i in range(500)], 0.99),
+        # Yogi's second moment falls by what comes just below it, faster than Adam's forgets.
+        (OPTIMIZERS[-1], [1.0, 0.63], 0.88),
     ],
-    ids=["fedavgm", "fedadam by tau", "fedyogi by tau", "fedadam by the root"],
+    ids=["fedavgm", "fedadam by tau", "fedyogi by tau", "fedadam by the root", "fedyogi falling"],
 )
 def test_some_steps_go_nearly_as_far(
     job: MakeJob, asked: dict[str, Any], steps: list[float], least: float
@@ -162,4 +164,5 @@ def test_some_steps_go_nearly_as_far(
     zero = np.zeros(1, np.float32)
     for round_, step in enumerate(steps, start=1):
         found = optimizer.step(zero, np.array([BOUND * step], np.float32), round_)
-    assert float(found[0]) >= least * allowed(job, 1, **asked)
+    farthest = allowed(job, 1, **asked)
+    assert least * farthest <= float(found[0]) <= farthest * (1 + 1e-5)
