@@ -18,6 +18,15 @@ from common.layout import Layout
 from common.products import Matrix, a_of, b_of
 
 
+def length(vector: Vector) -> float:
+    """The Euclidean norm of (P,) float32 numbers, added up in float64.
+
+    >>> length(np.array([3.0, 4.0], np.float32))
+    5.0
+    """
+    return float(np.linalg.norm(vector.astype(np.float64)))
+
+
 @dataclass(frozen=True)
 class Change:
     """One site's answer to a round: (P,) numbers of what it trains, and its public weight > 0."""

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from common.adapter import Vector
 from common.aggregation import AggregationSection
-from server.aggregate import Change, StreamingMean
+from server.aggregate import Change, StreamingMean, length
 
 Floats = NDArray[np.float64]
 
@@ -128,7 +128,7 @@ def chosen(asked: AggregationSection | None, changes: Iterable[Change]) -> Itera
     if asked is None or asked.rule not in ("krum", "multi-krum", "norm-bound"):
         yield from changes
     elif asked.rule == "norm-bound":
-        yield from (_bounded(change, asked.norm_bound or 0.0) for change in changes)
+        yield from (_bounded(change, asked) for change in changes)
     else:
         came = sorted(changes, key=lambda change: change.site)
         byzantine = asked.byzantine or 0
@@ -138,9 +138,14 @@ def chosen(asked: AggregationSection | None, changes: Iterable[Change]) -> Itera
         yield from (came[i] for i in sorted(best))
 
 
-def _bounded(change: Change, bound: float) -> Change:
-    norm = float(np.linalg.norm(change.vector.astype(np.float64)))
-    if norm <= bound:
+def is_cut(asked: AggregationSection | None, norm: float) -> bool:
+    """Whether the rule cuts an update of that length."""
+    return asked is not None and asked.norm_bound is not None and norm > asked.norm_bound
+
+
+def _bounded(change: Change, asked: AggregationSection) -> Change:
+    norm, bound = length(change.vector), asked.norm_bound or 0.0
+    if not is_cut(asked, norm):
         return change
     return replace(change, vector=(change.vector * (bound / norm)).astype(np.float32))
 
