@@ -16,10 +16,9 @@ from flwr.serverapp import Grid
 from common import messages
 from common.adapter import LoadedAdapter, Vector, vector_sha256
 from common.errors import Refusal, UpdateRejected
-from common.flower import content_to_bytes, message_to_bytes
+from common.flower import arrival_of
 from common.job import Job
 from common.link.identity import node_id
-from common.model import bytes_sha256
 from common.phases import RELEASE, is_charge
 from common.trace import exchange_id
 from server.aggregate import Change, length
@@ -108,7 +107,7 @@ class RoundBook:
         return exchange_id(self.job.sha256, str(self.round), asked)
 
     def _count(self, reply: Message) -> int:
-        size = len(message_to_bytes(reply))
+        size = arrival_of(reply).total_bytes
         self.bytes_up += size
         return size
 
@@ -134,7 +133,7 @@ class RoundBook:
             Receipt(
                 site=site,
                 round=self.round,
-                payload_sha256=bytes_sha256(content_to_bytes(reply.content)),
+                payload_sha256=arrival_of(reply).content_sha256,
                 steps=steps,
                 charged_steps=charged,
                 bytes_up=size,

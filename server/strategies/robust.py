@@ -27,13 +27,11 @@ from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from common.adapter import Vector
 from common.aggregation import AggregationSection
-from server.aggregate import Change, StreamingMean, length
+from server.aggregate import Change, Floats, StreamingMean, length
 
-Floats = NDArray[np.float64]
 Rows = Sequence[Vector]  # n of (P,) float32
 
 _PIECE = 1 << 17  # numbers of all rows at a time: what a processor keeps near
@@ -56,6 +54,9 @@ class Middle(Protocol):
 
     def mean(self) -> Floats:
         """The middle, (P,)."""
+
+    def pieces(self) -> Iterator[tuple[slice, Floats]]:
+        """``mean`` some numbers at a time: where they are, and they."""
 
 
 class _Kept:
@@ -82,6 +83,10 @@ class _Kept:
             key=lambda one: one[:2],
         )
         return self._of([row for *_, row in named], np.array([weight for _, weight, _ in named]))
+
+    def pieces(self) -> Iterator[tuple[slice, Floats]]:
+        middle = self.mean()
+        yield slice(0, middle.size), middle
 
 
 def middle_of(asked: AggregationSection | None, size: int) -> Middle:
