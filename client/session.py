@@ -269,9 +269,10 @@ class _Session:
         return True
 
     def _receive(self, received: Received) -> None:
-        if received.body is None:
+        body = received.body
+        if body is None:
             return
-        message = framing.open_message(received.header, received.body)
+        message = framing.open_message(received.header, body)
         if message.metadata.dst_node_id != node_id(self._config.site):
             raise UpdateRejected("message must be for this site, got one for another")
         if not message.metadata.message_id:

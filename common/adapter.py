@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from common.errors import InvalidInput, UpdateRejected, VeiltuneError
+from common.futile import SIGNED
 from common.initial import initialise
 from common.job import Job
 from common.layout import ADAPTER, AdapterTable, Layout, TensorSpec, Vector, factors_of, layout_of
@@ -237,7 +238,7 @@ def load_adapter(job: Job, folder: Path, device: str = "auto") -> LoadedAdapter:
 
 @lru_cache(maxsize=1)
 def _load_adapter(canonical: bytes, folder: Path, device: torch.device) -> LoadedAdapter:
-    job = Job.model_validate_json(canonical)
+    job = Job.model_validate_json(canonical, context=SIGNED)  # the caller's was checked
     model, tokenizer = build_adapter(job, folder), load_tokenizer(folder)
     # A batch is padded with this id, which generators' configurations often leave open.
     model.config.pad_token_id = tokenizer.pad_token_id

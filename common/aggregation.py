@@ -26,7 +26,8 @@ class AggregationSection(Section):
     """A rule for updates and an optimiser for their middle.
 
     ``byzantine`` is f, how many sites may lie. A site is asked no more once ``quarantine_after`` of
-    its updates were rejected (not finite, not of the job's form, longer than ``max_update_norm``).
+    its updates were rejected (not finite, not of the job's form, longer than ``max_update_norm``)
+    or cut by ``norm_bound``.
     """
 
     rule: Rule = "mean"

@@ -101,14 +101,19 @@ def parse_toml(data: bytes, name: str) -> dict[str, Any]:
     raise InvalidInput(f"{name} must nest at most {MOST_LEVELS} levels, got {depth}")
 
 
-def parse(model: type[Model], data: Mapping[str, Any], source: str) -> Model:
-    """Validate ``data``; ``source`` names the file in the error.
+def parse(
+    model: type[Model],
+    data: Mapping[str, Any],
+    source: str,
+    context: Mapping[str, bool] | None = None,
+) -> Model:
+    """Validate ``data``; ``source`` names the file in the error, ``context`` is for validators.
 
     Raises:
         InvalidInput: one message that names every offending key.
     """
     try:
-        return model.model_validate(dict(data))
+        return model.model_validate(dict(data), context=context)
     except ValidationError as error:
         found = error.errors()
         told = [_sentence(model, item) for item in found[:_MOST_FAULTS]]

@@ -19,7 +19,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import (
     Ed25519PrivateKey,
     Ed25519PublicKey,
 )
-from pydantic import Field, StringConstraints, field_validator, model_validator
+from pydantic import (
+    Field,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from common.aggregation import AggregationSection
 from common.aggregation import faults as aggregation_faults
@@ -35,6 +41,7 @@ from common.config import (
 )
 from common.data.records import OUTSIDE, ColumnMap
 from common.errors import InvalidInput, JobRefused
+from common.futile import SIGNED, futile
 from common.histograms import MOST_BINS, Histogram, MetricsSection, bins, histograms_of, sensitivity
 from common.link.identity import node_id
 from common.privacy import accounting
@@ -298,8 +305,10 @@ class Job(Section):
     aggregation: AggregationSection | None = None
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _consistent(self, info: ValidationInfo) -> Self:
         faults = self._task_faults() or self._metrics_faults()
+        if info.context != SIGNED:
+            faults += futile(self)
         sites, quorum = len(self.data.population), self.training.quorum
         if self.aggregation is not None:
             is_mixed = len({self.rank(site) for site in self.data.population}) > 1
@@ -549,13 +558,15 @@ def sign_job(job: Job, key: Ed25519PrivateKey) -> SignedJob:
 def parse_signed_job(data: bytes) -> SignedJob:
     """Parse what ``SignedJob.to_bytes`` wrote; checks the schema, not the signature.
 
+    Settings that are futile together pass: jobs of before that was refused are read all the same.
+
     Raises:
         JobRefused: too large, no JSON, or not a job.
     """
     if len(data) > MAX_CONFIG_BYTES:
         raise JobRefused(f"job must be at most {MAX_CONFIG_BYTES} bytes, got {len(data)}")
     try:
-        return parse(SignedJob, parse_json(data), "job")
+        return parse(SignedJob, parse_json(data), "job", SIGNED)
     except (ValueError, TypeError) as error:
         raise JobRefused(f"job must be a signed manifest, got: {error}") from error
 

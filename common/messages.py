@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
 from common.adapter import AdapterTable, Vector, vector_sha256
+from common.contents import config_in
 from common.errors import JobRefused, UpdateRejected
 from common.histograms import bins
 from common.job import MAX_INTEGER, Job, SignedJob, parse_signed_job
@@ -115,7 +116,7 @@ def read_offer(content: RecordDict) -> SignedJob:
     Raises:
         JobRefused: there is none, or it is not one.
     """
-    manifest = content.config_records.get("job", ConfigRecord()).get("manifest")
+    manifest = (config_in(content, "job") or ConfigRecord()).get("manifest")
     if not isinstance(manifest, bytes):
         raise JobRefused("message must carry a signed manifest, got none")
     return parse_signed_job(manifest)
@@ -133,7 +134,7 @@ def verdict(*, accepted: bool, reason: str = "", head: Head | None = None) -> Re
 
 def read_verdict(content: RecordDict) -> Verdict | None:
     """The verdict in an answer, or ``None`` when it is an update."""
-    record = content.config_records.get("verdict")
+    record = config_in(content, "verdict")
     if record is None:
         return None
     return Verdict(record.get("accepted") is True, str(record.get("reason", ""))[:500])
@@ -146,7 +147,7 @@ def site_name(site: str) -> RecordDict:
 
 def read_site_name(content: RecordDict) -> str | None:
     """The name that a node says it has, or ``None`` where it says none."""
-    name = content.config_records.get("site", ConfigRecord()).get("name")
+    name = (config_in(content, "site") or ConfigRecord()).get("name")
     return name if isinstance(name, str) else None
 
 
@@ -206,7 +207,7 @@ def read_order(content: RecordDict) -> Order:
         JobRefused: no manifest.
         UpdateRejected: no round number, or receipts or heads that are none.
     """
-    body = content.config_records.get("round", ConfigRecord())
+    body = config_in(content, "round") or ConfigRecord()
     round_ = body.get("round")
     if not isinstance(round_, int) or round_ < 1:
         raise UpdateRejected(f"round must be at least 1, got {round_!r}")
@@ -248,7 +249,7 @@ def read_update(content: RecordDict, job: Job, table: AdapterTable) -> Update:
         raise UpdateRejected(
             f"update must hold {', '.join(sorted(_UPDATE_KEYS))}, got {sorted(content)[:6]}"
         )
-    body = content.config_records.get("round", ConfigRecord())
+    body = config_in(content, "round") or ConfigRecord()
     if set(body) != _ROUND_KEYS:
         raise UpdateRejected(
             f"update's round must hold {', '.join(sorted(_ROUND_KEYS))}, got {sorted(body)[:6]}"
@@ -280,7 +281,7 @@ def read_head(content: RecordDict, name: str) -> Head | None:
     Raises:
         UpdateRejected: there is something in its place that is none.
     """
-    body = content.config_records.get(name)
+    body = config_in(content, name)
     if body is None:
         return None
     size, words = body.get("size"), [body.get(key) for key in ("root", "signature", "public_key")]
@@ -349,7 +350,7 @@ def read_close(content: RecordDict) -> Closing:
         UpdateRejected: the message says nothing of the kind, that the job goes on, or has
             receipts that are none.
     """
-    body = content.config_records.get("close", ConfigRecord())
+    body = config_in(content, "close") or ConfigRecord()
     job_sha256, state, final = (
         str(body.get(key, "")) for key in ("job_sha256", "state", "final_sha256")
     )

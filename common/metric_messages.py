@@ -14,6 +14,7 @@ import numpy as np
 from flwr.app import ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
+from common.contents import config_in
 from common.errors import UpdateRejected
 from common.histograms import MOST_COUNT, bins
 from common.job import Job
@@ -50,7 +51,7 @@ def read_counts(content: RecordDict, job: Job) -> Counts:
     Raises:
         UpdateRejected: anything but the closed schema and the job's number of bins.
     """
-    body = content.config_records.get(_BODY, ConfigRecord())
+    body = config_in(content, _BODY) or ConfigRecord()
     if set(content) != {_BODY, HEAD} or set(body) != _KEYS:
         raise UpdateRejected("counts must hold counts, input_sha256 and head, got something else")
     data, size = body["counts"], bins(job.histograms)

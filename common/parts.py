@@ -20,6 +20,39 @@ _WIDTH = {_FIXED64: 8, _FIXED32: 4}
 _TEXT = (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES)
 
 
+def span_of(data: bytes, number: int, total: int) -> tuple[int, int] | None:
+    """Where the field ``number`` starts and ends in a message of ``total`` bytes, seen from ahead.
+
+    Args:
+        data: the message's first bytes.
+        number: of a field with a length.
+        total: of the whole message.
+
+    Returns:
+        Its span, where it is the message's last field and no other is it as well, and begins in
+        ``data``; else ``None``.
+    """
+    at = 0
+    try:
+        while at < len(data):
+            tag, at = _varint(data, at, len(data))
+            start, at = _skip(data, at, total, tag & 7)
+            if tag >> 3 == number:
+                return (start, at) if at == total and tag & 7 == _LENGTH else None
+    except ValueError:
+        return None
+    return None
+
+
+def varint(value: int) -> bytes:
+    """A number >= 0 as it stands on the wire."""
+    groups = bytearray()
+    while value > 0x7F:
+        groups.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*groups, value])
+
+
 def require_few_parts(data: bytes, kind: Descriptor) -> None:
     """Check that a message of type ``kind`` has at most 4,096 fields, within each other or not.
 

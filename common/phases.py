@@ -16,6 +16,7 @@ from flwr.app import ConfigRecord, RecordDict
 from pydantic import Field
 
 from common.config import Section
+from common.contents import config_in
 from common.errors import UpdateRejected
 from common.privacy.charge import MAX_LINKS, HeadOf, SignedCharge, SignedEnding
 from common.receipt import (
@@ -52,7 +53,7 @@ def charged(charge: SignedCharge) -> RecordDict:
 
 def is_charge(content: RecordDict) -> bool:
     """Whether an answer is of the first phase."""
-    return _CHARGE in content.config_records
+    return config_in(content, _CHARGE) is not None
 
 
 def read_charged(content: RecordDict) -> SignedCharge:
@@ -96,7 +97,7 @@ def read_confirm(content: RecordDict) -> SignedConfirmation | Confirmation:
     Raises:
         UpdateRejected: nothing, or something else.
     """
-    if "signed" in content.config_records.get(_CONFIRM, {}):
+    if "signed" in (config_in(content, _CONFIRM) or {}):
         return read_confirmation(_bytes(content, _CONFIRM, "signed"))
     return read_unsigned_confirmation(_bytes(content, _CONFIRM, "unsigned"))
 
@@ -128,7 +129,7 @@ def read_receipts(content: RecordDict) -> tuple[SignedReceipt, ...]:
     Raises:
         UpdateRejected: too many, too large, or no receipts.
     """
-    found = content.config_records.get(_RECEIPTS)
+    found = config_in(content, _RECEIPTS)
     if found is None:
         return ()
     signed = found.get("signed")
@@ -146,13 +147,13 @@ def read_prove(content: RecordDict) -> tuple[HeadOf, ...]:
     Raises:
         UpdateRejected: too many, or no heads.
     """
-    if PROVE not in content.config_records:
+    if config_in(content, PROVE) is None:
         return ()
     return read_whole(_Prove, _bytes(content, PROVE, "heads"), PROVE, _MAX_PROVE_BYTES).heads
 
 
 def _bytes(content: RecordDict, record: str, name: str) -> bytes:
-    found = content.config_records.get(record, ConfigRecord()).get(name)
+    found = (config_in(content, record) or ConfigRecord()).get(name)
     if not isinstance(found, bytes):
         raise UpdateRejected(f"{record} must hold {name}, got none")
     return found

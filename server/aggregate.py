@@ -4,9 +4,12 @@ Memory is one vector beside the one that arrives, whatever the number of sites. 
 from the message's own bytes by BLAS (``saxpy``), in float32: at the speed at which memory is
 copied, and off by what n additions round, so that the order of arrival reaches the last bits.
 
-Not covered: products, whose sums are in float64 and as large as the adapted matrices.
+Not covered: products, whose sums are in float64 and as large as the adapted matrices; how many
+updates are on their way in at a time (server/room.py).
 """
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +19,25 @@ from scipy.linalg.blas import saxpy
 from common.adapter import Vector
 from common.layout import Layout
 from common.products import Matrix, a_of, b_of
+
+Floats = NDArray[np.float64]
+
+_PIECE = 1 << 16  # numbers at a time in float64: what a processor keeps near
+
+
+def length(vector: Vector) -> float:
+    """The Euclidean norm of (P,) float32 numbers, added up in float64.
+
+    >>> length(np.array([3.0, 4.0], np.float32))
+    5.0
+    """
+    squares, held = 0.0, np.empty(min(_PIECE, vector.size))
+    for begin in range(0, vector.size, _PIECE):
+        taken = vector[begin : begin + _PIECE]
+        piece = held[: taken.size]
+        piece[:] = taken
+        squares += float(piece @ piece)
+    return math.sqrt(squares)
 
 
 @dataclass(frozen=True)
@@ -44,10 +66,18 @@ class StreamingMean:
         """The sum of the weights so far; 0 before the first vector."""
         return self._weight
 
-    def mean(self) -> NDArray[np.float64]:
+    def mean(self) -> Floats:
         """The mean, (P,); zeros before the first vector."""
-        total = self._total.astype(np.float64)
-        return total / self._weight if self._weight else total
+        found = np.empty(self._total.size)
+        for place, piece in self.pieces():
+            found[place] = piece
+        return found
+
+    def pieces(self) -> Iterator[tuple[slice, Floats]]:
+        """``mean`` some numbers at a time: where they are, and they."""
+        for begin in range(0, self._total.size, _PIECE):
+            place = slice(begin, begin + _PIECE)
+            yield place, self._total[place].astype(np.float64) / (self._weight or 1.0)
 
 
 class StreamingProducts:

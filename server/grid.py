@@ -17,7 +17,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from common.errors import InvalidInput, JobStopped
-from common.flower import Run, content_to_bytes, new_run, set_message_id
+from common.flower import Run, content_to_parts, new_run, set_message_id
 from common.link.identity import node_id
 from common.phases import PROVE
 from common.privacy.ledger import WITNESSED
@@ -144,8 +144,9 @@ class LinkGrid(Grid):
                 if not arrived:
                     self._log_missing(waiting)
                     return
-                waiting -= arrived
-                yield from self.pull_messages(arrived)
+                for message_id in arrived:  # one at a time: who has read it lets go of it
+                    waiting.discard(message_id)
+                    yield from self.pull_messages([message_id])
         finally:
             self._withdraw(waiting)
 
@@ -178,15 +179,15 @@ class LinkGrid(Grid):
                 self._arrived[message_id] = reply
                 self._arrival.notify_all()
 
-    def _wait(self, waiting: set[str], deadline: float | None) -> set[str]:
-        """Ids among ``waiting`` that have arrived; empty at the deadline."""
+    def _wait(self, waiting: set[str], deadline: float | None) -> list[str]:
+        """Ids among ``waiting`` that have arrived, first to last; empty at the deadline."""
         with self._arrival:
             remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
             self._arrival.wait_for(
                 lambda: self._is_stopped or not waiting.isdisjoint(self._arrived), remaining
             )
             self._require_running()
-            return waiting & self._arrived.keys()
+            return [message_id for message_id in self._arrived if message_id in waiting]
 
     def _withdraw(self, message_ids: Iterable[str]) -> None:
         with self._arrival:
@@ -215,7 +216,10 @@ def _message_id(message: Message, digests: dict[int, bytes]) -> str:
     content = message.content
     if id(content) not in digests:
         asked = RecordDict({name: r for name, r in content.items() if name not in _MAY_GROW})
-        digests[id(content)] = hashlib.sha256(content_to_bytes(asked)).digest()
+        digest = hashlib.sha256()
+        for part in content_to_parts(asked):
+            digest.update(part)
+        digests[id(content)] = digest.digest()
     metadata = message.metadata
     fields = (metadata.group_id, metadata.message_type, str(metadata.dst_node_id))
     text = "".join(f"{len(field)}:{field}" for field in fields)

@@ -41,6 +41,7 @@ from server.handshakes import HandshakeLog
 from server.listening import require_free
 from server.mailbox import Mailbox
 from server.repeats import Repeats
+from server.room import Room
 from server.session import Session, SiteRoster
 
 __all__ = ["LinkServer", "SiteRoster"]
@@ -83,6 +84,7 @@ class LinkServer:
         names_handshakes: bool = False,
     ) -> None:
         self.mailbox = Mailbox()
+        self.room = Room()
         self._address = address
         self._credentials = credentials if callable(credentials) else lambda: credentials
         self._roster = roster
@@ -187,7 +189,7 @@ class LinkServer:
             self._warn("session refused", context, error.site, str(error))
             yield framing.refusal(error.reason, str(error))
             return
-        session = Session(site, serial, self.mailbox, self._roster, self._software)
+        session = Session(site, serial, self.mailbox, self._roster, self._software, self.room)
         if (words := self._enter(session)) is not None:
             self._warn("session refused", context, site, words)
             yield framing.refusal(wire.Refusal.BUSY, words)

@@ -20,10 +20,9 @@ from numpy.typing import NDArray
 from common import messages, phases
 from common.adapter import vector_sha256
 from common.errors import UpdateRejected
-from common.flower import content_to_bytes, message_to_bytes
+from common.flower import arrival_of
 from common.job import Job
 from common.metric_messages import METRICS, read_counts
-from common.model import bytes_sha256
 from common.phases import RELEASE, is_charge
 from common.receipt import Reply
 from common.trace import exchange_id
@@ -135,8 +134,8 @@ def _keep(
             .values(
                 counts=counts,
                 reason=reason,
-                payload_sha256=bytes_sha256(content_to_bytes(reply.content)),
-                bytes_up=len(message_to_bytes(reply)),
+                payload_sha256=arrival_of(reply).content_sha256,
+                bytes_up=arrival_of(reply).total_bytes,
             )
         )
 

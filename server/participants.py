@@ -143,18 +143,20 @@ class Participants:
         return self.grid.send_and_receive(orders, timeout=timeout_s)
 
     def quarantine(self) -> None:
-        """Ask no more of sites whose updates were rejected as often as the job bears."""
+        """Ask no more of sites whose updates were rejected or cut as often as the job bears."""
         asked = self.job.aggregation
         if asked is None or asked.quarantine_after is None:
             return
-        rejected = Counter(
-            r.site for r in self.checkpoints.receipts(self.job.sha256) if not r.accepted
+        counted = Counter(
+            r.site
+            for r in self.checkpoints.receipts(self.job.sha256)
+            if not r.accepted or r.was_cut
         )
-        for site, times in rejected.items():
+        for site, times in counted.items():
             if times >= asked.quarantine_after and site not in self.refused:
                 self.accepted.discard(site)
-                self.refused[site] = f"quarantined after {times} rejected updates"
-                log.warning("site quarantined", site=site, rejected=times)
+                self.refused[site] = f"quarantined after {times} rejected or cut updates"
+                log.warning("site quarantined", site=site, updates=times)
 
     def _require_possible(self) -> None:
         possible, quorum = len(self.job.sites) - len(self.refused), self.job.training.quorum

@@ -21,7 +21,8 @@ class Receipt:
     """One site's reply to one round, as the server acknowledged it.
 
     ``steps`` are those of this round; ``charged_steps`` is the site's own statement of all that its
-    account has charged for the job.
+    account has charged for the job. ``was_cut`` says that it was longer than ``norm-bound`` lets
+    pass; nothing where that is not the rule, or not so.
     """
 
     site: str
@@ -31,6 +32,7 @@ class Receipt:
     charged_steps: int
     bytes_up: int
     accepted: bool
+    was_cut: bool | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
 import structlog
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
@@ -17,15 +16,15 @@ from flwr.serverapp import Grid
 from common import messages
 from common.adapter import LoadedAdapter, Vector, vector_sha256
 from common.errors import Refusal, UpdateRejected
-from common.flower import content_to_bytes, message_to_bytes
+from common.flower import arrival_of
 from common.job import Job
 from common.link.identity import node_id
-from common.model import bytes_sha256
 from common.phases import RELEASE, is_charge
 from common.trace import exchange_id
-from server.aggregate import Change
+from server.aggregate import Change, length
 from server.checkpoint import Receipt
 from server.sent import Sent
+from server.strategies.robust import is_cut
 
 # Between two askings of a site that could not answer; less than a server that stops waits for.
 ASK_AGAIN_S = 3.0
@@ -111,50 +110,54 @@ class RoundBook:
         return exchange_id(self.job.sha256, str(self.round), asked)
 
     def _count(self, reply: Message) -> int:
-        size = len(message_to_bytes(reply))
+        size = arrival_of(reply).total_bytes
         self.bytes_up += size
         return size
 
     def _judge(self, site: str, reply: Message, size: int) -> Change | None:
-        steps, charged, vector = 0, 0, None
+        steps, charged, vector, was_cut = 0, 0, None, None
         try:
             if site not in self.confirmed:
                 raise UpdateRejected("update must follow its confirmed charge, got none")
             trained = self.adapter.layout.trained(self.round, self.job.rank(site))
             update = messages.read_update(reply.content, self.job, trained.table)
             steps, charged = update.steps, update.charged_steps
-            self._require_fit(update)
-            vector = update.vector
+            norm = self._require_fit(update)
+            vector, was_cut = update.vector, is_cut(self.job.aggregation, norm) or None
         except UpdateRejected as error:
             self.refused[site] = str(error)
             log.warning(
                 "update rejected", id=self._id(reply), site=site, reason=str(error), bytes=size
             )
         else:
-            log.info("update taken", id=self._id(reply), site=site, steps=steps)
+            cut = {"cut_from": f"{norm:g}"} if was_cut else {}
+            log.info("update taken", id=self._id(reply), site=site, steps=steps, **cut)
         self.receipts.append(
             Receipt(
                 site=site,
                 round=self.round,
-                payload_sha256=bytes_sha256(content_to_bytes(reply.content)),
+                payload_sha256=arrival_of(reply).content_sha256,
                 steps=steps,
                 charged_steps=charged,
                 bytes_up=size,
                 accepted=vector is not None,
+                was_cut=was_cut,
             )
         )
         return None if vector is None else Change(site, vector, self.job.weight(site))
 
-    def _require_fit(self, update: messages.Update) -> None:
+    def _require_fit(self, update: messages.Update) -> float:
+        """The norm of an update that may be used."""
         if update.round != self.round or update.input_sha256 != self.input_sha256:
             raise UpdateRejected(
                 f"update must answer round {self.round} from {self.input_sha256[:12]}, got round "
                 f"{update.round} from {update.input_sha256[:12]}"
             )
-        norm = float(np.linalg.norm(update.vector.astype(np.float64)))
+        norm = length(update.vector)
         bound = self.job.training.max_update_norm
         if norm > bound:
             raise UpdateRejected(f"update norm must be at most {bound:g}, got {norm:g}")
+        return norm
 
 
 def open_book(job: Job, adapter: LoadedAdapter, round_: int, vector: Vector) -> RoundBook:

@@ -1,8 +1,10 @@
 """One site's live session: letters out, replies in, until the connection ends or a rule ends it.
 
 Two threads serve it. The one that gRPC gave us yields frames; it asks the mailbox for the next
-letter only when the last frame has left, so a slow site holds one serialised message and nothing
-more. The other reads. The roster is asked before each letter leaves and when each reply comes in.
+letter only when the last frame has left, so a slow site holds the pieces of one message, of which
+the adapter is all sites' together, and nothing more. The other reads, and waits for room before it
+takes a large reply in (server/room.py). The roster is asked before each letter leaves and when each
+reply comes in.
 
 Not covered: TLS and identity, one session a site, asking the roster of idle ones (server/link.py).
 """
@@ -15,13 +17,14 @@ import grpc
 import structlog
 
 from common.errors import Refusal, UpdateRejected
-from common.flower import message_to_bytes
+from common.flower import message_to_parts
 from common.link import federation_pb2 as wire
 from common.link import framing
 from common.link.framing import UNKNOWN_JOB_CAP_BYTES, Assembler, Received
 from common.link.identity import node_id
 from common.trace import exchange_id
 from server.mailbox import Letter, Mailbox
+from server.room import Room
 
 _HELLO_TIMEOUT_S = 10.0
 _VERSION_CHARACTERS = 40
@@ -40,13 +43,21 @@ class Session:
     """A site that is connected. ``close`` may be called from any thread, any number of times."""
 
     def __init__(
-        self, site: str, serial: int, mailbox: Mailbox, roster: SiteRoster, software: str
+        self,
+        site: str,
+        serial: int,
+        mailbox: Mailbox,
+        roster: SiteRoster,
+        software: str,
+        room: Room,
     ) -> None:
         self.site = site
         self._serial = serial
         self._mailbox = mailbox
         self._roster = roster
         self._software = software
+        self._room = room
+        self._held_bytes = 0  # of the room, by the reply on its way in
         self._is_greeted = False
         self._is_closed = False
         self._last_frame: bytes | None = None
@@ -118,10 +129,10 @@ class Session:
         return letter
 
     def _frames_of(self, letter: Letter) -> Iterator[bytes]:
-        body = message_to_bytes(letter.message)
-        log.debug("message out", id=_id(letter), site=self.site, bytes=len(body))
+        parts = message_to_parts(letter.message)  # the adapter's bytes are all sites' together
+        log.debug("message out", id=_id(letter), site=self.site, bytes=sum(map(len, parts)))
         for frame in framing.split(
-            body,
+            parts,
             message_type=letter.message.metadata.message_type,
             job_sha256=letter.job_sha256,
             message_id=letter.message_id,
@@ -142,7 +153,10 @@ class Session:
     def _read(self, incoming: Iterable[bytes]) -> None:
         try:
             for data in incoming:
-                self._take(framing.parse(data))
+                frame = framing.parse(data)
+                del data  # or every idle site keeps its last frame here
+                self._take(frame)
+                del frame
                 if self._is_closed:
                     return
             self.close("the site closed the stream")
@@ -152,6 +166,7 @@ class Session:
             self.refuse(wire.Refusal.PROTOCOL, str(error))
         finally:
             self.close("reading ended")
+            self._give_back()
 
     def _take(self, frame: wire.Frame) -> None:
         kind = frame.WhichOneof("body")
@@ -163,6 +178,12 @@ class Session:
             raise UpdateRejected(f"first frame must be a hello, got a {kind}")
         elif (received := self._assembler.take(frame)) is not None:
             self._receive(received)
+            self._give_back()
+
+    def _give_back(self) -> None:
+        """Of a reply that is not kept."""
+        self._room.give_back(self._held_bytes)
+        self._held_bytes = 0
 
     def _greet(self, hello: wire.Hello) -> None:
         if hello.protocol != framing.PROTOCOL:
@@ -180,7 +201,10 @@ class Session:
         found = self._mailbox.lookup(self.site, header.reply_to)
         if found.letter is not None:
             framing.require_size(header, found.letter.cap_bytes)
-            return self.is_welcome()
+            if not self.is_welcome():
+                return False
+            self._held_bytes = self._room.take(header.total_bytes)
+            return True
         if found.is_for_another:
             raise UpdateRejected("reply must be to a message of this site, got one for another's")
         late = found.closed
@@ -196,18 +220,20 @@ class Session:
         return False
 
     def _receive(self, received: Received) -> None:
-        header, body = received.header, received.body
+        header = received.header
         letter = self._mailbox.lookup(self.site, header.reply_to).letter
-        if body is None or letter is None or self._is_closed:
+        if received.parts is None or letter is None or self._is_closed:
             return
-        message = framing.open_message(header, body)
+        message = framing.open_received(received)
+        self._room.give_back_after(message, self._held_bytes)
+        self._held_bytes = 0
         if header.message_type != letter.message.metadata.message_type:
             raise UpdateRejected("reply must be of its message's type, got another")
         if message.metadata.src_node_id != node_id(self.site):
             raise UpdateRejected("reply must name its site as the sender, got another")
         if header.job_sha256 != letter.job_sha256:
             raise UpdateRejected("reply must be of its message's job, got another")
-        log.debug("reply in", id=_id(letter), site=self.site, bytes=len(body))
+        log.debug("reply in", id=_id(letter), site=self.site, bytes=header.total_bytes)
         self._mailbox.answer(letter, message)
 
 

@@ -68,6 +68,7 @@ receipts = sa.Table(
     sa.Column("charged_steps", sa.BigInteger, nullable=False),
     sa.Column("bytes_up", sa.BigInteger, nullable=False),
     sa.Column("accepted", sa.Boolean, nullable=False),
+    sa.Column("was_cut", sa.Boolean),
 )
 # Who was asked for a job's counts, and what came: no counts where a site gave none.
 counts = sa.Table(
@@ -135,4 +136,4 @@ adapters = _adapters("adapters")  # the latest
 best_adapters = _adapters("best_adapters")  # the best, of jobs with patience
 memories = _adapters("memories")  # a server optimiser's, of jobs that have one
 # Columns that tables of an earlier version do not have; nullable, since their rows have no value.
-ADDED = (rounds.c.entity_f1, rounds.c.bytes_down)
+ADDED = (rounds.c.entity_f1, rounds.c.bytes_down, receipts.c.was_cut)

@@ -13,7 +13,14 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
 from common.errors import InvalidInput
-from common.flower import Run, message_from_bytes, message_to_bytes, set_message_id
+from common.flower import (
+    Run,
+    arrived,
+    message_from_bytes,
+    message_to_bytes,
+    set_arrival,
+    set_message_id,
+)
 from common.messages import TRAIN
 from common.phases import RELEASE
 from simulations.absence import Absence
@@ -99,7 +106,10 @@ class InProcessGrid(LocalGrid):
     def _deliver(self, message: Message) -> Message:
         received = message_from_bytes(message_to_bytes(self.number(message)))
         app, context = self._sites[message.metadata.dst_node_id]
-        return message_from_bytes(message_to_bytes(app(received, context)))
+        body = message_to_bytes(app(received, context))
+        reply = message_from_bytes(body)
+        set_arrival(reply, arrived([body]))
+        return reply
 
 
 class StackedGrid(LocalGrid):

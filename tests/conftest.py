@@ -282,7 +282,9 @@ class Federation:
         url = f"sqlite:///{self.folder / 'state.db'}"
         return Checkpoints(url, server_key=self.server_key)
 
-    def run(self, *, seeded: bool = False) -> "Result":
+    def run(
+        self, *, seeded: bool = False, observe: "Callable[[RoundRecord], None] | None" = None
+    ) -> "Result":
         from server.app import run_job
         from simulations.grids import InProcessGrid
 
@@ -294,7 +296,7 @@ class Federation:
             checkpoints,
             self.folder / "out",
             grid_name="inprocess",
-            observe=self.rounds.append,
+            observe=observe or self.rounds.append,
             seeded=seeded,
         )
 

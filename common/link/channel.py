@@ -34,6 +34,9 @@ SERVER_OPTIONS: Options = (
     ("grpc.http2.min_ping_interval_without_data_ms", _KEEPALIVE_MS // 2),
     ("grpc.server_handshake_timeout_ms", 10_000),
     ("grpc.max_concurrent_streams", 4),  # a connection: one session, a fetch, and some slack
+    # What a site may send before it is read: by itself gRPC lets this grow to whole adapters.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", 1 << 20),
 )
 CLIENT_OPTIONS: Options = (
     *_COMMON,

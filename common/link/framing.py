@@ -9,14 +9,15 @@ Not covered: who may send what (server/mailbox.py, client/session.py), what a bo
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from flwr.app import Message
 from google.protobuf.message import DecodeError
 
 from common.errors import UpdateRejected
-from common.flower import message_from_bytes
+from common.flower import arrived, message_from_bytes, set_arrival
 from common.link import federation_pb2 as wire
 
 PROTOCOL = 1
@@ -24,6 +25,7 @@ CHUNK_BYTES = 1 << 20
 MAX_FRAME_BYTES = CHUNK_BYTES + 64 * 1024
 UNKNOWN_JOB_CAP_BYTES = 256 * 1024  # a message that belongs to no job the receiver knows
 _DOMAIN = b"veiltune message v1\n"
+_OPENING = threading.Lock()
 
 
 def parse(data: bytes) -> wire.Frame:
@@ -62,35 +64,58 @@ def goodbye(words: str) -> bytes:
 
 
 def split(
-    body: bytes,
+    body: bytes | Sequence[bytes],
     *,
     message_type: str,
     job_sha256: str = "",
     message_id: str = "",
     reply_to: str = "",
 ) -> Iterator[bytes]:
-    """The frames of a message, made as they are asked for."""
+    """The frames of a message, whose body may come in pieces, made as they are asked for."""
+    parts = [body] if isinstance(body, bytes) else body
     header = wire.MessageHeader(
-        total_bytes=len(body),
+        total_bytes=sum(map(len, parts)),
         job_sha256=job_sha256,
         message_type=message_type,
         message_id=message_id,
         reply_to=reply_to,
     )
     digest = _start_digest(header)
-    digest.update(body)
+    for part in parts:
+        digest.update(part)
     header.sha256 = digest.digest()
     yield _bytes(wire.Frame(header=header))
-    for start in range(0, len(body), CHUNK_BYTES):
-        yield _bytes(wire.Frame(chunk=body[start : start + CHUNK_BYTES]))
+    for chunk in _chunks(parts):
+        yield _bytes(wire.Frame(chunk=chunk))
+
+
+def _chunks(parts: Sequence[bytes]) -> Iterator[bytes]:
+    """The parts' bytes, ``CHUNK_BYTES`` at a time."""
+    held, missing = list[memoryview](), CHUNK_BYTES
+    for part in parts:
+        rest = memoryview(part)
+        while rest:
+            taken, rest = rest[:missing], rest[missing:]
+            held.append(taken)
+            missing -= len(taken)
+            if not missing:
+                yield b"".join(held)
+                held, missing = [], CHUNK_BYTES
+    if held:
+        yield b"".join(held)
 
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A whole message whose length and hash are right; ``body`` is None if nobody wants it."""
+    """A whole message whose length and hash are right; ``parts`` is None if nobody wants it."""
 
     header: wire.MessageHeader
-    body: bytes | None
+    parts: list[bytes] | None
+
+    @property
+    def body(self) -> bytes | None:
+        """Its bytes in one piece, made anew."""
+        return None if self.parts is None else b"".join(self.parts)
 
 
 @dataclass(slots=True)
@@ -151,7 +176,7 @@ class Assembler:
             raise UpdateRejected(
                 f"message sha256 must be the header's, got another ({header.total_bytes} bytes)"
             )
-        return Received(header, parts[0] if len(parts) == 1 else b"".join(parts))
+        return Received(header, parts)
 
 
 def require_size(header: wire.MessageHeader, cap_bytes: int) -> None:
@@ -178,6 +203,24 @@ def open_message(header: wire.MessageHeader, body: bytes) -> Message:
     found = (metadata.message_type, metadata.message_id, metadata.reply_to_message_id)
     if claimed != found:
         raise UpdateRejected("message type and ids must be the header's, got others")
+    return message
+
+
+def open_received(received: Received) -> Message:
+    """Parse a message that is kept, one at a time in this process, and note how it came.
+
+    While it is parsed a message takes three times its size; its pieces are let go of.
+
+    Raises:
+        UpdateRejected: as ``open_message``.
+    """
+    parts = received.parts or []
+    arrival = arrived(parts)
+    with _OPENING:
+        body = b"".join(parts)
+        parts.clear()
+        message = open_message(received.header, body)
+    set_arrival(message, arrival)
     return message
 
 

@@ -3,8 +3,6 @@
 Another middle stands in the mean's place where the job says so (``server/strategies/robust.py``).
 """
 
-import numpy as np
-
 from common.adapter import Vector
 from server.aggregate import Change
 from server.strategies.base import Folding, LoraStrategy, Round
@@ -31,7 +29,9 @@ class MiddleFolding:
     def state(self) -> Vector:
         """The next state, (P,) float32."""
         moved = self._start.copy()
-        moved[self._places] = self._start[self._places].astype(np.float64) + self._middle.mean()
+        for place, middle in self._middle.pieces():
+            at = self._places[place]
+            moved[at] = self._start[at] + middle  # in float64
         return moved
 
 

@@ -338,6 +338,37 @@ def test_hostile_updates_are_dropped_named_and_never_aggregated(
     assert {s.name: s.steps for s in result.sites}["B"] == 2 * len(HOSTILE)
 
 
+def test_a_site_whose_updates_are_cut_is_asked_no_more_also_by_a_server_that_was_restarted(
+    plain_job: MakeJob, plain_federation: MakeFederation
+) -> None:
+    asked = {"rule": "norm-bound", "norm_bound": 50.0, "quarantine_after": 2}
+    made = plain_job(training={"rounds": 4, "quorum": 1}, aggregation=asked)
+    fed = plain_federation(made)
+    fed.tap = tampered(lambda c: repack(c, 100 * numbers(c) / np.linalg.norm(numbers(c))))
+    held: list[Any] = []
+
+    def killed(record: Any) -> None:  # noqa: ANN401 -- a round's record
+        held.append(record)
+        if record.round == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fed.run(observe=killed)
+    fed.run()
+    taken = [(r.round, r.site, r.was_cut) for r in fed.checkpoints.receipts(made.sha256)]
+    assert taken == [
+        (1, "A", None),
+        (1, "B", True),
+        (2, "A", None),
+        (2, "B", True),
+        (3, "A", None),
+        (4, "A", None),
+    ]
+    assert all(r.accepted for r in fed.checkpoints.receipts(made.sha256))
+    trained = [n for n, m in fed.requests if m.metadata.message_type == messages.TRAIN]
+    assert trained.count("B") == 2
+
+
 def test_a_round_without_a_quorum_of_usable_updates_ends_the_job(
     plain_job: MakeJob, plain_federation: MakeFederation
 ) -> None:

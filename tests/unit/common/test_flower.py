@@ -1,7 +1,8 @@
+import hashlib
 import os
 
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given
@@ -41,6 +42,61 @@ def test_content_has_the_same_bytes_whatever_order_it_was_made_in() -> None:
     once = flower.content_to_bytes(first)
     assert once == flower.content_to_bytes(flower.content_from_bytes(once))
     assert set(flower.content_from_bytes(flower.content_to_bytes(turned))) == {"a", "b"}
+
+
+records = st.one_of(
+    st.builds(
+        lambda name, dtype, shape, stype, data: ArrayRecord(
+            {name: Array(dtype, tuple(shape), stype, data)}
+        ),
+        st.text(max_size=3),
+        st.text(max_size=5),
+        st.lists(st.integers(0, 2**31 - 1), max_size=3),
+        st.text(max_size=4),
+        st.one_of(st.binary(max_size=200), st.integers(0, 70_000).map(bytes)),
+    ),
+    st.just(ArrayRecord({})),
+    st.just(ArrayRecord({name: Array("f", (1,), "raw", b"12") for name in ("a", "b")})),
+    st.builds(ConfigRecord, st.dictionaries(st.text(max_size=3), st.integers(-9, 2**40))),
+    st.builds(MetricRecord, st.dictionaries(st.text(max_size=3), st.floats(0, 1))),
+)
+
+
+@given(st.dictionaries(st.text(max_size=3), records, max_size=4), st.integers(1, 300))
+def test_the_pieces_are_what_protobuf_writes_and_an_arrays_bytes_are_its_own(
+    content: dict[str, ArrayRecord | ConfigRecord | MetricRecord], first: int
+) -> None:
+    """The reference is Flower's own serialiser; what arrives may be cut anywhere."""
+    sent = Message(RecordDict({**content}), dst_node_id=77, message_type="train", group_id="3")
+    body = flower.message_to_bytes(sent)
+    parts = flower.message_to_parts(sent)
+    assert b"".join(parts) == body
+    assert b"".join(flower.content_to_parts(sent.content)) == flower.content_to_bytes(sent.content)
+    for record in content.values():
+        if isinstance(record, ArrayRecord):
+            for array in record.values():
+                assert not array.data or any(part is array.data for part in parts)
+    expected = hashlib.sha256(flower.content_to_bytes(sent.content)).hexdigest()
+    begins = [body[: first + 100], body[first + 100 :]]
+    for pieces in ([body], begins):
+        came = flower.arrived(pieces)
+        assert came is None or came == flower.Arrival(len(body), expected)
+    assert flower.arrived([body]) is not None
+    assert flower.arrival_of(sent) == flower.Arrival(len(body), expected)
+
+
+def test_an_arrival_that_is_no_plain_message_is_not_read_off_its_bytes() -> None:
+    """Protobuf puts a content that comes twice together, and takes one before its metadata."""
+    body = flower.message_to_bytes(message())
+    content = ProtoMessage(content=ProtoMessage.FromString(body).content).SerializeToString()
+    for odd in (body + content, content + body, body + b"\x1a\x00", b"\x08", b""):
+        assert flower.arrived([odd]) is None
+    assert flower.arrived([]) is None
+    # What it says is then hashed as it would be sent.
+    read = flower.message_from_bytes(content + body)
+    flower.set_arrival(read, flower.arrived([content + body]))
+    twice = hashlib.sha256(flower.content_to_bytes(read.content)).hexdigest()
+    assert flower.arrival_of(read).content_sha256 == twice
 
 
 @given(st.binary(max_size=300))

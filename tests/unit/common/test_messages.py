@@ -1,4 +1,6 @@
+import gc
 import json
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +16,7 @@ from common.errors import JobRefused, UpdateRejected
 from common.flower import content_from_bytes, content_to_bytes
 from common.job import Job, SignedJob, sign_job
 from common.messages import Receipt, Update
+from common.phases import is_charge
 from common.privacy.ledger import WITNESSED, Head
 
 MakeJob = Callable[..., Job]
@@ -248,3 +251,29 @@ def test_a_manifest_is_what_was_signed(signed: SignedJob) -> None:
     read = messages.read_offer(wire(messages.offer(signed)))
     assert read.to_bytes() == signed.to_bytes()
     assert json.loads(signed.to_bytes())["signature"] == signed.signature
+
+
+def test_content_that_was_read_is_gone_with_its_last_holder(signed: SignedJob) -> None:
+    """Not when Python next looks for cycles: a server would hold every adapter until then."""
+    update = messages.update(signed.job, TABLE, Update(VECTOR, 3, START, 2, 6, HEAD))
+    reads: list[tuple[RecordDict, Callable[[RecordDict], object]]] = [
+        (update, lambda content: messages.read_update(content, signed.job, TABLE)),
+        (messages.order(signed, TABLE, VECTOR, 3, None, HEAD), messages.read_order),
+        (
+            messages.order(signed, TABLE, VECTOR, 3, None, HEAD),
+            lambda content: messages.read_global(content, TABLE),
+        ),
+        (update, messages.read_verdict),
+        (update, is_charge),
+        (messages.close(signed.job.sha256, "finished", VECTOR, None), messages.read_close),
+    ]
+    gc.disable()
+    try:
+        for sent, read in reads:
+            content = wire(sent)
+            held = weakref.ref(content)
+            read(content)
+            del content
+            assert held() is None, read
+    finally:
+        gc.enable()

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from common.adapter import Vector
-from server.aggregate import StreamingMean
+from server.aggregate import StreamingMean, length
 
 vectors = hnp.arrays(np.float32, 5, elements=st.floats(-1e6, 1e6, width=32))
 weights = st.floats(1e-6, 1, exclude_min=True)
@@ -58,3 +58,18 @@ def test_what_was_folded_in_may_change_afterwards() -> None:
     mean.add(vector, 0.4)
     vector[:] = 99
     assert mean.mean().tolist() == pytest.approx([3.0] * 5)
+
+
+@given(
+    hnp.arrays(
+        np.float32, st.integers(0, 300), elements=st.floats(-(2.0**120), 2.0**120, width=32)
+    ),
+    st.sampled_from([0, 65_535, 65_536, 200_000]),
+)
+def test_a_length_is_numpys_norm_in_float64_however_long_the_vector(
+    few: Vector, zeros: int
+) -> None:
+    """Also where the squares are beyond float32, and over more than one piece."""
+    vector = np.concatenate([few, np.zeros(zeros, np.float32), few])
+    vector.flags.writeable = False
+    assert length(vector) == pytest.approx(np.linalg.norm(vector.astype(np.float64)), rel=1e-12)

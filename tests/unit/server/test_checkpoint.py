@@ -92,6 +92,22 @@ def test_rounds_of_before_bytes_down_read_back_without_them(
     assert again.rounds(sha256) == [closed(1), second]
 
 
+def test_replies_of_before_cuts_were_noted_read_back_as_uncut_and_may_be_saved_again(
+    store: Checkpoints, database: str, job: SignedJob
+) -> None:
+    sha256 = job.job.sha256
+    store.save_round(sha256, closed(1), VECTOR, replies(1))
+    store.close()
+    with contextlib.closing(sqlite3.connect(database.removeprefix("sqlite:///"))) as file:
+        file.execute("ALTER TABLE receipts DROP COLUMN was_cut")
+        file.commit()
+    again = Checkpoints(database)
+    again.save_round(sha256, closed(1), VECTOR, replies(1))
+    cut = [replace(replies(2)[0], was_cut=True), replies(2)[1]]
+    again.save_round(sha256, closed(2), VECTOR, cut)
+    assert again.receipts(sha256) == [*replies(1), *cut]
+
+
 HEAD = Head(5, "ab" * 32, "cd" * 72, "ef" * 91)
 
 

@@ -1,7 +1,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -109,6 +109,28 @@ def test_replies_are_yielded_as_they_arrive(server: LinkServer, loopback: Loopba
         may_answer.set()
         assert next(replies).metadata.src_node_id == node_id("A")
         assert list(replies) == []
+
+
+def test_replies_that_wait_are_handed_over_one_at_a_time(
+    server: LinkServer, loopback: Loopback
+) -> None:
+    """Whoever reads them lets go of one before the next: a list would hold all of a round."""
+    names = ["A", "B", "C"]
+    grid = LinkGrid(server, names, CAP, JOB)
+    with ExitStack() as stack:
+        for name in names:
+            stack.enter_context(live(loopback.enroll(name, server.port)))
+        replies = grid.send_and_receive([train(name) for name in names], timeout=PATIENCE_S)
+        next(replies)
+        until = time.monotonic() + PATIENCE_S
+        while len(grid._arrived) < 2 and time.monotonic() < until:
+            time.sleep(0.01)
+        waiting = []
+        for _ in range(2):
+            next(replies)
+            waiting.append(len(grid._arrived))
+        assert next(replies, None) is None
+    assert waiting == [1, 0]
 
 
 def test_the_deadline_closes_with_who_replied_and_a_late_reply_is_dropped(

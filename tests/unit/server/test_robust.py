@@ -1,6 +1,7 @@
 """Robust rules against Flower's own, scipy's minimiser and closed forms."""
 
 import logging
+import tracemalloc
 from collections.abc import Iterator
 
 import numpy as np
@@ -114,6 +115,53 @@ def test_the_geometric_median_is_scipys_minimum(rows: Floats, seed: int) -> None
         for start in (rows.mean(axis=0), np.median(rows, axis=0))
     )
     assert cost(middle.mean()) <= best * (1 + 1e-3) + 1e-6
+
+
+@settings(max_examples=40)
+@given(
+    st.integers(3, 12),
+    st.sampled_from([2, 40, 5000]),
+    st.sampled_from([0.0, 1e6]),
+    st.sampled_from([1.0, 1e4, 1e20]),
+    st.integers(0, 2**32 - 1),
+)
+def test_the_rows_pulls_cancel_at_the_geometric_median(
+    count: int, size: int, offset: float, away: float, seed: int
+) -> None:
+    """The condition for a least sum of distances; far from zero, and with a row that is far off."""
+    rng = np.random.default_rng(seed)
+    rows = (offset + rng.normal(size=(count, size))).astype(np.float32)
+    rows[0] *= np.float32(away)
+    weights = rng.uniform(0.5, 1, count)
+    middle = middle_of(AggregationSection(rule="geometric-median"), size)
+    for row, weight in zip(rows, weights, strict=True):
+        middle.add(row, float(weight))
+    apart = rows.astype(np.float64) - middle.mean()
+    distances = np.linalg.norm(apart, axis=1)
+    nearest = int(distances.argmin())
+    far = np.arange(count) != nearest
+    others = (weights[far] / distances[far]) @ apart[far]
+    if distances[nearest] < 1e-3 * np.median(distances):  # a row: the others pull less than it
+        assert np.linalg.norm(others) <= weights[nearest] * (1 + 1e-3)
+    else:
+        own = weights[nearest] * apart[nearest] / distances[nearest]
+        assert np.linalg.norm(others + own) < 1e-5 * weights.sum()
+
+
+@pytest.mark.parametrize("rule", ["median", "trimmed-mean", "geometric-median"])
+def test_a_middle_takes_less_memory_than_the_vectors_that_it_is_of(rule: str) -> None:
+    count, size = 24, 300_000
+    byzantine = 2 if rule == "trimmed-mean" else None
+    middle = middle_of(AggregationSection(rule=rule, byzantine=byzantine), size)  # type: ignore[arg-type]
+    rng = np.random.default_rng(2)
+    for _ in range(count):
+        middle.add(rng.standard_normal(size, np.float32), 1.0)
+    tracemalloc.start()
+    found = middle.mean()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found.shape == (size,)
+    assert peak < count / 3 * 4 * size
 
 
 RULES: list[dict[str, object]] = [

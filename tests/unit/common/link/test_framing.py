@@ -55,6 +55,14 @@ def test_long_bodies_travel_in_full_chunks(size: int) -> None:
     assert received.body == body[:size]
 
 
+@settings(max_examples=30)
+@given(st.lists(st.sampled_from([0, 1, 7, CHUNK_BYTES - 1, CHUNK_BYTES, 2 * CHUNK_BYTES + 3])))
+def test_a_body_in_pieces_travels_as_it_would_in_one(sizes: list[int]) -> None:
+    parts = [bytes([n + 1]) * size for n, size in enumerate(sizes)]
+    names = {"message_type": "train", "message_id": "cd" * 32}
+    assert list(framing.split(parts, **names)) == list(framing.split(b"".join(parts), **names))
+
+
 def test_two_messages_may_follow_each_other() -> None:
     bodies = [received.body for received in assemble(frames_of(b"one") + frames_of(b"two"))]
     assert bodies == [b"one", b"two"]
