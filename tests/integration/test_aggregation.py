@@ -189,7 +189,7 @@ def test_a_site_in_quarantine_is_asked_no_more_also_by_a_server_that_starts_agai
     result = fed.run()
     assert asked_rounds(fed, LIAR) == [1, 2]
     assert sorted(set(asked_rounds(fed, "A"))) == [1, 2, 3, 4, 5]
-    quarantined = [(e["site"], e["rejected"]) for e in logs.events if "quarantined" in e["event"]]
+    quarantined = [(e["site"], e["updates"]) for e in logs.events if "quarantined" in e["event"]]
     assert quarantined == [(LIAR, 2), (LIAR, 2)]  # by each of the two servers
     assert {site.name: site.steps for site in result.sites} == dict.fromkeys("ABDE", 5) | {LIAR: 2}
 
