@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common.adapter import load_adapter
 from common.data.records import Record
-from common.errors import InvalidInput, LinkDown
+from common.errors import JobRefused, LinkDown
 from common.job import Job, sign_job
 from common.model import require_base
 from common.result import read_result
@@ -87,9 +87,9 @@ def test_a_worker_takes_each_sites_steps_and_its_errors_are_one_line(
         assert str(lost.value) == (
             "ray workers must all be there until a run ends, got ActorDiedError"
         )
-    with RayEngine(other, records, 5, workers=1) as engine, pytest.raises(InvalidInput) as caught:
+    with RayEngine(other, records, 5, workers=1) as engine, pytest.raises(JobRefused) as caught:
         list(engine.train(lanes, adapter.initial, 1))
-    assert type(caught.value) is InvalidInput
+    assert type(caught.value) is JobRefused  # not Ray's class of both
     assert str(caught.value).startswith("model.sha256 must be")
     assert "\n" not in str(caught.value)
 
