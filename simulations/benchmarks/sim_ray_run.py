@@ -7,6 +7,7 @@ the adapter, (P,) float32, as raw bytes.
 
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
 from common.adapter import Vector
+from common.errors import LinkDown
 from common.log import configure
 from common.model import quiet_transformers
 from common.saved import read_adapter
@@ -59,6 +61,33 @@ def _ours(sites: int, rounds: int, batch: int, length: int, dtype: str) -> Vecto
         return change
 
 
+class WholeFedAvg(FedAvg):
+    """Flower's mean of every client; a lost reply, which Flower leaves out, ends the run.
+
+    ``min_train_nodes`` says how many are asked. A share of 1 does not: Flower counts the clients
+    that are there before it waits for the others.
+    """
+
+    def __init__(self, sites: int) -> None:
+        super().__init__(fraction_evaluate=0.0, min_train_nodes=sites, min_available_nodes=sites)
+        self._sites = sites
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """As Flower's.
+
+        Raises:
+            LinkDown: some client's reply is missing or an error.
+        """
+        found = [reply for reply in replies if not reply.has_error()]
+        if len(found) != self._sites:
+            raise LinkDown(
+                f"round {server_round} must have {self._sites} clients' replies, got {len(found)}"
+            )
+        return super().aggregate_train(server_round, found)
+
+
 def _stock(cpus: int, sites: int, rounds: int, batch: int, length: int) -> Vector:
     """Flower's own simulation, with nothing of ours but the training data and the base.
 
@@ -74,7 +103,7 @@ def _stock(cpus: int, sites: int, rounds: int, batch: int, length: int) -> Vecto
     @server.main()
     def main(grid: Grid, context: Context) -> None:
         del context
-        strategy = FedAvg(fraction_train=1.0, fraction_evaluate=0.0, min_available_nodes=sites)
+        strategy = WholeFedAvg(sites)
         first = ArrayRecord({_NAME: Array(start)})
         done = strategy.start(grid=grid, initial_arrays=first, num_rounds=rounds)
         ended.append(np.asarray(done.arrays[_NAME].numpy()))
