@@ -136,7 +136,13 @@ def test_a_link_that_breaks_in_a_round_brings_one_reply_that_was_made_once(
     assert down.reason.startswith(("connection broke: ", "the server closed the session"))
 
 
-@pytest.mark.parametrize("fault", SLOWS)
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "a tenth of a second later",
+        pytest.param("three megabytes a second", marks=pytest.mark.slow),
+    ],
+)
 def test_a_slow_link_is_waited_for_and_not_left(bench: Bench, fault: str) -> None:
     begun = len(bench.states)
     bench.proxy.set(SLOWS[fault])
@@ -145,7 +151,10 @@ def test_a_slow_link_is_waited_for_and_not_left(bench: Bench, fault: str) -> Non
     assert bench.states[begun:] == []
 
 
-@pytest.mark.parametrize("way", ["up", "down", "both"])
+@pytest.mark.parametrize(
+    "way",
+    ["both", *(pytest.param(way, marks=pytest.mark.slow) for way in ("up", "down"))],
+)
 def test_a_short_partition_in_a_round_loses_nothing(bench: Bench, way: str) -> None:
     begun, done = len(bench.states), threading.Event()
 

@@ -40,6 +40,7 @@ def is_counts(reply: Message) -> bool:
     return "counts" in reply.content.config_records
 
 
+@pytest.mark.slow
 def test_counts_are_charged_stated_and_recomputed_over_a_server_that_was_killed(
     job: MakeJob, federation: MakeFederation
 ) -> None:
@@ -136,6 +137,7 @@ def test_counts_without_a_confirmed_charge_are_not_taken(
     assert [site.counts for site in result.sites] == [1, 1]
 
 
+@pytest.mark.slow
 def test_a_server_that_signs_binds_the_counts_charges_to_the_last_round(
     job: MakeJob, federation: MakeFederation
 ) -> None:

@@ -104,6 +104,7 @@ def begin_anew(one: Any) -> None:  # noqa: ANN401 -- a site of the root conftest
     one.outbox = open_account(one.home)
 
 
+@pytest.mark.slow
 def test_runs_without_privacy_repeat_bit_for_bit(
     job: MakeJob, federation: MakeFederation, no_privacy: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -134,6 +135,7 @@ def test_training_without_privacy_learns(
     assert result.final.accuracy > (fed.rounds[0].accuracy or 0) + 0.1
 
 
+@pytest.mark.slow
 def test_seeded_noise_repeats_and_is_never_called_private(
     job: MakeJob, federation: MakeFederation, tmp_path: Path
 ) -> None:
@@ -145,6 +147,7 @@ def test_seeded_noise_repeats_and_is_never_called_private(
     assert json.loads((fed.folder / "out" / "result.json").read_text())["private"] is False
 
 
+@pytest.mark.slow
 def test_a_resumed_job_ends_as_one_that_was_never_cut(
     job: MakeJob, federation: MakeFederation, no_privacy: dict[str, Any]
 ) -> None:
@@ -305,6 +308,7 @@ HOSTILE: dict[str, tuple[Callable[[RecordDict], None], str]] = {
 }
 
 
+@pytest.mark.slow
 def test_hostile_updates_are_dropped_named_and_never_aggregated(
     plain_job: MakeJob,
     plain_federation: MakeFederation,
@@ -447,7 +451,7 @@ def shuffled_batches(patch: pytest.MonkeyPatch) -> None:
     [
         (half_noise, "noise: variance"),
         (no_clip, "sensitivity: one record must"),
-        (shuffled_batches, "sampler: spread of batch sizes"),
+        pytest.param(shuffled_batches, "sampler: spread of batch sizes", marks=pytest.mark.slow),
     ],
 )
 def test_a_planted_bug_makes_the_whole_run_refuse(

@@ -202,6 +202,7 @@ def served_is_on_disk(federation: Federation, home: SiteHome, folder: Path) -> b
     return federation.served(home, folder) == serial_of(federation.server / "pki/server.pem")
 
 
+@pytest.mark.slow
 def test_a_running_server_shows_its_new_certificate_and_keeps_its_sessions(
     federation: Federation,
     daemon: Daemon,

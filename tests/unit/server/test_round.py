@@ -129,6 +129,7 @@ def test_a_round_closes_on_its_quorum_at_the_deadline(made: Job, book: RoundBook
     assert len(grid.sent) == 1
 
 
+@pytest.mark.slow
 def test_without_a_quorum_only_those_that_have_not_answered_are_asked_again(
     made: Job, book: RoundBook
 ) -> None:

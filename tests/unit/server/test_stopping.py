@@ -80,6 +80,7 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(HoldOut, "evaluate", planned)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("scored")
 def test_a_job_ends_early_with_the_best_rounds_adapter_and_charges_all_that_was_executed(
     make_job: MakeJob, federation: MakeFederation

@@ -68,7 +68,12 @@ def test_the_grid_is_refined_where_rounding_adds_up() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rate", "noise", "steps"), [(0.04, 0.594, 54), (0.01, 2.0, 10_000), (0.002, 1.1, 12_000)]
+    ("rate", "noise", "steps"),
+    [
+        pytest.param(0.04, 0.594, 54, marks=pytest.mark.slow),
+        (0.01, 2.0, 10_000),
+        (0.002, 1.1, 12_000),
+    ],
 )
 def test_another_refinement_changes_less_than_the_tolerance(
     rate: float, noise: float, steps: int
@@ -165,6 +170,7 @@ def test_calibrated_noise_is_enough_and_one_percent_less_is_not(
     assert epsilon([GaussianSteps(rate, noise / 1.01, steps)], delta) > target
 
 
+@pytest.mark.slow
 def test_bisection_tries_the_same_numbers_on_every_machine() -> None:
     for target, rate, steps in ((8.0, 0.04, 54), (1.0, 0.25, 3), (3.0, 0.01, 1000)):
         found = calibrate(epsilon=target, delta=1e-5, sampling_rate=rate, steps=steps)
@@ -172,6 +178,7 @@ def test_bisection_tries_the_same_numbers_on_every_machine() -> None:
         assert (math.frexp(found)[0] * 2**12).is_integer(), found
 
 
+@pytest.mark.slow
 def test_a_target_far_beyond_any_guess_is_calibrated_all_the_same() -> None:
     found = calibrate(epsilon=1e6, delta=1e-5, sampling_rate=0.5, steps=2)
     assert epsilon([GaussianSteps(0.5, found, 2)], 1e-5) < math.inf
