@@ -158,6 +158,7 @@ def test_a_round_with_a_liar_ends_where_its_rule_says(
     assert (np.linalg.norm(moved - mean) < 1e-4) == (asked["rule"] == "mean")
 
 
+@pytest.mark.slow
 def test_updates_of_several_ranks_are_cut_to_a_bound(
     plain_job: MakeJob, plain_federation: MakeFederation
 ) -> None:
@@ -181,6 +182,7 @@ def asked_rounds(fed: Any, site: str) -> list[int]:  # noqa: ANN401
     ]
 
 
+@pytest.mark.slow
 def test_a_site_in_quarantine_is_asked_no_more_also_by_a_server_that_starts_again(
     plain_job: MakeJob,
     plain_federation: MakeFederation,

@@ -21,6 +21,8 @@ from common.receipt import ServerKey, verify_signed
 from server import views
 from server.counts import answers
 
+pytestmark = pytest.mark.usefixtures("unrehearsed")
+
 MakeJob = Callable[..., Job]
 MakeFederation = Callable[..., Any]
 ALLOWED: dict[str, Any] = {"policy": {"allowed_releases": ["update", "metrics"]}}

@@ -496,6 +496,7 @@ def test_a_line_that_is_no_request_is_dropped_with_one_warning(
     join(tmp_path / "A", "A", token)
 
 
+@pytest.mark.slow
 def test_lines_without_end_that_are_no_requests_are_told_by_a_count(
     server: Path, daemon: Daemon
 ) -> None:
@@ -565,6 +566,7 @@ def test_callers_who_say_nothing_do_not_keep_others_out(
         eventually(joins)
 
 
+@pytest.mark.slow
 def test_who_lets_bytes_drip_in_is_cut_off_all_the_same(
     server: Path, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:

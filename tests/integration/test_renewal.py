@@ -168,6 +168,7 @@ def test_a_site_that_renewed_since_the_backup_is_admitted_by_the_restored_server
             renew(home)
 
 
+@pytest.mark.slow
 def test_a_certificate_that_is_not_due_is_left_alone(
     federation: Federation, daemon: Daemon, running: Start
 ) -> None:
@@ -348,7 +349,10 @@ def killed(script: str, home: Path, failpoint: str) -> int:
     return subprocess.run(words, env=environment, capture_output=True, check=False).returncode
 
 
-@pytest.mark.parametrize("failpoint", ["site.certificate-received", "site.certificate-kept"])
+@pytest.mark.parametrize(
+    "failpoint",
+    [pytest.param("site.certificate-received", marks=pytest.mark.slow), "site.certificate-kept"],
+)
 def test_a_site_killed_while_it_renews_has_the_old_certificate_or_the_new_one(
     federation: Federation, daemon: Daemon, failpoint: str
 ) -> None:

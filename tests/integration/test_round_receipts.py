@@ -439,6 +439,7 @@ class Lost(list[Any]):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_a_server_that_is_put_back_in_a_job_makes_no_peer_an_enemy(
     signing: Callable[..., Any],
 ) -> None:

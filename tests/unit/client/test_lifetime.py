@@ -124,6 +124,7 @@ def test_a_jobs_own_charges_are_part_of_its_plan() -> None:
     require_lifetime(job, Life(FILTER, (), [charge(job.sha256, 300)]))
 
 
+@pytest.mark.slow
 def test_a_schedule_admits_its_own_jobs_by_plain_composition() -> None:
     job, other = make(), make(sampling_rate=0.1)
     schedule = PldSchedule((job.sha256,), 4.0, 1e-5)

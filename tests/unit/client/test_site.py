@@ -25,6 +25,8 @@ from common.privacy import noise, sampling
 from common.privacy.stream import Stream, public_keys
 from common.receipt import Confirmation
 
+pytestmark = pytest.mark.usefixtures("unrehearsed")
+
 if TYPE_CHECKING:
     from client.site import Site
 
@@ -400,6 +402,7 @@ def test_jobs_under_way_together_never_pass_the_cap(
     assert 5.9 < spent(one.outbox.charges(), 1e-5) <= 8.0
 
 
+@pytest.mark.usefixtures("self_checks")
 def test_a_mechanism_that_fails_its_checks_trains_nothing(
     job: MakeJob, site: MakeSite, sign: Sign, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -471,6 +474,7 @@ def test_a_crash_after_training_draws_fresh_noise_for_the_same_charge(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("self_checks")
 def test_a_batch_of_jobs_keeps_one_model_ready(job: MakeJob, site: MakeSite, sign: Sign) -> None:
     one = site()
     first, second = sign(job()), sign(job(job={"name": "again"}))
@@ -481,6 +485,7 @@ def test_a_batch_of_jobs_keeps_one_model_ready(job: MakeJob, site: MakeSite, sig
     assert one.cap("ab" * 32) is None
 
 
+@pytest.mark.usefixtures("self_checks")
 def test_a_site_whose_randomness_a_seed_repeats_refuses_to_train(
     job: MakeJob, site: MakeSite, sign: Sign, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -370,6 +370,7 @@ def test_who_is_asked_is_durable_before_they_are(
     assert fed.checkpoints.dispatched(fed.signed.job.sha256) == [(1, "A"), (1, "B")]
 
 
+@pytest.mark.slow
 def test_the_outcome_folder_holds_what_it_says(
     make_job: MakeJob, federation: MakeFederation
 ) -> None:

@@ -61,6 +61,7 @@ def test_known_figures_are_met_from_above(noise: float, steps: int, published: f
     assert published - 5e-4 <= found <= published + 1.5e-3
 
 
+@pytest.mark.slow
 def test_the_grid_is_refined_where_rounding_adds_up() -> None:
     # 1.960 on a grid of 1e-3, 1.862 on one of 1e-4 and PRV, less its 0.01, at 1.861.
     found = epsilon([GaussianSteps(0.001, 1.0, 100_000)], 1e-6)

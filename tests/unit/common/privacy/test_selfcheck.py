@@ -634,6 +634,7 @@ def test_a_loss_that_mixes_records_at_some_length_is_refused(
         run_checks(replace(sound, trainer=replace(sound.trainer, losses=losses)))
 
 
+@pytest.mark.slow
 def test_a_loss_that_mixes_records_has_nothing_to_mix_in_rows_of_one(subject: MakeSubject) -> None:
     sound = subject()
     run_checks(replace(sound, trainer=replace(sound.trainer, losses=batch_mean_loss, rows=1)))

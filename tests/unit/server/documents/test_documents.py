@@ -254,6 +254,7 @@ def test_control_characters_are_written_out() -> None:
     assert shown("ε\u00a0=\u00a03") == "ε\u00a0=\u00a03"
 
 
+@pytest.mark.slow
 def test_the_same_evidence_gives_the_same_bytes(evidence: Evidence) -> None:
     spent = spendings(evidence)
     sheets = [

@@ -180,6 +180,7 @@ def test_a_site_that_has_fewer_steps_stops_where_it_would_by_itself(
         require_same(change, alone.train_round(start, 1))
 
 
+@pytest.mark.slow
 def test_a_unit_of_several_records_is_clipped_as_one(make_job: MakeJob, rows: Rows) -> None:
     privacy = {"unit": "patient", "unit_cap": 2, "clip_norm": 0.3, "sampling_rate": 0.5}
     job = make_job(privacy=privacy, **POPULATION)
