@@ -121,7 +121,20 @@ SLOWS = {
 }
 
 
-@pytest.mark.parametrize("fault", BREAKS)
+# One of each kind, and each way.
+QUICK = {
+    "cut in a reply's first chunk",
+    "cut before an order",
+    "half-closed by the server in an order",
+    "bytes twice, up",
+    "garbage down",
+}
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in BREAKS],
+)
 def test_a_link_that_breaks_in_a_round_brings_one_reply_that_was_made_once(
     bench: Bench, fault: str
 ) -> None:

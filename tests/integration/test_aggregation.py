@@ -126,8 +126,8 @@ def last(fed: Any, made: Job) -> Floats:  # noqa: ANN401 -- a federation of the 
 
 
 # That each rule is what its paper says is tests/unit/server/test_robust.py's: here that a job asks
-# for it, of a rule by coordinate and one by distance.
-QUICK = {"mean", "median", "multi-krum"}
+# for it.
+QUICK = {"mean", "median"}
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,7 @@ def test_counts_are_charged_stated_and_recomputed_over_a_server_that_was_killed(
         assert "own held-out records" in page
 
 
+@pytest.mark.slow
 def test_an_answer_beyond_the_schema_is_dropped_and_stays_charged(
     job: MakeJob, federation: MakeFederation
 ) -> None:

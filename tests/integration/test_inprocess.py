@@ -53,6 +53,7 @@ def test_a_job_ends_with_an_adapter_that_peft_loads_and_a_true_result(
         assert torch.allclose(loaded(**inputs).logits, adapter.model.eval()(**inputs).logits)
 
 
+@pytest.mark.usefixtures("unrehearsed")
 def test_epsilon_in_the_result_is_that_of_the_sites_own_accounts(
     job: MakeJob, federation: MakeFederation
 ) -> None:
@@ -204,6 +205,7 @@ def test_no_text_of_a_record_leaves_a_site_or_reaches_a_log(
         assert path.is_dir() or CANARY.encode() not in path.read_bytes()
 
 
+@pytest.mark.usefixtures("unrehearsed")
 def test_replies_hold_public_constants_and_noise_and_nothing_else(
     job: MakeJob, federation: MakeFederation
 ) -> None:

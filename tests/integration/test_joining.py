@@ -442,7 +442,12 @@ def test_a_token_of_another_federation_is_not_followed_where_a_root_is_installed
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"GET / HTTP/1.1\r\n\r\n", os.urandom(300), b"\n"],
+    [
+        pytest.param(b"", marks=pytest.mark.slow),
+        b"GET / HTTP/1.1\r\n\r\n",
+        os.urandom(300),
+        pytest.param(b"\n", marks=pytest.mark.slow),
+    ],
     ids=["nothing", "http", "noise", "empty line"],
 )
 def test_plaintext_ends_its_connection_alone(

@@ -156,7 +156,11 @@ def test_figures_and_what_would_fit_stay_in_the_sites_own_log() -> None:
 
 @pytest.mark.parametrize(
     ("cap", "rate", "earlier"),
-    [(1.7, 0.05, 0), pytest.param(3.0, 0.2, 20, marks=pytest.mark.slow), (8.0, 0.02, 60)],
+    [
+        (1.7, 0.05, 0),
+        pytest.param(3.0, 0.2, 20, marks=pytest.mark.slow),
+        pytest.param(8.0, 0.02, 60, marks=pytest.mark.slow),
+    ],
 )
 def test_a_job_that_asks_for_what_would_fit_fits(cap: float, rate: float, earlier: int) -> None:
     life = Life(RdpFilter.for_cap(cap, 1e-5), (), [charge("bb" * 32, earlier)] if earlier else [])

@@ -123,7 +123,12 @@ def for_programs(evidence: Evidence) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(
     "tell",
-    [uneven, lambda: told(unit="record", unit_cap=None), lambda: told(tuple("ABCDEFG")), simulated],
+    [
+        uneven,
+        pytest.param(lambda: told(unit="record", unit_cap=None), marks=pytest.mark.slow),
+        pytest.param(lambda: told(tuple("ABCDEFG")), marks=pytest.mark.slow),
+        simulated,
+    ],
     ids=["uneven", "records", "seven sites", "simulation"],
 )
 def test_true_documents_pass_both_verifiers(tell: Callable[[], Story]) -> None:
@@ -168,6 +173,7 @@ def test_every_page_is_made_anew_and_what_a_pdf_draws_is_compared() -> None:
     assert found(one | {name: packed})["printed"][0] == "pass"
 
 
+@pytest.mark.slow
 def test_counts_after_rounds_that_patience_ended_have_their_own_number() -> None:
     story = told(rounds=4, metrics=COUNTS)
     del story.receipts[2:]
@@ -339,6 +345,7 @@ def smallest() -> tuple[bytes, bytes]:
     return story.bundle(), story.by.root.certificate
 
 
+@pytest.mark.slow
 def test_every_single_byte_of_a_small_bundle_counts(smallest: tuple[bytes, bytes]) -> None:
     (data, root), source = smallest, random.Random(7)
     assert not failed(data, root)

@@ -203,6 +203,7 @@ def test_a_hopeless_target_is_refused_before_many_figures(monkeypatch: pytest.Mo
     assert 0 < len(asked) < 4
 
 
+@pytest.mark.slow
 def test_a_target_is_met_when_reached_exactly_and_missed_by_a_hair() -> None:
     target = {"delta": 1e-5, "sampling_rate": 0.02, "steps": 150}
     noise = calibrate(epsilon=1.0, delta=1e-5, sampling_rate=0.02, steps=150)

@@ -86,6 +86,7 @@ def test_a_group_of_one_costs_what_the_accountant_says_or_a_little_more(
     assert alone - 1e-6 <= group.epsilon(event, 1e-5, 1) <= 1.05 * alone + 0.01
 
 
+@pytest.mark.slow
 @settings(max_examples=6)
 @given(records=st.integers(2, 6), noise=st.floats(5, 12))
 def test_the_mechanisms_own_bound_is_never_worse_than_the_chain(records: int, noise: float) -> None:
@@ -141,5 +142,6 @@ def test_parameters_outside_their_range_are_refused(
         group.epsilon(GaussianSteps(rate, noise, steps), delta, records)
 
 
+@pytest.mark.slow
 def test_the_examples_in_the_docstrings_hold() -> None:
     assert doctest.testmod(group).failed == 0

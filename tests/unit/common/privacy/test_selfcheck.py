@@ -96,7 +96,9 @@ def test_a_sound_sampler_passes_at_any_rate(rate: float) -> None:
     CHECKS["sampler"](with_rate(rate))
 
 
-@pytest.mark.parametrize("clip_norm", [1e-4, pytest.param(3.0, marks=pytest.mark.slow), 90.0])
+@pytest.mark.parametrize(
+    "clip_norm", [1e-4, *(pytest.param(norm, marks=pytest.mark.slow) for norm in (3.0, 90.0))]
+)
 def test_a_sound_mechanism_passes_at_any_clip_norm(subject: MakeSubject, clip_norm: float) -> None:
     run_checks(subject(privacy={"clip_norm": clip_norm}))
 
@@ -113,7 +115,7 @@ def test_keys_that_a_seed_repeats_pass_in_a_simulation_that_says_so_and_nowhere_
     ("engine", "max_length"),
     [
         ("native", 8),
-        ("opacus", 37),
+        pytest.param("opacus", 37, marks=pytest.mark.slow),
         pytest.param("native", 64, marks=pytest.mark.slow),
         pytest.param("opacus", 8, marks=pytest.mark.slow),
         pytest.param("native", 37, marks=pytest.mark.slow),
