@@ -392,7 +392,10 @@ def test_a_server_killed_while_it_renews_a_site_leaves_the_old_certificate_usabl
         server.stop()
 
 
-@pytest.mark.parametrize("failpoint", ["server.own-key-kept", "server.own-certificate-kept"])
+@pytest.mark.parametrize(
+    "failpoint",
+    ["server.own-key-kept", pytest.param("server.own-certificate-kept", marks=pytest.mark.slow)],
+)
 def test_a_server_killed_while_it_renews_its_own_serves_a_pair_that_matches(
     federation: Federation, failpoint: str, tmp_path: Path
 ) -> None:

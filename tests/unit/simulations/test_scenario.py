@@ -63,6 +63,7 @@ def test_the_banks_questions_are_dealt_out_anew_and_counted() -> None:
     )
 
 
+@pytest.mark.slow
 def test_more_sites_than_hospitals_share_their_patients_out_whole() -> None:
     scenario = load_scenario(DEFAULT, Options(sites=11, seed=3))
     homes: dict[str, set[str]] = {}

@@ -109,6 +109,7 @@ def test_epsilon_may_be_none() -> None:
     assert [c.scenario.job.is_private for c in made] == [True, False]
 
 
+@pytest.mark.slow
 def test_all_that_is_wrong_is_said_before_anything_is_run() -> None:
     with pytest.raises(InvalidInput) as caught:
         plan(DEFAULT, OPTIONS, ["adapter.method=ffa,nope,head+adapter.init=svd"], seeds=2)
