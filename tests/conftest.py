@@ -258,6 +258,21 @@ def site(tmp_path: Path) -> MakeSite:
     return make
 
 
+@pytest.fixture
+def self_checks() -> None:
+    """For a test whose sites check their mechanism, in a file where others do not."""
+
+
+@pytest.fixture
+def unrehearsed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sites of this test do not check their mechanism before a job, which takes most of a second:
+
+    for files that are about something else, but for tests that ask for ``self_checks``.
+    """
+    if "self_checks" not in request.fixturenames:
+        monkeypatch.setattr("client.site.rehearse", lambda *_, **__: ("skipped",))
+
+
 @dataclass
 class Federation:
     """Sites, the signed job and a server, in one process.

@@ -121,7 +121,20 @@ SLOWS = {
 }
 
 
-@pytest.mark.parametrize("fault", BREAKS)
+# One of each kind, and each way.
+QUICK = {
+    "cut in a reply's first chunk",
+    "cut before an order",
+    "half-closed by the server in an order",
+    "bytes twice, up",
+    "garbage down",
+}
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in BREAKS],
+)
 def test_a_link_that_breaks_in_a_round_brings_one_reply_that_was_made_once(
     bench: Bench, fault: str
 ) -> None:
@@ -136,7 +149,13 @@ def test_a_link_that_breaks_in_a_round_brings_one_reply_that_was_made_once(
     assert down.reason.startswith(("connection broke: ", "the server closed the session"))
 
 
-@pytest.mark.parametrize("fault", SLOWS)
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "a tenth of a second later",
+        pytest.param("three megabytes a second", marks=pytest.mark.slow),
+    ],
+)
 def test_a_slow_link_is_waited_for_and_not_left(bench: Bench, fault: str) -> None:
     begun = len(bench.states)
     bench.proxy.set(SLOWS[fault])
@@ -145,7 +164,10 @@ def test_a_slow_link_is_waited_for_and_not_left(bench: Bench, fault: str) -> Non
     assert bench.states[begun:] == []
 
 
-@pytest.mark.parametrize("way", ["up", "down", "both"])
+@pytest.mark.parametrize(
+    "way",
+    ["both", *(pytest.param(way, marks=pytest.mark.slow) for way in ("up", "down"))],
+)
 def test_a_short_partition_in_a_round_loses_nothing(bench: Bench, way: str) -> None:
     begun, done = len(bench.states), threading.Event()
 

@@ -125,7 +125,20 @@ def last(fed: Any, made: Job) -> Floats:  # noqa: ANN401 -- a federation of the 
     return np.frombuffer(fed.checkpoints.latest(made.sha256)[1], "<f4").astype(np.float64)
 
 
-@pytest.mark.parametrize(("asked", "expected"), RULES, ids=[asked["rule"] for asked, _ in RULES])
+# That each rule is what its paper says is tests/unit/server/test_robust.py's: here that a job asks
+# for it.
+QUICK = {"mean", "median"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        pytest.param(
+            *one, id=one[0]["rule"], marks=() if one[0]["rule"] in QUICK else pytest.mark.slow
+        )
+        for one in RULES
+    ],
+)
 def test_a_round_with_a_liar_ends_where_its_rule_says(
     plain_job: MakeJob,
     plain_federation: MakeFederation,
@@ -145,6 +158,7 @@ def test_a_round_with_a_liar_ends_where_its_rule_says(
     assert (np.linalg.norm(moved - mean) < 1e-4) == (asked["rule"] == "mean")
 
 
+@pytest.mark.slow
 def test_updates_of_several_ranks_are_cut_to_a_bound(
     plain_job: MakeJob, plain_federation: MakeFederation
 ) -> None:
@@ -168,6 +182,7 @@ def asked_rounds(fed: Any, site: str) -> list[int]:  # noqa: ANN401
     ]
 
 
+@pytest.mark.slow
 def test_a_site_in_quarantine_is_asked_no_more_also_by_a_server_that_starts_again(
     plain_job: MakeJob,
     plain_federation: MakeFederation,
@@ -194,6 +209,7 @@ def test_a_site_in_quarantine_is_asked_no_more_also_by_a_server_that_starts_agai
     assert {site.name: site.steps for site in result.sites} == dict.fromkeys("ABDE", 5) | {LIAR: 2}
 
 
+@pytest.mark.slow
 def test_without_the_key_nobody_is_in_quarantine(
     plain_job: MakeJob, plain_federation: MakeFederation
 ) -> None:
@@ -231,7 +247,14 @@ def by_the_papers(asked: Mapping[str, Any], start: Floats, means: list[Floats]) 
     return state
 
 
-@pytest.mark.parametrize("asked", OPTIMIZERS, ids=[str(a["optimizer"]) for a in OPTIMIZERS])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        pytest.param(a, id=name, marks=() if name == "fedadam" else pytest.mark.slow)
+        for a in OPTIMIZERS
+        for name in [str(a["optimizer"])]
+    ],
+)
 def test_a_servers_optimiser_goes_on_where_a_killed_server_stopped(
     plain_job: MakeJob, plain_federation: MakeFederation, asked: dict[str, Any]
 ) -> None:

@@ -21,6 +21,8 @@ from common.receipt import ServerKey, verify_signed
 from server import views
 from server.counts import answers
 
+pytestmark = pytest.mark.usefixtures("unrehearsed")
+
 MakeJob = Callable[..., Job]
 MakeFederation = Callable[..., Any]
 ALLOWED: dict[str, Any] = {"policy": {"allowed_releases": ["update", "metrics"]}}
@@ -40,6 +42,7 @@ def is_counts(reply: Message) -> bool:
     return "counts" in reply.content.config_records
 
 
+@pytest.mark.slow
 def test_counts_are_charged_stated_and_recomputed_over_a_server_that_was_killed(
     job: MakeJob, federation: MakeFederation
 ) -> None:
@@ -89,6 +92,7 @@ def test_counts_are_charged_stated_and_recomputed_over_a_server_that_was_killed(
         assert "own held-out records" in page
 
 
+@pytest.mark.slow
 def test_an_answer_beyond_the_schema_is_dropped_and_stays_charged(
     job: MakeJob, federation: MakeFederation
 ) -> None:
@@ -136,6 +140,7 @@ def test_counts_without_a_confirmed_charge_are_not_taken(
     assert [site.counts for site in result.sites] == [1, 1]
 
 
+@pytest.mark.slow
 def test_a_server_that_signs_binds_the_counts_charges_to_the_last_round(
     job: MakeJob, federation: MakeFederation
 ) -> None:

@@ -108,6 +108,7 @@ def test_a_private_job_passes_every_check_and_says_what_it_found(
     assert ">accuracy<" not in report
 
 
+@pytest.mark.slow
 def test_training_learns_and_a_site_reads_entities_from_a_text(
     tagged: Callable[..., Tagged],
     no_privacy: dict[str, Any],

@@ -53,6 +53,7 @@ def test_a_job_ends_with_an_adapter_that_peft_loads_and_a_true_result(
         assert torch.allclose(loaded(**inputs).logits, adapter.model.eval()(**inputs).logits)
 
 
+@pytest.mark.usefixtures("unrehearsed")
 def test_epsilon_in_the_result_is_that_of_the_sites_own_accounts(
     job: MakeJob, federation: MakeFederation
 ) -> None:
@@ -104,6 +105,7 @@ def begin_anew(one: Any) -> None:  # noqa: ANN401 -- a site of the root conftest
     one.outbox = open_account(one.home)
 
 
+@pytest.mark.slow
 def test_runs_without_privacy_repeat_bit_for_bit(
     job: MakeJob, federation: MakeFederation, no_privacy: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -134,6 +136,7 @@ def test_training_without_privacy_learns(
     assert result.final.accuracy > (fed.rounds[0].accuracy or 0) + 0.1
 
 
+@pytest.mark.slow
 def test_seeded_noise_repeats_and_is_never_called_private(
     job: MakeJob, federation: MakeFederation, tmp_path: Path
 ) -> None:
@@ -145,6 +148,7 @@ def test_seeded_noise_repeats_and_is_never_called_private(
     assert json.loads((fed.folder / "out" / "result.json").read_text())["private"] is False
 
 
+@pytest.mark.slow
 def test_a_resumed_job_ends_as_one_that_was_never_cut(
     job: MakeJob, federation: MakeFederation, no_privacy: dict[str, Any]
 ) -> None:
@@ -201,6 +205,7 @@ def test_no_text_of_a_record_leaves_a_site_or_reaches_a_log(
         assert path.is_dir() or CANARY.encode() not in path.read_bytes()
 
 
+@pytest.mark.usefixtures("unrehearsed")
 def test_replies_hold_public_constants_and_noise_and_nothing_else(
     job: MakeJob, federation: MakeFederation
 ) -> None:
@@ -305,6 +310,7 @@ HOSTILE: dict[str, tuple[Callable[[RecordDict], None], str]] = {
 }
 
 
+@pytest.mark.slow
 def test_hostile_updates_are_dropped_named_and_never_aggregated(
     plain_job: MakeJob,
     plain_federation: MakeFederation,
@@ -447,7 +453,7 @@ def shuffled_batches(patch: pytest.MonkeyPatch) -> None:
     [
         (half_noise, "noise: variance"),
         (no_clip, "sensitivity: one record must"),
-        (shuffled_batches, "sampler: spread of batch sizes"),
+        pytest.param(shuffled_batches, "sampler: spread of batch sizes", marks=pytest.mark.slow),
     ],
 )
 def test_a_planted_bug_makes_the_whole_run_refuse(

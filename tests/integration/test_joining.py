@@ -221,6 +221,7 @@ def test_of_many_that_show_one_token_at_once_one_gets_in(
     assert len(admitted(server)) == 1
 
 
+@pytest.mark.slow
 def test_a_site_whose_certificate_has_expired_joins_again_with_the_key_it_has(
     tmp_path: Path,
 ) -> None:
@@ -441,7 +442,12 @@ def test_a_token_of_another_federation_is_not_followed_where_a_root_is_installed
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"GET / HTTP/1.1\r\n\r\n", os.urandom(300), b"\n"],
+    [
+        pytest.param(b"", marks=pytest.mark.slow),
+        b"GET / HTTP/1.1\r\n\r\n",
+        os.urandom(300),
+        pytest.param(b"\n", marks=pytest.mark.slow),
+    ],
     ids=["nothing", "http", "noise", "empty line"],
 )
 def test_plaintext_ends_its_connection_alone(
@@ -461,11 +467,14 @@ def test_plaintext_ends_its_connection_alone(
 @pytest.mark.parametrize(
     "line",
     [
-        b"{}\n",
-        b"[]\n",
+        pytest.param(b"{}\n", marks=pytest.mark.slow),
+        pytest.param(b"[]\n", marks=pytest.mark.slow),
         b"\xff\xff\n",
         json.dumps({"secret": "ab" * 20, "csr": "x", "more": 1}).encode() + b"\n",
-        json.dumps({"secret": "AB" * 20, "csr": "x"}).encode() + b"\n",
+        pytest.param(
+            json.dumps({"secret": "AB" * 20, "csr": "x"}).encode() + b"\n",
+            marks=pytest.mark.slow,
+        ),
         b"[" * 60_000 + b"\n",
         b"x" * 70_000 + b"\n",
     ],
@@ -492,6 +501,7 @@ def test_a_line_that_is_no_request_is_dropped_with_one_warning(
     join(tmp_path / "A", "A", token)
 
 
+@pytest.mark.slow
 def test_lines_without_end_that_are_no_requests_are_told_by_a_count(
     server: Path, daemon: Daemon
 ) -> None:
@@ -561,6 +571,7 @@ def test_callers_who_say_nothing_do_not_keep_others_out(
         eventually(joins)
 
 
+@pytest.mark.slow
 def test_who_lets_bytes_drip_in_is_cut_off_all_the_same(
     server: Path, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -626,7 +637,13 @@ join(Path(sys.argv[1]), bytes.fromhex(sys.argv[2]), Path(sys.argv[3]).read_bytes
 """
 
 
-@pytest.mark.parametrize("failpoint", ["server.invitation-claimed", "server.invitation-enrolled"])
+@pytest.mark.parametrize(
+    "failpoint",
+    [
+        pytest.param("server.invitation-claimed", marks=pytest.mark.slow),
+        "server.invitation-enrolled",
+    ],
+)
 def test_a_token_cut_by_a_crash_is_still_the_first_key_s_alone(
     server: Path, tmp_path: Path, failpoint: str
 ) -> None:

@@ -31,6 +31,7 @@ def require_beside_stuck(measured: dict[str, object], case: Case) -> None:
     assert measured["rounds_beside_stuck"] == WARM_UP_ROUNDS + case.rounds
 
 
+@pytest.mark.slow
 def test_sites_with_a_large_adapter_are_served_side_by_side() -> None:
     """The first reply comes late in the round, as all orders share the line.
 

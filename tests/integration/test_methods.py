@@ -328,10 +328,8 @@ def test_singular_vectors_are_the_bases_own(job: MakeJob) -> None:
     assert np.allclose(np.abs(np.sum(b.T * left[:, :2].T, axis=1)), 1, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "method",
-    [pytest.param(m, marks=[] if m == "fedsvd" else pytest.mark.slow) for m in METHODS],
-)
+@pytest.mark.slow  # by ffa and flexlora, test_inprocess.py and test_stacked.py run private jobs
+@pytest.mark.parametrize("method", METHODS)
 def test_a_private_job_runs_by_every_method(
     job: MakeJob, federation: Callable[..., Any], method: str
 ) -> None:
@@ -360,6 +358,7 @@ def test_a_private_job_runs_by_every_method(
     assert moved == set(adapter.layout.parts) - ({Part.B} if method == "flora" else set())
 
 
+@pytest.mark.slow
 def test_a_job_without_privacy_learns_by_products(
     job: MakeJob, plain_federation: Callable[..., Any], no_privacy: dict[str, Any]
 ) -> None:

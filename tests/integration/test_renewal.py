@@ -168,6 +168,7 @@ def test_a_site_that_renewed_since_the_backup_is_admitted_by_the_restored_server
             renew(home)
 
 
+@pytest.mark.slow
 def test_a_certificate_that_is_not_due_is_left_alone(
     federation: Federation, daemon: Daemon, running: Start
 ) -> None:
@@ -202,6 +203,7 @@ def served_is_on_disk(federation: Federation, home: SiteHome, folder: Path) -> b
     return federation.served(home, folder) == serial_of(federation.server / "pki/server.pem")
 
 
+@pytest.mark.slow
 def test_a_running_server_shows_its_new_certificate_and_keeps_its_sessions(
     federation: Federation,
     daemon: Daemon,
@@ -347,7 +349,10 @@ def killed(script: str, home: Path, failpoint: str) -> int:
     return subprocess.run(words, env=environment, capture_output=True, check=False).returncode
 
 
-@pytest.mark.parametrize("failpoint", ["site.certificate-received", "site.certificate-kept"])
+@pytest.mark.parametrize(
+    "failpoint",
+    [pytest.param("site.certificate-received", marks=pytest.mark.slow), "site.certificate-kept"],
+)
 def test_a_site_killed_while_it_renews_has_the_old_certificate_or_the_new_one(
     federation: Federation, daemon: Daemon, failpoint: str
 ) -> None:
@@ -387,7 +392,10 @@ def test_a_server_killed_while_it_renews_a_site_leaves_the_old_certificate_usabl
         server.stop()
 
 
-@pytest.mark.parametrize("failpoint", ["server.own-key-kept", "server.own-certificate-kept"])
+@pytest.mark.parametrize(
+    "failpoint",
+    ["server.own-key-kept", pytest.param("server.own-certificate-kept", marks=pytest.mark.slow)],
+)
 def test_a_server_killed_while_it_renews_its_own_serves_a_pair_that_matches(
     federation: Federation, failpoint: str, tmp_path: Path
 ) -> None:

@@ -115,6 +115,7 @@ def test_the_old_root_is_kept_while_a_site_needs_it(
     del home, gone
 
 
+@pytest.mark.slow
 def test_an_end_by_force_cuts_off_who_has_not_gone_over_and_says_whom(
     server: Path,
     daemon: Daemon,

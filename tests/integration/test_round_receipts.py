@@ -340,7 +340,7 @@ def shrunk(signed: SignedReceipt) -> SignedReceipt:
     ("change", "state", "reason"),
     [
         (forked, "FORKED", "ledger of site B"),
-        (shrunk, "SHRUNK", "must be no shorter"),
+        pytest.param(shrunk, "SHRUNK", "must be no shorter", marks=pytest.mark.slow),
     ],
 )
 def test_a_peer_that_forks_or_shrinks_is_trained_with_no_more(
@@ -369,7 +369,9 @@ def test_a_peer_that_forks_or_shrinks_is_trained_with_no_more(
     assert later.signed.job.sha256 not in {c.job_sha256 for c in fed.sites["A"].outbox.charges()}
 
 
-@pytest.mark.parametrize("how", ["missing", "altered", "other bytes"])
+@pytest.mark.parametrize(
+    "how", ["missing", "altered", pytest.param("other bytes", marks=pytest.mark.slow)]
+)
 def test_a_receipt_without_this_sites_own_charge_ends_the_job_here(
     signing: Callable[..., Any], how: str
 ) -> None:
@@ -394,6 +396,7 @@ def test_a_receipt_without_this_sites_own_charge_ends_the_job_here(
     assert any("this site" in words for words in said(fed, "A"))
 
 
+@pytest.mark.slow
 def test_an_account_and_a_database_from_before_go_on(signing: Callable[..., Any]) -> None:
     """Their tables are made when the first head or charge is kept."""
     fed = signing()
@@ -436,6 +439,7 @@ class Lost(list[Any]):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_a_server_that_is_put_back_in_a_job_makes_no_peer_an_enemy(
     signing: Callable[..., Any],
 ) -> None:
@@ -455,6 +459,7 @@ def test_a_server_that_is_put_back_in_a_job_makes_no_peer_an_enemy(
     assert said(fed, "A") == said(fed, "B") == []
 
 
+@pytest.mark.slow
 def test_a_peer_and_a_server_that_are_put_back_together_are_found_in_the_next_job(
     signing: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -107,7 +107,14 @@ def public(receipts: list[Receipt]) -> list[tuple[Any, ...]]:
     return sorted((r.site, r.round, r.steps, r.charged_steps, r.accepted) for r in receipts)
 
 
-@pytest.mark.parametrize("method", ["ffa", "rolora", "flexlora"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param("ffa", marks=pytest.mark.slow),
+        pytest.param("rolora", marks=pytest.mark.slow),
+        "flexlora",
+    ],
+)
 def test_in_float64_a_private_run_ends_with_the_same_adapter(
     make_job: MakeJob,
     rows: Rows,
@@ -130,7 +137,7 @@ def test_in_float64_a_private_run_ends_with_the_same_adapter(
     assert [r.accuracy for r in result.rounds] == [r.accuracy for r in expected.rounds]
 
 
-@pytest.mark.parametrize("private", [True, False])
+@pytest.mark.parametrize("private", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_in_float32_a_run_ends_within_rounding(
     make_job: MakeJob,
     plain_job: MakeJob,
@@ -154,6 +161,7 @@ def test_in_float32_a_run_ends_within_rounding(
     assert not result.private
 
 
+@pytest.mark.slow
 def test_the_counts_of_a_job_are_those_of_real_sites(
     make_job: MakeJob,
     rows: Rows,
@@ -171,6 +179,7 @@ def test_the_counts_of_a_job_are_those_of_real_sites(
     assert [site.counts for site in result.sites] == [1, 1, 1, 1]
 
 
+@pytest.mark.slow
 def test_a_unit_of_several_records_is_one_on_both_grids(
     make_job: MakeJob,
     rows: Rows,
@@ -207,6 +216,7 @@ def test_a_site_whose_records_do_not_fit_says_what_a_real_one_says(
         run(made, "stacked", tmp_path / "none", outcomes)
 
 
+@pytest.mark.slow
 def test_sites_that_are_away_or_late_are_so_on_every_grid(
     make_job: MakeJob,
     rows: Rows,

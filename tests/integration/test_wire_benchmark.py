@@ -51,6 +51,7 @@ def test_bytes_fall_with_bits(make: wire.Make) -> None:
     assert found["ratio_fp32"] == found["codecs"]["fp32"]["bytes"] / BY_HAND
 
 
+@pytest.mark.slow
 def test_every_codec_learns_from_the_same_batches_of_a_seed(
     make: wire.Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,8 @@ from common.flower import become_server, message_from_bytes, message_to_bytes, n
 from common.job import Job, SignedJob, sign_job
 from common.phases import read_ended
 
+pytestmark = pytest.mark.usefixtures("unrehearsed")
+
 if TYPE_CHECKING:
     from client.site import Site
 
@@ -114,6 +116,7 @@ def test_trouble_with_the_sites_disk_is_its_own_affair(
     assert str(one.home.folder) in logs.text
 
 
+@pytest.mark.usefixtures("self_checks")
 def test_without_a_temporary_folder_a_site_is_in_trouble_and_charges_nothing(
     site: MakeSite,
     signed: SignedJob,

@@ -322,7 +322,14 @@ def spawn() -> Iterator[Spawn]:
         process.communicate()
 
 
-@pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGTERM] * 3, [signal.SIGINT]])
+@pytest.mark.parametrize(
+    "signals",
+    [
+        [signal.SIGTERM] * 3,
+        pytest.param([signal.SIGTERM], marks=pytest.mark.slow),
+        pytest.param([signal.SIGINT], marks=pytest.mark.slow),
+    ],
+)
 def test_a_running_site_stops_cleanly_on_a_signal(
     homes: Homes, serving: Serving, spawn: Spawn, signals: list[signal.Signals]
 ) -> None:
@@ -339,6 +346,7 @@ def test_a_running_site_stops_cleanly_on_a_signal(
     assert json.loads((home / "state.json").read_text())["reason"] == "stopped"
 
 
+@pytest.mark.slow
 def test_a_second_process_of_a_home_is_refused(
     homes: Homes, serving: Serving, spawn: Spawn
 ) -> None:

@@ -398,6 +398,7 @@ def test_a_curve_as_svg_has_a_step_for_every_point() -> None:
     assert [rise / rises[0] for rise in rises] == pytest.approx([1, 1.5, 2], abs=0.01)
 
 
+@pytest.mark.slow
 def test_a_long_history_is_thinned_and_ends_with_all_charges() -> None:
     charges = [Charge(JOB, n, EVENT, "", False, at=f"2026-03-01T00:{n:02}:00Z") for n in range(50)]
     found = history(charges, 1e-5)

@@ -124,6 +124,7 @@ def test_a_jobs_own_charges_are_part_of_its_plan() -> None:
     require_lifetime(job, Life(FILTER, (), [charge(job.sha256, 300)]))
 
 
+@pytest.mark.slow
 def test_a_schedule_admits_its_own_jobs_by_plain_composition() -> None:
     job, other = make(), make(sampling_rate=0.1)
     schedule = PldSchedule((job.sha256,), 4.0, 1e-5)
@@ -154,7 +155,12 @@ def test_figures_and_what_would_fit_stay_in_the_sites_own_log() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cap", "rate", "earlier"), [(1.7, 0.05, 0), (3.0, 0.2, 20), (8.0, 0.02, 60)]
+    ("cap", "rate", "earlier"),
+    [
+        (1.7, 0.05, 0),
+        pytest.param(3.0, 0.2, 20, marks=pytest.mark.slow),
+        pytest.param(8.0, 0.02, 60, marks=pytest.mark.slow),
+    ],
 )
 def test_a_job_that_asks_for_what_would_fit_fits(cap: float, rate: float, earlier: int) -> None:
     life = Life(RdpFilter.for_cap(cap, 1e-5), (), [charge("bb" * 32, earlier)] if earlier else [])

@@ -415,6 +415,7 @@ def test_a_machine_without_network_is_no_fault(whole: Make) -> None:
     assert {f.found for f in found.values()} == {"this machine has no network"}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("ip"), reason="needs iproute2")
 def test_a_server_with_ipv6_alone_is_named_where_there_is_none(whole: Make) -> None:
     home = serve_at(whole(), "[2001:db8::1]:8443")

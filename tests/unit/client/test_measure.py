@@ -23,6 +23,8 @@ from common.privacy.charge import HeadOf
 from common.receipt import Confirmation
 from common.tasks.batches import Batch
 
+pytestmark = pytest.mark.usefixtures("unrehearsed")
+
 MakeJob = Callable[..., Job]
 MakeSite = Callable[..., Site]
 ASKED: dict[str, Any] = {

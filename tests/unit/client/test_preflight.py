@@ -33,6 +33,7 @@ def event(steps: GaussianSteps) -> dpa.DpEvent:
     return dpa.SelfComposedDpEvent(sampled, steps.steps)
 
 
+@pytest.mark.slow
 def test_epsilon_after_the_job_is_dp_accountings_by_both(
     make_job: MakeJob, site: MakeSite, operator: Ed25519PrivateKey
 ) -> None:

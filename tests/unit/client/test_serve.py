@@ -202,6 +202,7 @@ def test_a_job_s_cap_outlives_the_process(homes: Homes, manifest: Manifest) -> N
     assert Outbox.of(home).cap(signed.job.sha256) == 123_457
 
 
+@pytest.mark.slow
 def test_an_order_of_an_accepted_job_is_taken_after_a_restart(
     homes: Homes, serving: Serving, running: Running, job: MakeJob
 ) -> None:

@@ -25,6 +25,8 @@ from common.privacy import noise, sampling
 from common.privacy.stream import Stream, public_keys
 from common.receipt import Confirmation
 
+pytestmark = pytest.mark.usefixtures("unrehearsed")
+
 if TYPE_CHECKING:
     from client.site import Site
 
@@ -95,6 +97,7 @@ def test_what_four_bits_round_off_is_sent_in_the_next_round(
     assert not np.array_equal(second, rounded(change, trainer.adapter.table, CODECS["int4"]))
 
 
+@pytest.mark.slow
 def test_the_same_round_gives_the_same_bytes_and_one_charge_even_in_a_new_process(
     job: MakeJob, site: MakeSite, sign: Sign
 ) -> None:
@@ -173,6 +176,7 @@ def test_rounds_past_the_jobs_last_or_before_the_latest_are_refused(
     assert sum(c.event.steps for c in one.outbox.charges()) == 2
 
 
+@pytest.mark.slow
 def test_a_round_without_an_update_is_answered_once_in_words_without_a_number(
     job: MakeJob, site: MakeSite, sign: Sign
 ) -> None:
@@ -199,7 +203,14 @@ def test_a_round_without_an_update_is_answered_once_in_words_without_a_number(
 
 @pytest.mark.parametrize(
     "error",
-    [IndexError, KeyError, TypeError, OSError, MemoryError, AssertionError, RecursionError],
+    [
+        OSError,
+        MemoryError,
+        *(
+            pytest.param(error, marks=pytest.mark.slow)
+            for error in (IndexError, KeyError, TypeError, AssertionError, RecursionError)
+        ),
+    ],
 )
 def test_whatever_a_round_ends_in_is_one_answer_that_asking_again_does_not_change(
     job: MakeJob,
@@ -277,6 +288,7 @@ def test_a_tokenizer_that_stumbles_over_a_record_is_a_refusal_without_its_words(
     assert one.outbox.jobs() == []
 
 
+@pytest.mark.slow
 def test_a_closed_job_trains_no_more(job: MakeJob, site: MakeSite, sign: Sign) -> None:
     one, signed = site(), sign(job())
     ask(one, signed)
@@ -390,6 +402,7 @@ def test_jobs_under_way_together_never_pass_the_cap(
     assert 5.9 < spent(one.outbox.charges(), 1e-5) <= 8.0
 
 
+@pytest.mark.usefixtures("self_checks")
 def test_a_mechanism_that_fails_its_checks_trains_nothing(
     job: MakeJob, site: MakeSite, sign: Sign, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -460,6 +473,8 @@ def test_a_crash_after_training_draws_fresh_noise_for_the_same_charge(
     assert sum(c.event.steps for c in one.outbox.charges()) == 2
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("self_checks")
 def test_a_batch_of_jobs_keeps_one_model_ready(job: MakeJob, site: MakeSite, sign: Sign) -> None:
     one = site()
     first, second = sign(job()), sign(job(job={"name": "again"}))
@@ -470,6 +485,7 @@ def test_a_batch_of_jobs_keeps_one_model_ready(job: MakeJob, site: MakeSite, sig
     assert one.cap("ab" * 32) is None
 
 
+@pytest.mark.usefixtures("self_checks")
 def test_a_site_whose_randomness_a_seed_repeats_refuses_to_train(
     job: MakeJob, site: MakeSite, sign: Sign, monkeypatch: pytest.MonkeyPatch
 ) -> None:

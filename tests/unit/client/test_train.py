@@ -215,6 +215,7 @@ def test_without_privacy_nothing_is_clipped_and_nothing_added(
     assert change.tobytes() == subject.train_round(start, 1).tobytes()
 
 
+@pytest.mark.slow
 def test_the_loaded_model_passes_its_self_checks(job: MakeJob, rows: Rows) -> None:
     for change in ({}, {"method": "fedavg"}, {"targets": ["query", "key", "value", "dense"]}):
         checked(trainer(job(adapter=change), rows(3)))

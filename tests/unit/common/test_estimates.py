@@ -50,12 +50,13 @@ def simulated(
 @pytest.mark.parametrize(
     ("truth", "units", "deviation", "cap"),
     [
-        ({"A": 0.8, "B": 0.8, "C": 0.8}, 200, 12.0, 1),
+        pytest.param({"A": 0.8, "B": 0.8, "C": 0.8}, 200, 12.0, 1, marks=pytest.mark.slow),
         ({"A": 0.9, "B": 0.55, "C": 0.7}, 60, 5.0, 1),
         ({"A": 0.5}, 40, 12.0, 1),  # the noise is as large as the counts
         ({"A": 0.97, "B": 0.97}, 300, 9.0, 1),
         ({"A": 0.6, "B": 0.7}, 150, 12.0, 4),
-        ({f"S{n}": 0.75 for n in range(8)}, 30, 12.0, 1),  # each site's own say little
+        # each site's own say little
+        pytest.param({f"S{n}": 0.75 for n in range(8)}, 30, 12.0, 1, marks=pytest.mark.slow),
     ],
 )
 def test_intervals_hold_the_truth_as_often_as_they_say(

@@ -126,6 +126,7 @@ def test_all_that_is_futile_is_told_at_once(make_job: MakeJob) -> None:
         assert key in str(caught.value)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.floats(0.01, 4.0), st.floats(0.05, 8.0), st.floats(0.0, 0.95), st.sampled_from([0.0, 0.5])

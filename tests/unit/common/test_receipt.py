@@ -78,6 +78,7 @@ def test_charges_of_any_number_of_sites_leave_room_for_all_else() -> None:
     assert most_charge_bytes(1) == MAX_CHARGE_BYTES
 
 
+@pytest.mark.slow
 def test_the_first_receipt_of_many_sites_reaches_them() -> None:
     """With all proofs it would be dropped on its way, and no site would know any peer."""
     whole = charge(MAX_LINKS - 1, 24, 900)

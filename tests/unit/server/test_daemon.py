@@ -271,6 +271,7 @@ Daemon(Path(sys.argv[1])).serve()
 """
 
 
+@pytest.mark.slow
 def test_a_fault_that_ends_the_upkeep_ends_the_server_for_systemd_to_start_again(
     home: Path,
 ) -> None:
@@ -300,7 +301,9 @@ def test_a_fault_in_a_session_s_thread_is_logged_and_ends_no_server() -> None:
     assert failed == ["upkeep"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_signal_ends_the_process_cleanly_within_seconds(
     home: Path, number: signal.Signals
 ) -> None:

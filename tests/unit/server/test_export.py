@@ -194,6 +194,7 @@ def test_an_audit_that_contradicts_the_ledger_keeps_the_bundle_here(
     assert not (tmp_path / "e.zip").exists()
 
 
+@pytest.mark.slow
 def test_a_consistent_audit_goes_with_it(export: Export, story: Story, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(report(story, significance=0.05, runs=3))
     status, said = export(tmp_path / "e.zip", "--audit", str(tmp_path / "a.json"))
@@ -222,7 +223,7 @@ def ended_early(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Story]:
     return home, told
 
 
-@pytest.mark.parametrize("site", ["A", "B"])
+@pytest.mark.parametrize("site", [pytest.param("A", marks=pytest.mark.slow), "B"])
 def test_an_audit_of_all_steps_is_sound_for_a_site_that_was_charged_for_fewer(
     ended_early: tuple[Path, Story], site: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -251,6 +252,7 @@ def test_a_job_that_did_not_finish_has_no_evidence(
     assert "must be finished" in said
 
 
+@pytest.mark.slow
 def test_the_roster_that_the_root_signed_goes_along_and_has_to_name_every_key(
     export: Export, home: Path, story: Story, tmp_path: Path
 ) -> None:
@@ -287,6 +289,7 @@ def test_the_roster_that_the_root_signed_goes_along_and_has_to_name_every_key(
     assert claim(tmp_path / "f.zip") == "not checkable"
 
 
+@pytest.mark.slow
 def test_an_adapter_file_that_no_round_made_is_not_exported(
     tmp_path_factory: pytest.TempPathFactory,
     tmp_path: Path,

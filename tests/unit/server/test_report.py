@@ -146,6 +146,7 @@ def test_a_class_without_records_in_the_hold_out_has_no_score(outcome: MakeOutco
     assert re.search(rf"unseen{figures.NOTHING}{figures.NOTHING}{figures.NOTHING}0", told)
 
 
+@pytest.mark.slow
 def test_rounds_that_were_not_evaluated_leave_a_gap_not_an_error(outcome: MakeOutcome) -> None:
     result, job = outcome(rounds=4)
     rows = [row.model_copy(update={"accuracy": None, "macro_f1": None}) for row in result.rounds]

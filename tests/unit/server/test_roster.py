@@ -231,6 +231,7 @@ def test_changes_made_at_the_same_time_are_all_kept(path: Path) -> None:
     assert set(Roster(path).sites()) == set(certificates)
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_moment_leaves_a_roster_whole(path: Path) -> None:
     certificate = issued("A")
     Roster(path).enroll(certificate)

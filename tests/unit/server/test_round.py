@@ -130,8 +130,9 @@ def test_a_round_closes_on_its_quorum_at_the_deadline(made: Job, book: RoundBook
 
 
 def test_without_a_quorum_only_those_that_have_not_answered_are_asked_again(
-    made: Job, book: RoundBook
+    made: Job, book: RoundBook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("server.round.time.sleep", lambda _: None)
     grid = Told(
         lambda batch: [reply(book, batch[0])],
         lambda _: [],

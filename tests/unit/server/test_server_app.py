@@ -89,7 +89,7 @@ def test_a_finished_job_is_run_again_without_asking_any_site_to_train(
     assert {s.steps for s in again.sites} == {2}
 
 
-@pytest.mark.parametrize("kind", [OFFER, TRAIN])
+@pytest.mark.parametrize("kind", [pytest.param(OFFER, marks=pytest.mark.slow), TRAIN])
 def test_a_fault_that_passes_at_one_site_ends_no_job(
     kind: str, plain_job: MakeJob, plain_federation: MakeFederation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,6 +114,7 @@ def test_a_fault_that_passes_at_one_site_ends_no_job(
     assert asked == ["A", "B", "B", "B"]
 
 
+@pytest.mark.slow
 def test_a_job_begins_without_a_site_where_nobody_decides_and_takes_it_in_once_they_do(
     plain_job: MakeJob,
     plain_federation: MakeFederation,
@@ -307,6 +308,7 @@ def test_flowers_own_entry_runs_the_operators_jobs_alone(
     assert not (fed.folder / "state.db").exists()
 
 
+@pytest.mark.slow
 def test_flowers_own_entry_runs_the_same_job(make_job: MakeJob, federation: MakeFederation) -> None:
     made = make_job(training={"rounds": 1})
     fed = federation(made)
@@ -368,6 +370,7 @@ def test_who_is_asked_is_durable_before_they_are(
     assert fed.checkpoints.dispatched(fed.signed.job.sha256) == [(1, "A"), (1, "B")]
 
 
+@pytest.mark.slow
 def test_the_outcome_folder_holds_what_it_says(
     make_job: MakeJob, federation: MakeFederation
 ) -> None:

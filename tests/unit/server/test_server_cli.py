@@ -233,6 +233,7 @@ def test_quick_commands_do_not_import_the_model_libraries(home: Path) -> None:
     assert done.stdout.splitlines()[-1] == "imported:"
 
 
+@pytest.mark.slow
 def test_the_daemon_does_not_import_the_model_libraries_before_a_job_does(home: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from server.daemon import Daemon\n"

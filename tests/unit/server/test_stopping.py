@@ -80,6 +80,7 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(HoldOut, "evaluate", planned)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("scored")
 def test_a_job_ends_early_with_the_best_rounds_adapter_and_charges_all_that_was_executed(
     make_job: MakeJob, federation: MakeFederation
@@ -107,7 +108,7 @@ def test_a_job_ends_early_with_the_best_rounds_adapter_and_charges_all_that_was_
 
 
 @pytest.mark.usefixtures("scored")
-@pytest.mark.parametrize("at", [2, 3, 4])
+@pytest.mark.parametrize("at", [2, *(pytest.param(at, marks=pytest.mark.slow) for at in (3, 4))])
 def test_a_server_that_dies_decides_afterwards_as_it_would_have_done(
     at: int, make_job: MakeJob, federation: MakeFederation, no_privacy: dict[str, Any]
 ) -> None:

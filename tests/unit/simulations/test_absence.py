@@ -55,6 +55,7 @@ def test_a_round_that_is_asked_again_finds_others() -> None:
     assert first != second
 
 
+@pytest.mark.slow
 def test_a_scenario_says_it_and_a_sweep_may() -> None:
     assert load_scenario(DEFAULT, Options()).absence == NOBODY
     values = {"simulation.dropout": 0.25, "simulation.partition": "quantity:0.5"}

@@ -25,10 +25,14 @@ from simulations.scenario import (
     shared_with_hold_out,
 )
 
-EXAMPLES = sorted(FOLDER.glob("*.toml"))
+# Each loads sets of its own: the default's stands for the others where quickness counts.
+EXAMPLES = [
+    pytest.param(path, id=path.stem, marks=() if path == DEFAULT else pytest.mark.slow)
+    for path in sorted(FOLDER.glob("*.toml"))
+]
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", EXAMPLES)
 def test_an_example_job_is_complete_and_keeps_its_promise(path: Path) -> None:
     job = load_job(path)
     steps = GaussianSteps(job.privacy.sampling_rate, job.noise_multiplier, job.steps)
@@ -59,6 +63,7 @@ def test_the_banks_questions_are_dealt_out_anew_and_counted() -> None:
     )
 
 
+@pytest.mark.slow
 def test_more_sites_than_hospitals_share_their_patients_out_whole() -> None:
     scenario = load_scenario(DEFAULT, Options(sites=11, seed=3))
     homes: dict[str, set[str]] = {}
@@ -185,7 +190,7 @@ def test_hold_out_records_that_a_site_has_as_well_are_counted() -> None:
 
 
 @pytest.mark.realdata
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", EXAMPLES)
 def test_an_example_declares_a_disjoint_hold_out_where_it_is_and_nowhere_else(path: Path) -> None:
     how = "iid" if path.stem in ("adverse", "disease") else None
     try:
@@ -215,7 +220,11 @@ def test_a_false_declaration_is_refused_where_both_sides_are_public() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [Options(data="builtin:wards"), Options(values={"evaluation.split": "train"})]
+    "options",
+    [
+        pytest.param(Options(data="builtin:wards"), marks=pytest.mark.slow),
+        Options(values={"evaluation.split": "train"}),
+    ],
 )
 def test_words_on_one_hold_out_are_not_said_of_another(options: Options) -> None:
     assert load_scenario(DEFAULT, Options()).job.evaluation.disjoint_because is not None

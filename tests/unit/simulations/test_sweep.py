@@ -109,9 +109,10 @@ def test_epsilon_may_be_none() -> None:
     assert [c.scenario.job.is_private for c in made] == [True, False]
 
 
+@pytest.mark.slow
 def test_all_that_is_wrong_is_said_before_anything_is_run() -> None:
     with pytest.raises(InvalidInput) as caught:
-        plan(DEFAULT, OPTIONS, ["adapter.method=ffa,nope,head+adapter.init=svd"], seeds=3)
+        plan(DEFAULT, OPTIONS, ["adapter.method=ffa,nope,head+adapter.init=svd"], seeds=2)
     assert str(caught.value).count("adapter.init must be") == 1
     assert "adapter.method must be" in str(caught.value)
 
@@ -195,6 +196,7 @@ def test_a_sweep_that_was_killed_runs_only_what_is_left(cells: list[Cell], tmp_p
     assert perform(cells, tmp_path, Runs(fails_after=0), ignore)
 
 
+@pytest.mark.slow
 def test_a_changed_scenario_runs_anew(cells: list[Cell], tmp_path: Path) -> None:
     perform(cells[:1], tmp_path, Runs(), ignore)
     changed = plan(DEFAULT, replace(OPTIONS, values={"training.rounds": 3}), AXES, seeds=1)

@@ -285,6 +285,19 @@ def server(story: Story, files: dict[str, bytes]) -> Server:
     return Server(story, files)
 
 
+def test_some_values_of_each_document_put_wrong_are_answered_with_claims(server: Server) -> None:
+    draw_some, of = random.Random(31), [*changes(server.files)]
+    documents = {name for name, _, _ in of}
+    some = [
+        change
+        for name in sorted(documents)
+        for change in draw_some.sample([one for one in of if one[0] == name], 4)
+    ]
+    assert {CERTIFICATE, "job.json", "result.json", MANIFEST} < documents
+    assert [words for change in some if (words := check(server, *change))] == []
+
+
+@pytest.mark.slow
 def test_a_value_put_wrong_is_answered_with_claims(server: Server) -> None:
     some = random.Random(23).sample(list(changes(server.files)), 300)
     assert [words for change in some if (words := check(server, *change))] == []

@@ -70,6 +70,7 @@ def test_counts_are_in_every_epsilon_for_both_verifiers(silent: tuple[str, ...])
     assert all(site.epsilon > (plain.epsilon(4) or 9) for site in stated if site.epsilon)
 
 
+@pytest.mark.slow
 def test_the_certificate_states_counts_as_the_result_does() -> None:
     story = told_with_counts(silent=["B"])
     evidence = story.evidence()
@@ -122,7 +123,12 @@ def for_programs(evidence: Evidence) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(
     "tell",
-    [uneven, lambda: told(unit="record", unit_cap=None), lambda: told(tuple("ABCDEFG")), simulated],
+    [
+        uneven,
+        pytest.param(lambda: told(unit="record", unit_cap=None), marks=pytest.mark.slow),
+        pytest.param(lambda: told(tuple("ABCDEFG")), marks=pytest.mark.slow),
+        simulated,
+    ],
     ids=["uneven", "records", "seven sites", "simulation"],
 )
 def test_true_documents_pass_both_verifiers(tell: Callable[[], Story]) -> None:
@@ -137,6 +143,7 @@ def test_true_documents_pass_both_verifiers(tell: Callable[[], Story]) -> None:
     assert words in next(claim.found for claim in report.claims if claim.name == "documents")
 
 
+@pytest.mark.slow
 def test_every_page_is_made_anew_and_what_a_pdf_draws_is_compared() -> None:
     story = told(("A",), 1)
     evidence, root = story.evidence(), story.by.root.certificate
@@ -166,6 +173,7 @@ def test_every_page_is_made_anew_and_what_a_pdf_draws_is_compared() -> None:
     assert found(one | {name: packed})["printed"][0] == "pass"
 
 
+@pytest.mark.slow
 def test_counts_after_rounds_that_patience_ended_have_their_own_number() -> None:
     story = told(rounds=4, metrics=COUNTS)
     del story.receipts[2:]
@@ -223,7 +231,7 @@ def test_a_last_word_that_is_missing_leaves_its_claim_open() -> None:
     assert fault_of(data, root) == ""
 
 
-@pytest.mark.parametrize("rounds", [3, 4])
+@pytest.mark.parametrize("rounds", [3, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_site_without_a_last_word_is_counted_for_all_that_it_may_have_done(rounds: int) -> None:
     """B was asked once, of rounds that patience may end; the oracle is the plan."""
     story = begin(rounds=rounds, training={"patience": 2})
@@ -256,7 +264,21 @@ def spent(story: Story) -> dict[str, int]:
     return {site.name: site.steps for site in story.evidence().result.sites}
 
 
-@pytest.mark.parametrize("planted", PLANTED, ids=str)
+# To draw a PDF takes a second or half of one: one case for each way to change it stays quick.
+QUICK_PDFS = {
+    "a certificate's PDF with half the epsilon",
+    "a certificate's PDF without its last pages",
+    "a certificate's PDF with a second document at its end",
+    "a certificate's PDF that is none",
+}
+
+
+def in_its_set(planted: Planted) -> Any:  # noqa: ANN401
+    is_long = "'s PDF" in str(planted) and str(planted) not in QUICK_PDFS
+    return pytest.param(planted, marks=pytest.mark.slow if is_long else ())
+
+
+@pytest.mark.parametrize("planted", map(in_its_set, PLANTED), ids=str)
 def test_a_planted_fault_is_caught_by_its_claim(planted: Planted) -> None:
     data, root = planted.make()
     claims = verify(data, root, planted.adapter).claims
@@ -323,6 +345,7 @@ def smallest() -> tuple[bytes, bytes]:
     return story.bundle(), story.by.root.certificate
 
 
+@pytest.mark.slow
 def test_every_single_byte_of_a_small_bundle_counts(smallest: tuple[bytes, bytes]) -> None:
     (data, root), source = smallest, random.Random(7)
     assert not failed(data, root)

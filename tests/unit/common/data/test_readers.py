@@ -167,6 +167,7 @@ def test_an_unknown_format_and_a_missing_file_are_errors_at_once(tmp_path: Path)
         ColumnMap(label="")
 
 
+@pytest.mark.slow
 def test_an_endless_row_is_not_taken_into_memory(tmp_path: Path) -> None:
     path = write(tmp_path / "d.jsonl.gz", b"[" + b" " * 20_000_000)
     assert "d.jsonl.gz:1: row must be at most" in fault(path)

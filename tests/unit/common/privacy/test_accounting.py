@@ -61,6 +61,7 @@ def test_known_figures_are_met_from_above(noise: float, steps: int, published: f
     assert published - 5e-4 <= found <= published + 1.5e-3
 
 
+@pytest.mark.slow
 def test_the_grid_is_refined_where_rounding_adds_up() -> None:
     # 1.960 on a grid of 1e-3, 1.862 on one of 1e-4 and PRV, less its 0.01, at 1.861.
     found = epsilon([GaussianSteps(0.001, 1.0, 100_000)], 1e-6)
@@ -68,7 +69,12 @@ def test_the_grid_is_refined_where_rounding_adds_up() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rate", "noise", "steps"), [(0.04, 0.594, 54), (0.01, 2.0, 10_000), (0.002, 1.1, 12_000)]
+    ("rate", "noise", "steps"),
+    [
+        pytest.param(0.04, 0.594, 54, marks=pytest.mark.slow),
+        (0.01, 2.0, 10_000),
+        (0.002, 1.1, 12_000),
+    ],
 )
 def test_another_refinement_changes_less_than_the_tolerance(
     rate: float, noise: float, steps: int
@@ -165,6 +171,7 @@ def test_calibrated_noise_is_enough_and_one_percent_less_is_not(
     assert epsilon([GaussianSteps(rate, noise / 1.01, steps)], delta) > target
 
 
+@pytest.mark.slow
 def test_bisection_tries_the_same_numbers_on_every_machine() -> None:
     for target, rate, steps in ((8.0, 0.04, 54), (1.0, 0.25, 3), (3.0, 0.01, 1000)):
         found = calibrate(epsilon=target, delta=1e-5, sampling_rate=rate, steps=steps)
@@ -172,6 +179,7 @@ def test_bisection_tries_the_same_numbers_on_every_machine() -> None:
         assert (math.frexp(found)[0] * 2**12).is_integer(), found
 
 
+@pytest.mark.slow
 def test_a_target_far_beyond_any_guess_is_calibrated_all_the_same() -> None:
     found = calibrate(epsilon=1e6, delta=1e-5, sampling_rate=0.5, steps=2)
     assert epsilon([GaussianSteps(0.5, found, 2)], 1e-5) < math.inf
@@ -195,6 +203,7 @@ def test_a_hopeless_target_is_refused_before_many_figures(monkeypatch: pytest.Mo
     assert 0 < len(asked) < 4
 
 
+@pytest.mark.slow
 def test_a_target_is_met_when_reached_exactly_and_missed_by_a_hair() -> None:
     target = {"delta": 1e-5, "sampling_rate": 0.02, "steps": 150}
     noise = calibrate(epsilon=1.0, delta=1e-5, sampling_rate=0.02, steps=150)

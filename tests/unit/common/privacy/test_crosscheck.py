@@ -41,7 +41,7 @@ def test_published_figures(noise: float, steps: int, pld: float, prv: float, rdp
         (GaussianSteps(1e-6, 1.2, 10), 1e-5),
         (GaussianSteps(0.01, 1e6, 1000), 1e-5),
         (GaussianSteps(0.01, 0.4, 90), 1e-8),
-        (GaussianSteps(0.001, 1.0, 100_000), 1e-6),
+        pytest.param(GaussianSteps(0.001, 1.0, 100_000), 1e-6, marks=pytest.mark.slow),
     ],
 )
 def test_they_agree_at_the_edges_of_the_range(event: GaussianSteps, delta: float) -> None:

@@ -73,6 +73,7 @@ def test_one_sampled_step_matches_numerical_integration() -> None:
     assert mixture_delta(epsilon - 0.02, 0.3, 0.9, 4) > 1e-3
 
 
+@pytest.mark.slow
 @settings(max_examples=8)
 @given(rate=st.floats(0.01, 0.3), noise=st.floats(0.7, 3), steps=st.integers(1, 200))
 def test_a_group_of_one_costs_what_the_accountant_says_or_a_little_more(
@@ -85,6 +86,7 @@ def test_a_group_of_one_costs_what_the_accountant_says_or_a_little_more(
     assert alone - 1e-6 <= group.epsilon(event, 1e-5, 1) <= 1.05 * alone + 0.01
 
 
+@pytest.mark.slow
 @settings(max_examples=6)
 @given(records=st.integers(2, 6), noise=st.floats(5, 12))
 def test_the_mechanisms_own_bound_is_never_worse_than_the_chain(records: int, noise: float) -> None:
@@ -98,7 +100,11 @@ def test_the_mechanisms_own_bound_is_never_worse_than_the_chain(records: int, no
 @pytest.mark.parametrize(
     ("rate", "noise", "steps", "records", "fine"),
     # By the mixture's distribution on a grid of 1e-3, dp-accounting 0.6.
-    [(0.25, 0.887, 6, 12, 143.763), (0.04, 0.594, 54, 12, 117.615), (0.01, 1.0, 1000, 2, 3.980)],
+    [
+        (0.25, 0.887, 6, 12, 143.763),
+        (0.04, 0.594, 54, 12, 117.615),
+        pytest.param(0.01, 1.0, 1000, 2, 3.980, marks=pytest.mark.slow),
+    ],
 )
 def test_grids_are_refined_until_the_figure_stands_still(
     rate: float, noise: float, steps: int, records: int, fine: float
@@ -136,5 +142,6 @@ def test_parameters_outside_their_range_are_refused(
         group.epsilon(GaussianSteps(rate, noise, steps), delta, records)
 
 
+@pytest.mark.slow
 def test_the_examples_in_the_docstrings_hold() -> None:
     assert doctest.testmod(group).failed == 0

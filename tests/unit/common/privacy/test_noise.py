@@ -96,6 +96,7 @@ def test_the_farthest_tail_has_no_end_at_63_digits() -> None:
     assert farthest / deviation == pytest.approx(stats.norm.isf(2.0**-193), rel=1e-7)
 
 
+@pytest.mark.slow
 def test_scipys_quantiles_are_as_good_as_is_assumed() -> None:
     rng = np.random.default_rng(5)
     p = np.concatenate([rng.uniform(2.0**-20, 0.5, 1500), 2.0 ** -rng.uniform(1, 20, 1500)])

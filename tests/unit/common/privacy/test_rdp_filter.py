@@ -133,6 +133,7 @@ def test_calibration_meets_the_filter_as_well_and_no_more_than_that() -> None:
     assert calibrate(**target, rdp_filter=left) > noise
 
 
+@pytest.mark.slow
 def test_a_filter_with_room_leaves_the_target_to_pld() -> None:
     target = {"epsilon": 1.0, "delta": 1e-5, "sampling_rate": 0.02, "steps": 150}
     roomy = RdpFilter.for_cap(20.0, 1e-4)

@@ -240,6 +240,7 @@ def test_an_audit_says_one_of_two_words_that_its_bound_bears_out(evidence: Evide
         certificate_of(evidence, spendings(evidence), [once, again])
 
 
+@pytest.mark.slow
 def test_an_auditor_finds_a_certificate_that_halves_epsilon_although_it_was_sealed() -> None:
     story = told()
     evidence, root = story.evidence(), story.by.root.certificate

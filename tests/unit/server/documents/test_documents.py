@@ -161,6 +161,7 @@ def told_of_counts(evidence: Evidence) -> dict[str, bool]:
     return {n: "noised counts" in text for n, text in texts.items() if LEFT.search(text)}
 
 
+@pytest.mark.slow
 def test_each_page_that_says_what_left_a_site_names_the_counts_of_a_job_that_has_them() -> None:
     story = told_with_counts(silent=["B"])
     found = told_of_counts(story.evidence())
@@ -253,6 +254,7 @@ def test_control_characters_are_written_out() -> None:
     assert shown("ε\u00a0=\u00a03") == "ε\u00a0=\u00a03"
 
 
+@pytest.mark.slow
 def test_the_same_evidence_gives_the_same_bytes(evidence: Evidence) -> None:
     spent = spendings(evidence)
     sheets = [
@@ -285,6 +287,7 @@ def test_the_cover_is_one_printed_page_that_leads_to_what_is_there(
     assert {"certificate.html", "sites/northgate/certificate.html", "../job.json"} <= {*links}
 
 
+@pytest.mark.slow
 def test_many_sites_leave_the_cover_on_one_page() -> None:
     story = told(tuple(f"site-{n:02}" for n in range(11)), 1)
     evidence = story.evidence()

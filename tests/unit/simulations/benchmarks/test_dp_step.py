@@ -78,6 +78,7 @@ def test_the_plain_step_sums_without_clipping(model: nn.Module) -> None:
     assert float((summed_gradient(own) - expected).abs().max()) < 1e-5
 
 
+@pytest.mark.slow
 def test_engines_are_timed_in_every_round_and_agree(model: nn.Module) -> None:
     timing = dp_step.measure(model, dp_step.median_norm(model), 2, time.process_time, "rounds")
     assert {name: len(values) for name, values in timing.seconds.items()} == dict.fromkeys(

@@ -79,7 +79,7 @@ def relative(found: Vector, expected: Vector) -> float:
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
-@pytest.mark.parametrize("training", [SGD, ADAMW])
+@pytest.mark.parametrize("training", [pytest.param(SGD, marks=pytest.mark.slow), ADAMW])
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_in_float64_every_site_ends_where_it_would_by_itself(
     make_job: MakeJob, rows: Rows, method: str, training: dict[str, Any]
@@ -93,7 +93,10 @@ def test_in_float64_every_site_ends_where_it_would_by_itself(
             assert np.max(np.abs(change)) > 0.01
 
 
-@pytest.mark.parametrize("method", ["ffa", "fedavg", "fedsb", "head"])
+@pytest.mark.parametrize(
+    "method",
+    ["ffa", "head", *(pytest.param(m, marks=pytest.mark.slow) for m in ("fedavg", "fedsb"))],
+)
 def test_so_it_does_without_privacy_and_with_fedprox(
     plain_job: MakeJob, rows: Rows, method: str
 ) -> None:
@@ -136,7 +139,7 @@ def test_fedprox_draws_a_second_step_back_by_mu_times_the_first(
     assert max(np.abs(rate * mu * one).max() for one in first) > 1e-3
 
 
-@pytest.mark.parametrize("training", [SGD, ADAMW])
+@pytest.mark.parametrize("training", [pytest.param(SGD, marks=pytest.mark.slow), ADAMW])
 def test_in_float32_every_site_ends_within_rounding(
     make_job: MakeJob, rows: Rows, training: dict[str, Any]
 ) -> None:
@@ -177,6 +180,7 @@ def test_a_site_that_has_fewer_steps_stops_where_it_would_by_itself(
         require_same(change, alone.train_round(start, 1))
 
 
+@pytest.mark.slow
 def test_a_unit_of_several_records_is_clipped_as_one(make_job: MakeJob, rows: Rows) -> None:
     privacy = {"unit": "patient", "unit_cap": 2, "clip_norm": 0.3, "sampling_rate": 0.5}
     job = make_job(privacy=privacy, **POPULATION)
