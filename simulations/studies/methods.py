@@ -22,7 +22,7 @@ from simulations.scenario import FOLDER, Options, Scenario, load_scenario
 from simulations.sweep import Cell, Failed, Outcome
 
 RATES = (1.0, 4.0)  # that every arm is tried at first under privacy
-BARE_RATES = (0.001, 0.004)  # and without
+BARE_RATES = (0.004, 0.016)  # and without
 RATE = "training.learning_rate"
 APART = 4.0  # one rate over the next
 TRIALS = 4
