@@ -38,6 +38,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "fedsb": {"init": "orthonormal"},
     "head": {},
 }
+QUICK = {"ffa", "fedsvd", "flexlora"}  # they stand for all where quickness counts
 STARTS = [
     (method, init)
     for method in METHODS
@@ -279,7 +280,10 @@ def test_one_site_alone_is_local_training(job: MakeJob, method: str) -> None:
     require_close(changes(adapter, after), changes(adapter, ends[1]))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param(m, marks=() if m in QUICK else pytest.mark.slow) for m in METHODS],
+)
 def test_the_saved_adapter_is_the_base_and_the_changes_and_reads_back(
     job: MakeJob, method: str, tmp_path: Path
 ) -> None:

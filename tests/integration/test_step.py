@@ -115,7 +115,7 @@ def with_a(
     return changed
 
 
-@pytest.mark.parametrize("alike", [1.0, 0.5])
+@pytest.mark.parametrize("alike", [pytest.param(1.0, marks=pytest.mark.slow), 0.5])
 @pytest.mark.parametrize(("method", "init"), STARTS)
 def test_honest_rounds_are_taken(job: MakeJob, method: str, init: str, alike: float) -> None:
     made, adapter = loaded(job, method, init)
@@ -198,7 +198,7 @@ def test_no_server_chooses_a_while_b_is_zero(job: MakeJob, method: str, init: st
 
 
 @pytest.mark.parametrize(("method", "init"), WITH_A)
-@pytest.mark.parametrize("round_", [2, 5])
+@pytest.mark.parametrize("round_", [2, pytest.param(5, marks=pytest.mark.slow)])
 def test_no_server_chooses_a_later(job: MakeJob, method: str, init: str, round_: int) -> None:
     """Of a job whose B stays zero, and of one that goes on as it should."""
     made, adapter = loaded(job, method, init)

@@ -342,9 +342,11 @@ def test_a_server_of_another_protocol_is_named(
     ("ahead_s", "mark", "words"),
     [
         (3600, "fault", "s behind the server's: certificates"),
-        (-3600, "fault", "s ahead of the server's: certificates"),
+        pytest.param(
+            -3600, "fault", "s ahead of the server's: certificates", marks=pytest.mark.slow
+        ),
         (100, "warning", "s behind the server's"),
-        (5, "ok", "s of the server's"),
+        pytest.param(5, "ok", "s of the server's", marks=pytest.mark.slow),
         (None, "not checked", "does not say its time"),
     ],
 )
@@ -364,7 +366,9 @@ def test_a_clock_that_is_not_the_servers_is_named(
     assert marked(found, "ok") | {"clock and server"} == set(LINES)
 
 
-@pytest.mark.parametrize("told", ["nan", "inf", "x", "1e400", ""])
+@pytest.mark.parametrize(
+    "told", ["nan", "x", *(pytest.param(t, marks=pytest.mark.slow) for t in ("inf", "1e400", ""))]
+)
 def test_a_time_that_is_none_is_not_taken(whole: Make, aged: Homes, told: str) -> None:
     with grpc_server(aged.loopback, told) as port:
         home = load_home(whole(port=port), "A")

@@ -40,7 +40,7 @@ def test_epsilon_by_three_accountants_is_the_published(capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize("accountant", [PRVAccountant, RDPAccountant])
-@pytest.mark.parametrize("words", [EPSILON, CALIBRATE])
+@pytest.mark.parametrize("words", [EPSILON, pytest.param(CALIBRATE, marks=pytest.mark.slow)])
 def test_accountants_that_disagree_end_with_1_and_say_so(
     accountant: type,
     words: str,
