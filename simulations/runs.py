@@ -41,9 +41,9 @@ Around = Callable[[LocalGrid], LocalGrid]
 def in_process(scenario: Scenario, work: Path, observe: Observe, *, seeded: bool) -> Path:
     """Server and all sites in this process; the outcome folder below ``work``.
 
-    Batches of a job without privacy come from the scenario's seed, as they do on the other grids.
+    Sites draw as real ones do, so that a job without privacy ends as it does over the link; with
+    ``seeded`` they draw by the scenario's seed, as the stacked grid's do.
     """
-    seeded = seeded or not scenario.job.is_private
     signed = sign_job(scenario.job, Ed25519PrivateKey.generate())
     nodes = {
         node_id(site): _node(scenario, site, signed, work, seeded) for site in scenario.job.sites
