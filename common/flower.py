@@ -40,7 +40,6 @@ __all__ = [
     "message_from_bytes",
     "message_to_bytes",
     "message_to_parts",
-    "metadata_to_bytes",
     "new_context",
     "new_run",
     "set_arrival",
@@ -104,12 +103,6 @@ def set_source(message: Message, node_id: int) -> None:
 def message_to_bytes(message: Message) -> bytes:
     """Serialise a message deterministically."""
     return bytes(message_to_proto(message).SerializeToString(deterministic=True))
-
-
-def metadata_to_bytes(message: Message) -> bytes:
-    """What of ``message_to_bytes`` is not its content."""
-    bare = ProtoMessage(metadata=metadata_to_proto(message.metadata))
-    return bytes(bare.SerializeToString(deterministic=True))
 
 
 def message_from_bytes(data: bytes) -> Message:

@@ -4,27 +4,12 @@ from math import log2
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
-
 from simulations.scenario import Options
 from simulations.studies import accuracy, methods
 from simulations.studies.methods import RATES, SCREENING_SEED, SEEDS, TASKS, TRIALS
 from simulations.sweep import Cell
 
 TASK = TASKS["banking77"]
-
-
-@pytest.fixture
-def options(monkeypatch: pytest.MonkeyPatch) -> list[Options]:
-    """What each run was asked for, in place of its scenario."""
-    asked: list[Options] = []
-
-    def keep(_: object, made: Options) -> Any:  # noqa: ANN401
-        asked.append(made)
-        return None
-
-    monkeypatch.setattr(methods, "load_scenario", keep)
-    return asked
 
 
 def best_at(cells: list[Cell], best: dict[tuple[object, object], float]) -> list[tuple[Cell, Any]]:

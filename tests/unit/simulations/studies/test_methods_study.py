@@ -5,7 +5,6 @@ from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,19 +24,6 @@ from simulations.studies.methods import (
 from simulations.sweep import Cell, Failed
 
 TASK = TASKS["ade_corpus_v2"]
-
-
-@pytest.fixture
-def options(monkeypatch: pytest.MonkeyPatch) -> list[Options]:
-    """What each run was asked for, in place of its scenario."""
-    asked: list[Options] = []
-
-    def keep(_: object, made: Options) -> Any:  # noqa: ANN401
-        asked.append(made)
-        return None
-
-    monkeypatch.setattr(methods, "load_scenario", keep)
-    return asked
 
 
 def scored(cells: list[Cell], scores: dict[tuple[str, float], float]) -> list[tuple[Cell, Any]]:
