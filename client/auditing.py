@@ -22,7 +22,7 @@ from common.audit.mechanism import Release
 from common.job import Job
 from common.privacy.mechanism import Mechanism, mechanism_of
 from common.privacy.persample import rows_within_memory
-from common.privacy.stream import KeySource, fresh_key
+from common.privacy.stream import KeySource
 from common.privacy.subject import PublicUnits
 from common.tasks import task_of
 from common.tasks.batches import Example
@@ -110,7 +110,7 @@ def as_kind(kind: type[Kind], trainer: Trainer, **more: Any) -> Kind:  # noqa: A
 
 
 def trainer_of(
-    job: Job, adapter: LoadedAdapter, site: str, keys: KeySource = fresh_key, rows: int = _ROWS
+    job: Job, adapter: LoadedAdapter, site: str, keys: KeySource | None = None, rows: int = _ROWS
 ) -> Trainer:
     """The trainer that ``site`` would have for ``job`` with settings by default, without units."""
     return Trainer(

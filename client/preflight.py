@@ -31,7 +31,6 @@ from common.model import require_base
 from common.privacy.accounting import GaussianSteps
 from common.privacy.lifetime import LifetimeCap
 from common.privacy.rdp_filter import RdpFilter
-from common.privacy.stream import fresh_key
 from common.statement import disjointness
 from common.strict_json import without_infinity
 
@@ -217,7 +216,7 @@ def _measured(job: Job, home: SiteHome) -> tuple[Ruling, Traffic | None, Load | 
     found = traffic(job, adapter.layout)
     if home.site not in job.sites:
         return base, found, None  # no population, so no expected batch
-    return base, found, measure(make_trainer(job, adapter, home, fresh_key))
+    return base, found, measure(make_trainer(job, adapter, home))
 
 
 def show(found: Preflight) -> None:

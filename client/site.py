@@ -63,7 +63,7 @@ from common.privacy.accounting import GaussianSteps
 from common.privacy.charge import SignedEnding
 from common.privacy.mechanism import mechanism_of
 from common.privacy.persample import rows_within_memory
-from common.privacy.stream import KeySource, fresh_key
+from common.privacy.stream import KeySource
 from common.receipt import Confirmation, SignedConfirmation
 from common.tasks import task_of
 from common.tasks.batches import Example
@@ -86,7 +86,7 @@ class Site:
         self.home = home
         self.outbox = open_account(home)
         self._cap, self._unit = recorded_cap(self.outbox), self.outbox.fixed_unit()
-        self._keys, self._seeded = seeded or fresh_key, seeded
+        self._seeded = seeded
         self._trainers: dict[str, Trainer] = {}
         self._feedback = Feedback()
         self._read: Stamp | None = None  # of the ready job's file of records
@@ -152,7 +152,7 @@ class Site:
             adapter = load_adapter(job, folder, self.home.config.runtime.device)
         except InvalidInput as error:
             raise JobRefused(str(error)) from error
-        trainer = make_trainer(job, adapter, self.home, self._keys)
+        trainer = make_trainer(job, adapter, self.home, self._seeded)
         if self.outbox.cap(job.sha256) is None:  # once accepted, a slow hour ends no job
             require_limits(trainer, self.home)
         records, units = self._units(job, adapter)
@@ -368,7 +368,9 @@ def _terms(job: Job) -> Terms:
     return Terms(unit=privacy.unit, unit_cap=privacy.unit_cap, delta=privacy.delta)
 
 
-def make_trainer(job: Job, adapter: LoadedAdapter, home: SiteHome, keys: KeySource) -> Trainer:
+def make_trainer(
+    job: Job, adapter: LoadedAdapter, home: SiteHome, keys: KeySource | None = None
+) -> Trainer:
     """The job's trainer at this site, without any units yet.
 
     A physical batch has the rows that the owner set, or fewer where memory is short: two such

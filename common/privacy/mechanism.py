@@ -79,15 +79,17 @@ class Mechanism:
         return (noised.double() * (self.clip_norm / clipping.LATTICE / self.divisor)).float()
 
 
-def mechanism_of(job: Job, site: str, keys: KeySource) -> Mechanism:
+def mechanism_of(job: Job, site: str, keys: KeySource | None = None) -> Mechanism:
     """The mechanism that a job prescribes to a site.
 
-    A job without privacy draws its batches from a stream that anybody can compute, so that its runs
-    can be repeated, unless ``keys`` are a simulation's, which repeat by themselves: under one seed
-    jobs that differ in a codec or a method see the same batches.
+    Args:
+        job: its parameters.
+        site: whose batches and noise are drawn.
+        keys: a simulation's, by which jobs under one seed see the same batches; ``None`` for a
+            deployment's: fresh, or anybody's where the job has no privacy, so that it repeats.
     """
-    if not job.is_private and keys is fresh_key:
-        keys = public_keys(job.sha256, site)
+    if keys is None:
+        keys = fresh_key if job.is_private else public_keys(job.sha256, site)
     return Mechanism(
         sampling_rate=job.privacy.sampling_rate,
         divisor=job.divisor(site),

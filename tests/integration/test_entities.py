@@ -25,7 +25,6 @@ from common.config import parse
 from common.errors import InvalidInput, SelfCheckFailed
 from common.job import Job
 from common.privacy.selfcheck import CHECKS
-from common.privacy.stream import fresh_key
 from common.tasks.token_cls import per_example_loss
 
 MakeJob = Callable[..., Job]
@@ -172,7 +171,7 @@ def test_a_loss_that_is_a_mean_over_the_batchs_words_is_refused(
 ) -> None:
     made = tagged()
     adapter = load_adapter(made.job, Path(made.job.model.base), "cpu")
-    trainer = make_trainer(made.job, adapter, made.homes["A"], fresh_key)
+    trainer = make_trainer(made.job, adapter, made.homes["A"])
     CHECKS["neighbours"](Rehearsal(trainer, "A"))
 
     def mixed(model: Any, batch: Any) -> torch.Tensor:  # noqa: ANN401

@@ -14,7 +14,6 @@ from client.site import make_trainer
 from client.train import Trainer
 from common.adapter import load_adapter
 from common.job import Job
-from common.privacy.stream import fresh_key
 
 if TYPE_CHECKING:
     from client.site import Site
@@ -25,7 +24,7 @@ MakeSite = Callable[..., "Site"]
 
 def trainer_of(job: Job, one: "Site") -> Trainer:
     adapter = load_adapter(job, Path(job.model.base), "cpu")
-    return make_trainer(job, adapter, one.home, fresh_key)
+    return make_trainer(job, adapter, one.home)
 
 
 def test_time_is_that_of_all_steps_at_the_greatest_length(

@@ -489,7 +489,7 @@ def test_a_batch_of_jobs_keeps_one_model_ready(job: MakeJob, site: MakeSite, sig
 def test_a_site_whose_randomness_a_seed_repeats_refuses_to_train(
     job: MakeJob, site: MakeSite, sign: Sign, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("client.site.fresh_key", public_keys("a predictable site"))
+    monkeypatch.setattr("common.privacy.mechanism.fresh_key", public_keys("a predictable site"))
     one = site()
     with pytest.raises(SelfCheckFailed, match="keys: those of sampling must be new each time"):
         one.consider(sign(job()))

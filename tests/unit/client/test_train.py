@@ -30,7 +30,7 @@ Rows = Callable[..., list[tuple[str, str]]]
 SEEDED = public_keys("test")
 
 
-def trainer(job: Job, rows: list[tuple[str, str]], keys: KeySource = fresh_key) -> Trainer:
+def trainer(job: Job, rows: list[tuple[str, str]], keys: KeySource | None = None) -> Trainer:
     adapter = load_adapter(job, Path(job.model.base), "cpu")
     units = [encode(adapter.tokenizer, [Record(*row)], job) for row in rows]
     return Trainer(job, adapter, units, mechanism_of(job, "A", keys), per_example_loss, rows=4)
@@ -231,7 +231,7 @@ def test_a_bf16_base_trains_fp32_trainables_and_passes_its_self_checks(
 
 
 def test_the_divisor_is_public_and_never_the_realised_batch(job: MakeJob) -> None:
-    mechanism: Mechanism = mechanism_of(job(), "B", fresh_key)
+    mechanism: Mechanism = mechanism_of(job(), "B")
     assert mechanism.divisor == pytest.approx(0.25 * 52)
     total = torch.full((6,), 13 * LATTICE)
     released = replace(mechanism, noise_multiplier=0.0).release(total, 1, 0)
@@ -256,11 +256,11 @@ def test_a_private_job_takes_the_keys_it_is_given_and_one_without_privacy_takes_
     job: MakeJob, no_privacy: dict[str, Any]
 ) -> None:
     naked = job(privacy=no_privacy)
-    assert mechanism_of(job(), "A", fresh_key).keys is fresh_key
+    assert mechanism_of(job(), "A").keys is fresh_key
     # A simulation's repeat by themselves, and for all jobs of one seed alike.
     assert mechanism_of(job(), "A", SEEDED).keys is SEEDED
     assert mechanism_of(naked, "A", SEEDED).keys is SEEDED
-    drawn = [mechanism_of(naked, site, fresh_key).keys("sampling", 2, 1) for site in "AAB"]
+    drawn = [mechanism_of(naked, site).keys("sampling", 2, 1) for site in "AAB"]
     assert drawn[0] == drawn[1] != drawn[2]
 
 
@@ -270,8 +270,6 @@ def test_the_embedded_base_trains_and_passes_its_self_checks(job: MakeJob, rows:
     made = job(model={"base": base, "sha256": content_hash(base), "max_length": 64})
     adapter = load_adapter(made, locate(base), "cpu")
     units = [encode(adapter.tokenizer, [Record(*row)], made) for row in rows(24)]
-    subject = Trainer(
-        made, adapter, units, mechanism_of(made, "A", fresh_key), per_example_loss, rows=8
-    )
+    subject = Trainer(made, adapter, units, mechanism_of(made, "A"), per_example_loss, rows=8)
     checked(subject)
     assert np.abs(subject.train_round(adapter.initial, 1)).min() > 0

@@ -31,7 +31,7 @@ from common.privacy import clipping, noise, persample, sampling
 from common.privacy.clipping import LATTICE
 from common.privacy.mechanism import Mechanism, mechanism_of
 from common.privacy.selfcheck import CHECKS, run_checks
-from common.privacy.stream import KeySource, Stream, fresh_key, public_keys
+from common.privacy.stream import KeySource, Stream, public_keys
 from common.privacy.subject import PublicRecord
 from common.tasks.batches import Batch
 from common.tasks.seq_cls import per_example_loss
@@ -45,7 +45,7 @@ BY_PATIENT: dict[str, Any] = {"unit": "patient_id", "unit_cap": CAP}
 def subject(make_job: MakeJob) -> Callable[..., Rehearsal]:
     def make(
         *,
-        keys: KeySource = fresh_key,
+        keys: KeySource | None = None,
         is_seeded: bool = False,
         engine: str = "native",
         **sections: Any,  # noqa: ANN401
