@@ -31,7 +31,7 @@ from common.privacy import clipping, noise, persample, sampling
 from common.privacy.clipping import LATTICE
 from common.privacy.mechanism import Mechanism, mechanism_of
 from common.privacy.selfcheck import CHECKS, run_checks
-from common.privacy.stream import KeySource, Stream, public_keys
+from common.privacy.stream import KeySource, Stream, fresh_key, public_keys
 from common.privacy.subject import PublicRecord
 from common.tasks.batches import Batch
 from common.tasks.seq_cls import per_example_loss
