@@ -8,6 +8,7 @@ counted from it, which nobody's privacy hangs on.
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -207,17 +208,31 @@ def _deal(section: SimulationSection, names: Sequence[str]) -> tuple[dict[str, l
 
 def _records(section: SimulationSection, names: Sequence[str]) -> tuple[list[Record], bool]:
     """The training records, and whether each of ``names`` is a group of its own among them."""
-    if section.data == WARDS and len(names) <= len(wards.HOSPITALS):
-        records, natural = wards.generate("train", seed=section.seed, hospitals=names), True
-    elif section.data == WARDS:
-        hospitals = wards.HOSPITALS
-        records, natural = wards.generate("train", seed=section.seed, hospitals=hospitals), False
+    natural = section.data == WARDS and len(names) <= len(wards.HOSPITALS)
+    records: Sequence[Record]
+    if section.data == WARDS:
+        records = _notes(section.seed, tuple(names) if natural else tuple(wards.HOSPITALS))
+    elif section.data in catalogue.names():
+        records = _published(section.data, catalogue.local_path(section.data, "train"))
     else:
-        records, natural = catalogue.load(section.data, "train"), False
+        records = catalogue.load(section.data, "train")
     if section.records is not None and section.records < len(records):
         step = len(records) / section.records
         records = [records[int(i * step)] for i in range(section.records)]
-    return records, natural
+    return list(records), natural
+
+
+@lru_cache(maxsize=4)
+def _notes(seed: int, hospitals: tuple[str, ...]) -> tuple[Record, ...]:
+    """Made once for a sweep's settings under a seed, which then share them in memory."""
+    return tuple(wards.generate("train", seed=seed, hospitals=hospitals))
+
+
+@lru_cache(maxsize=4)
+def _published(data: str, path: Path | None) -> tuple[Record, ...]:
+    """A set that does not change, read once where it lies at ``path`` (``None``: not here yet)."""
+    del path
+    return tuple(catalogue.load(data, "train"))
 
 
 def _labels(data: str, task: str, records: Mapping[str, list[Record]]) -> list[str]:

@@ -83,6 +83,7 @@ def tagged(
     return make
 
 
+@pytest.mark.slow
 def test_a_private_job_passes_every_check_and_says_what_it_found(
     tagged: Callable[..., Tagged], capsys: pytest.CaptureFixture[str]
 ) -> None:

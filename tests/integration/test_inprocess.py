@@ -452,7 +452,7 @@ def shuffled_batches(patch: pytest.MonkeyPatch) -> None:
     ("plant", "says"),
     [
         (half_noise, "noise: variance"),
-        (no_clip, "sensitivity: one record must"),
+        pytest.param(no_clip, "sensitivity: one record must", marks=pytest.mark.slow),
         pytest.param(shuffled_batches, "sampler: spread of batch sizes", marks=pytest.mark.slow),
     ],
 )

@@ -223,7 +223,8 @@ def ended_early(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Story]:
     return home, told
 
 
-@pytest.mark.parametrize("site", [pytest.param("A", marks=pytest.mark.slow), "B"])
+@pytest.mark.slow
+@pytest.mark.parametrize("site", ["A", "B"])
 def test_an_audit_of_all_steps_is_sound_for_a_site_that_was_charged_for_fewer(
     ended_early: tuple[Path, Story], site: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -59,7 +59,13 @@ class Outline(HTMLParser):
 
 @pytest.mark.parametrize(
     "how",
-    [{}, {"mode": "none"}, {"seeded": True}, {"classes": 77, "rounds": 9}, {"classes": HOSTILE}],
+    [
+        {},
+        {"mode": "none"},
+        {"seeded": True},
+        pytest.param({"classes": 77, "rounds": 9}, marks=pytest.mark.slow),
+        {"classes": HOSTILE},
+    ],
     ids=["private", "none", "seeded", "many", "hostile"],
 )
 def test_the_page_is_well_formed_runs_nothing_and_fetches_nothing(

@@ -33,6 +33,13 @@ def cells() -> list[Cell]:
     return plan(DEFAULT, OPTIONS, AXES, seeds=2)
 
 
+def test_settings_under_one_seed_share_their_records_in_memory(cells: list[Cell]) -> None:
+    """Or a sweep's plan grows with its settings."""
+    one, other = [cell.scenario.records["A"] for cell in cells if cell.seed == 0][:2]
+    assert one is not other
+    assert all(mine is yours for mine, yours in zip(one, other, strict=True))
+
+
 def score_of(scenario: Scenario) -> float:
     """A score that a run's settings and seed decide, so that means are known."""
     base = 0.4 if scenario.job.adapter.method == "ffa" else 0.6
